@@ -1,0 +1,41 @@
+# The interpreter that builds .venv: `make test PYTHON=python3.12` takes another one.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: demo test sweep clean help
+
+demo: $(INSTALLED) ## recover the circuit of `reverse` and draw it
+	$(BIN)/edgeprune recover reverse --picture reverse.svg
+
+test: $(INSTALLED) ## run every check but the seed sweep
+	@echo "== ruff: lint"
+	@$(BIN)/ruff check
+	@echo "== ruff: format"
+	@$(BIN)/ruff format --check
+	@echo "== pyright: types"
+	@$(BIN)/pyright
+	@echo "== import-linter: direction of imports"
+	@$(BIN)/lint-imports --no-logo
+	@echo "== pytest: tests, with branch coverage"
+	@$(BIN)/pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
+	@echo "== pytest: seed sweep"
+	@$(BIN)/pytest -m sweep -n 2 -p no:cacheprovider
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "== installing into .venv (minutes, the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $@
+
+clean: ## remove .venv and everything else that was made here
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* htmlcov reverse.svg
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14

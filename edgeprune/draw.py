@@ -1,0 +1,104 @@
+"""Pictures of circuits, on the layer x head grid that the graph already is."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.graph import Comparison, Edge, Graph, Node
+from edgeprune.store import write_atomically
+
+FORMATS: Final = ("svg", "png", "pdf")
+
+_STYLES: Final = {
+    "true": ("#1b6e3c", "-"),
+    "missing": ("#b3261e", "--"),
+    "extra": ("#c77700", ":"),
+}
+_PORT_OFFSET: Final = {"q": -0.22, "k": 0.0, "v": 0.22, "": 0.0}
+
+
+class UnknownFormat(EdgePruneError):
+    """A picture's file name whose ending is none of svg, png and pdf."""
+
+
+def check_format(path: Path) -> str:
+    """The format that a picture's file name asks for.
+
+    Raises:
+        UnknownFormat: there is no such format.
+    """
+    name = path.suffix.removeprefix(".").lower()
+    if name not in FORMATS:
+        raise UnknownFormat(f"Expected a picture ending in {', '.join(FORMATS)}; got {str(path)!r}")
+    return name
+
+
+def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison, title: str) -> Figure:
+    """The circuit found: true edges solid, missing ones dashed, extra ones dotted, nodes without edges left pale.
+
+    Sources write from the top of their box; a head's q, k and v are read at its bottom, left to right.
+    """
+    found = set(found)
+    kinds = {edge: "true" for edge in found - comparison.extra}
+    kinds |= {edge: "extra" for edge in comparison.extra} | {edge: "missing" for edge in comparison.missing}
+    place = _places(graph)
+    width = max(x for x, _ in place.values()) + 2
+    height = max(y for _, y in place.values()) + 2
+    figure = Figure(figsize=(max(6.0, 1.5 * width), max(4.0, 0.8 * height)), layout="constrained")
+    axes = figure.subplots()
+    used = {node.owner for edge in kinds for node in (edge.source, edge.destination)}
+    for node, (x, y) in place.items():
+        shade = "black" if node in used else "#b8b8b8"
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": shade}
+        axes.text(x, y, str(node), ha="center", va="center", color=shade, bbox=box, zorder=3, family="monospace")
+    for edge, kind in sorted(kinds.items()):
+        colour, line = _STYLES[kind]
+        x0, y0 = place[edge.source]
+        x1, y1 = place[edge.destination.owner]
+        x1 += _PORT_OFFSET[edge.destination.port]
+        # Long edges bow outwards, so that they pass beside the nodes in between.
+        bow = 0.0 if y1 - y0 <= 1 and x0 == x1 else (0.18 if x1 <= x0 else -0.18)
+        arrow = FancyArrowPatch(
+            (x0, y0 + 0.25), (x1, y1 - 0.3), connectionstyle=f"arc3,rad={bow}", arrowstyle="-|>", mutation_scale=10,
+            color=colour, linestyle=line, linewidth=1.4, zorder=2,
+        )  # fmt: skip
+        axes.add_patch(arrow)
+        if edge.destination.port:
+            axes.text(x1, y1 - 0.36, edge.destination.port, ha="center", va="top", fontsize=7, color=colour, zorder=4)
+    shown = [kind for kind in _STYLES if kind in kinds.values()]
+    handles = [Line2D([], [], color=_STYLES[k][0], linestyle=_STYLES[k][1], label=k) for k in shown]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlim(-1, width - 1)
+    axes.set_ylim(-1, height - 1)
+    axes.axis("off")
+    return figure
+
+
+def _places(graph: Graph) -> dict[Node, tuple[float, float]]:
+    """Where each node's box goes: a row for each stage, embeddings at the bottom, logits at the top."""
+    nodes = [*graph.sources, Node("logits")]
+    rows = sorted({node.stage for node in nodes})
+    columns = max(sum(node.stage == stage for node in nodes) for stage in rows)
+    place: dict[Node, tuple[float, float]] = {}
+    for row, stage in enumerate(rows):
+        members = [node for node in nodes if node.stage == stage]
+        for column, node in enumerate(members):
+            place[node] = (column + (columns - len(members)) / 2, float(row))
+    return place
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that its file name asks for.
+
+    Raises:
+        UnknownFormat: there is no such format.
+    """
+    form = check_format(path)
+    metadata = {"Date": None} if form == "svg" else None
+    write_atomically(path, lambda file: figure.savefig(file, format=form, metadata=metadata))

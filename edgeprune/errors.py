@@ -1,0 +1,53 @@
+"""Every error that a user can cause, in one tree.
+
+A message says what was expected, what came, and what to do. All of them are `ValueError`s; a broken
+promise of our own code is an `AssertionError` instead.
+"""
+
+
+class EdgePruneError(ValueError):
+    """Unusable input: the command line prints the message as one line and exits with 2."""
+
+
+class GraphError(EdgePruneError):
+    """A node or an edge that the graph does not have."""
+
+
+class CircuitMismatch(EdgePruneError):
+    """Two circuits that cannot be compared: another graph, or another ablation."""
+
+
+class UnknownAblation(EdgePruneError):
+    """An ablation that is none of zero, mean and resample."""
+
+
+class UnknownMethod(EdgePruneError):
+    """A discovery method that the registry does not hold."""
+
+
+class ConfigError(EdgePruneError):
+    """A setting outside its stated range."""
+
+
+class UnknownProgram(EdgePruneError):
+    """No program of that name in the catalogue or in the file."""
+
+
+class ProgramFileError(EdgePruneError):
+    """A program file that is missing, is not Python, or raises when it is imported."""
+
+
+class InvalidProgram(EdgePruneError):
+    """A program whose declaration is unusable; the message lists every fault."""
+
+
+class UnsupportedProgram(EdgePruneError):
+    """RASP that Tracr cannot compile; the message names every unsupported expression."""
+
+
+class InterpreterError(EdgePruneError):
+    """A program whose own RASP interpreter raises on an input of its domain."""
+
+
+class DegenerateProgram(EdgePruneError):
+    """A fixture on which no method could fail: constant outputs, or an empty circuit."""

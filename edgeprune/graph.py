@@ -1,0 +1,249 @@
+"""The vocabulary: nodes, edges, the graph of a transformer, and circuits in it. Pure Python.
+
+A **source** writes to the residual stream: `tok` and `pos` (Tracr) or `embed` (GPT-2, Llama), then `a{layer}.h{head}`
+and `m{layer}`. A **destination** reads from it: `a{layer}.h{head}.q`, `.k`, `.v`, `m{layer}`, `logits`. An **edge**
+leads from a source to a destination that comes later. A **circuit** is a set of edges, together with the graph and
+the ablation that it belongs to.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal
+
+from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
+
+Ablation = Literal["zero", "mean", "resample"]
+"""What a removed edge carries instead of its source's value.
+
+- `zero`: nothing.
+- `mean`: the source's mean over the domain, at the same length and position.
+- `resample`: the source's value on a corrupted input of the same length (also called interchange).
+"""
+
+ABLATIONS: Final[tuple[Ablation, ...]] = ("zero", "mean", "resample")
+
+Kind = Literal["tok", "pos", "embed", "a", "m", "logits"]
+Port = Literal["", "q", "k", "v"]
+
+EMBEDDINGS: Final = ("tok", "pos", "embed")
+_NODE = re.compile(r"(?P<fixed>tok|pos|embed|logits)|a(?P<a>\d+)\.h(?P<head>\d+)(?:\.(?P<port>[qkv]))?|m(?P<m>\d+)")
+
+
+def parse_ablation(name: str) -> Ablation:
+    """The ablation of that name.
+
+    Raises:
+        UnknownAblation: there is none.
+    """
+    for ablation in ABLATIONS:
+        if name == ablation:
+            return ablation
+    raise UnknownAblation(f"Expected an ablation among {', '.join(ABLATIONS)}; got {name!r}")
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """A place where the residual stream is written (a source) or read (a destination).
+
+    `layer` and `head` count from 0 and are -1 where they mean nothing; `port` is the input of an attention head that a
+    destination reads into, and empty for everything else.
+    """
+
+    kind: Kind
+    layer: int = -1
+    head: int = -1
+    port: Port = ""
+
+    @property
+    def stage(self) -> float:
+        """When it happens: embeddings 0, attention of layer l 1 + 2l, its MLP 2 + 2l, logits last."""
+        if self.kind in EMBEDDINGS:
+            return 0
+        if self.kind == "logits":
+            return float("inf")
+        return 1 + 2 * self.layer + (self.kind == "m")
+
+    @property
+    def owner(self) -> "Node":
+        """The node that computes with what this destination reads: a head for its q, k and v, else itself."""
+        return Node(self.kind, self.layer, self.head)
+
+    def __str__(self) -> str:
+        if self.kind == "a":
+            return f"a{self.layer}.h{self.head}" + (f".{self.port}" if self.port else "")
+        return f"m{self.layer}" if self.kind == "m" else self.kind
+
+    @staticmethod
+    def parse(text: str) -> "Node":
+        """The node written `text`, for instance `a0.h1.q`.
+
+        Raises:
+            GraphError: it is not a node's name.
+        """
+        match = _NODE.fullmatch(text)
+        if match is None:
+            raise GraphError(f"Expected a node such as tok, a0.h1, a0.h1.q, m0 or logits; got {text!r}")
+        if (fixed := match["fixed"]) is not None:
+            return Node(fixed)  # pyright: ignore[reportArgumentType]  # the pattern lists the kinds
+        if match["m"] is not None:
+            return Node("m", int(match["m"]))
+        return Node("a", int(match["a"]), int(match["head"]), match["port"] or "")  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """What `destination` reads from `source`."""
+
+    source: Node
+    destination: Node
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.destination}"
+
+    @staticmethod
+    def parse(text: str) -> "Edge":
+        """The edge written `text`, for instance `tok->a0.h0.q`.
+
+        Raises:
+            GraphError: it is not an edge's name.
+        """
+        source, arrow, destination = text.partition("->")
+        if not arrow:
+            raise GraphError(f"Expected an edge such as tok->a0.h0.q; got {text!r}")
+        return Edge(Node.parse(source), Node.parse(destination))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All sources and destinations of a model, in the order of its masks' rows and columns."""
+
+    sources: tuple[Node, ...]
+    destinations: tuple[Node, ...]
+
+    @staticmethod
+    def transformer(*, embeddings: tuple[Kind, ...], layers: int, heads: int, kv_heads: int | None = None) -> "Graph":
+        """The graph of a decoder with `layers` blocks of attention, then MLP.
+
+        Args:
+            embeddings: the embedding sources, `("tok", "pos")` or `("embed",)`.
+            layers: blocks.
+            heads: attention heads a block (query heads, with grouped-query attention).
+            kv_heads: key-value heads a block; `heads` unless given.
+        """
+        kv_heads = heads if kv_heads is None else kv_heads
+        sources: list[Node] = [Node(kind) for kind in embeddings]
+        destinations: list[Node] = []
+        for layer in range(layers):
+            sources += [Node("a", layer, head) for head in range(heads)] + [Node("m", layer)]
+            destinations += [Node("a", layer, head, "q") for head in range(heads)]
+            destinations += [Node("a", layer, head, "k") for head in range(kv_heads)]
+            destinations += [Node("a", layer, head, "v") for head in range(kv_heads)]
+            destinations += [Node("m", layer)]
+        return Graph(tuple(sources), (*destinations, Node("logits")))
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """Every edge, by destination and then by source."""
+        return tuple(Edge(s, d) for d in self.destinations for s in self.sources if s.stage < d.stage)
+
+    @property
+    def total(self) -> int:
+        """How many edges there are, counted without listing them."""
+        return sum(sum(s.stage < d.stage for s in self.sources) for d in self.destinations)
+
+    @cached_property
+    def source_index(self) -> Mapping[Node, int]:
+        """Each source's row in a mask."""
+        return {node: i for i, node in enumerate(self.sources)}
+
+    @cached_property
+    def destination_index(self) -> Mapping[Node, int]:
+        """Each destination's column in a mask."""
+        return {node: i for i, node in enumerate(self.destinations)}
+
+    def position(self, edge: Edge) -> tuple[int, int]:
+        """The row and column of `edge` in a mask.
+
+        Raises:
+            GraphError: the graph has no such edge.
+        """
+        row = self.source_index.get(edge.source)
+        column = self.destination_index.get(edge.destination)
+        if row is None or column is None or edge.source.stage >= edge.destination.stage:
+            raise GraphError(f"Expected an edge of this graph of {self.total} edges; got {edge}")
+        return row, column
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Edges that are kept; every other edge of `graph` is ablated as `ablation` says."""
+
+    graph: Graph
+    ablation: Ablation
+    edges: frozenset[Edge]
+
+    def __post_init__(self) -> None:
+        for edge in self.edges:
+            self.graph.position(edge)
+
+    def names(self) -> list[str]:
+        """The edges as text, in the graph's order."""
+        return edge_names(self.graph, self.edges)
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+
+def edge_names(graph: Graph, edges: Iterable[Edge]) -> list[str]:
+    """`edges` as text, in the order of `graph`."""
+    chosen = set(edges)
+    return [str(edge) for edge in sorted(chosen, key=lambda e: graph.position(e)[::-1])]
+
+
+def live_edges(edges: Iterable[Edge]) -> frozenset[Edge]:
+    """The edges from whose destination a path of `edges` leads to the logits.
+
+    The others cannot change the output, whatever they carry: nothing reads what their destination computes.
+    """
+    remaining = set(edges)
+    while True:
+        read = {edge.source for edge in remaining}
+        live = {edge for edge in remaining if edge.destination.kind == "logits" or edge.destination.owner in read}
+        if live == remaining:
+            return frozenset(live)
+        remaining = live
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`found` against `truth`, as sets of edges."""
+
+    missing: frozenset[Edge]
+    """True edges that were not found."""
+
+    extra: frozenset[Edge]
+    """Edges found that are not true."""
+
+    exact: bool
+    """Neither missing nor extra edges."""
+
+
+def compare(found: Circuit, truth: Circuit) -> Comparison:
+    """Compare two circuits edge by edge. Scores play no part.
+
+    Raises:
+        CircuitMismatch: they differ in graph or in ablation.
+    """
+    if found.graph != truth.graph:
+        raise CircuitMismatch(
+            f"Expected two circuits of one graph; got graphs of {found.graph.total} and {truth.graph.total} edges"
+        )
+    if found.ablation != truth.ablation:
+        raise CircuitMismatch(
+            f"Expected a truth under ablation {found.ablation!r}; got one under {truth.ablation!r}: "
+            "derive it again under the ablation of the circuit"
+        )
+    missing, extra = truth.edges - found.edges, found.edges - truth.edges
+    return Comparison(missing, extra, not missing and not extra)

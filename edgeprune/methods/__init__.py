@@ -1,0 +1,27 @@
+"""Discovery methods, by name. Every one of them has the signature of `Method`."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from edgeprune.errors import UnknownMethod
+from edgeprune.methods.edge_pruning import prune_with_penalty
+from edgeprune.methods.edge_pruning_target import prune_to_target
+from edgeprune.methods.method import Discovery as Discovery
+from edgeprune.methods.method import Method as Method
+
+METHODS: Final[Mapping[str, Method]] = {
+    "edge-pruning": prune_with_penalty,
+    "edge-pruning-target": prune_to_target,
+}
+"""Each in its one configuration, for every model and program."""
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownMethod: there is none.
+    """
+    if name not in METHODS:
+        raise UnknownMethod(f"Expected a method among {', '.join(METHODS)}; got {name!r}")
+    return METHODS[name]

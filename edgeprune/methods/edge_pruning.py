@@ -1,0 +1,156 @@
+"""Edge Pruning with a penalty: masks learned by gradient descent, with no sparsity to choose.
+
+Bhaskar et al., "Finding Transformer Circuits with Edge Pruning", arXiv:2406.16778, §3. `edge_pruning_target.py` has the
+paper's own objective.
+
+Note: deviations from the paper.
+    - The objective is `E[loss] + penalty * E[kept edges]` in place of a Lagrangian on a sparsity target: any penalty
+      below the smallest effect of a needed edge gives the same circuit, so that nothing is chosen per program.
+    - The loss is the worst difference in the batch, bounded by 1, in place of a mean divergence: an edge that few inputs
+      need weighs as much as one that all need, and a confident wrong answer costs no more than none.
+    - The gradient is that of the likelihood ratio (REINFORCE) in place of the path through z. Compiled attention is
+      saturated: almost everywhere the derivative by a query or key edge is zero, and the path sees its effect only in
+      the rare sample in which z falls on the step. The ratio needs no derivative of the model, nor a backward pass.
+    - Each mask sample draws a share of the entries; the others stand at their rounded mean, and the loss of the rounded
+      mask is the baseline. An effect is so measured among settled edges, and where nothing drawn matters the gradient
+      is exactly that of the penalty.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from edgeprune.ablation import Ablator
+from edgeprune.data import Dataset
+from edgeprune.errors import ConfigError
+from edgeprune.graph import Ablation, Circuit
+from edgeprune.masks import Draw, HardConcrete, LearnedMask, edges_of
+from edgeprune.methods.method import Discovery, Record
+from edgeprune.methods.objective import Loss, Objective, draw_batch
+from edgeprune.model import MaskedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """Settings of `prune_with_penalty`. Defaults were chosen over the shipped programs as a whole; see
+    docs/exact-recovery.md."""
+
+    steps: int = 400
+    """Optimiser steps."""
+
+    mask_samples: int = 128
+    """Masks sampled a step, all run in one batched forward."""
+
+    batch_size: int = 16
+    """Inputs a step, shared by all its masks."""
+
+    learning_rate: float = 0.2
+    """Of Adam on log_alpha, in units of log_alpha a step; constant, then linearly to 0 over the second half."""
+
+    betas: tuple[float, float] = (0.9, 0.9)
+    """Adam's decay rates. The second is short, so that a rare large gradient does not slow the penalty for long."""
+
+    penalty: float = 0.05
+    """Loss that one expected edge costs, in units of the outputs' range; below the smallest effect of a needed edge."""
+
+    penalty_warmup: float = 0.3
+    """Share of the steps over which the penalty grows linearly from 0."""
+
+    initial_log_alpha: float = 2.0
+    """Start of every log_alpha: P(z > 0) is 0.97."""
+
+    largest_log_alpha: float = 12.0
+    """log_alpha is kept within plus and minus this, so that no entry is out of reach."""
+
+    explored: float = 0.1
+    """Share of mask entries that a sample draws; the others stand at their rounded mean. 1 draws all."""
+
+    gradient: Literal["likelihood-ratio", "path"] = "likelihood-ratio"
+    """How E[loss] is differentiated: by the score of the samples, or through z (the paper's)."""
+
+    loss: Loss = "worst"
+    """See `objective.Loss`."""
+
+    logit_scale: float = 1.0
+    """Logits are multiplied by this before a divergence."""
+
+    node_masks: bool = False
+    """Whether sources have masks of their own (arXiv:2406.16778, §3); the penalty counts edges either way."""
+
+    hard_concrete: HardConcrete = HardConcrete()
+    """The masks' distribution."""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "learning_rate", "penalty", "largest_log_alpha", "logit_scale")
+        faults = [f"{name} > 0, got {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
+        if self.mask_samples < 2:
+            faults.append(f"mask_samples >= 2, got {self.mask_samples}")
+        faults += [
+            f"0 < {name} <= 1, got {getattr(self, name)}"
+            for name in ("explored", "penalty_warmup")
+            if not 0 < getattr(self, name) <= 1
+        ]
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
+def prune_with_penalty(
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    config: PenaltyConfig | None = None,
+) -> Discovery:
+    """Find a circuit by learning masks under a penalty on kept edges; see `Method` and `PenaltyConfig`."""
+    config = PenaltyConfig() if config is None else config
+    generator = torch.Generator().manual_seed(seed)
+    masks = LearnedMask(
+        model.graph, config.hard_concrete, initial=config.initial_log_alpha, node_masks=config.node_masks
+    )
+    objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
+    ablator = Ablator(model, dataset, ablation)
+    optimizer = torch.optim.Adam(masks.parameters, lr=config.learning_rate, betas=config.betas)
+    history: list[Record] = []
+    for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, 2 * (1 - step / config.steps))
+        batch = draw_batch(dataset, config.batch_size, generator)
+        draw = masks.draw(config.mask_samples, generator, explored=config.explored)
+        ablated = ablator(batch)
+        optimizer.zero_grad()
+        penalty = config.penalty * min(1, step / (config.penalty_warmup * config.steps))
+        (penalty * masks.expected_edges()).backward()
+        if config.gradient == "path":
+            loss = objective(model(batch.clean, draw.mask, ablated), batch)
+            loss.mean().backward()
+        else:
+            with torch.no_grad():
+                # The baseline rides along as one more mask.
+                trial = torch.cat([masks.rounded()[None], draw.mask])
+                losses = objective(model(batch.clean, trial, ablated), batch)
+                baseline, loss = losses[0], losses[1:]
+                _add_likelihood_ratio(masks, draw, loss - baseline)
+        optimizer.step()
+        with torch.no_grad():
+            for log_alpha in masks.parameters:
+                log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
+            history.append(Record(step, float(loss.mean()), float(masks.expected_edges())))
+    mean = masks.mean().detach()
+    circuit = Circuit(model.graph, ablation, edges_of(model.graph, masks.rounded() > 0))
+    return Discovery(circuit, mean, tuple(history))
+
+
+def _add_likelihood_ratio(masks: LearnedMask, draw: Draw, advantage: Tensor) -> None:
+    """Add to every log_alpha's gradient the mean of `advantage * d log p / d log_alpha` over the samples that drew it.
+
+    Williams, "Simple statistical gradient-following algorithms", 1992, eq. 5, for the hard concrete distribution.
+    """
+    for log_alpha, noise, explored in zip(masks.parameters, draw.noise, draw.explored, strict=True):
+        score = masks.hard_concrete.score(log_alpha, noise) * explored
+        drawn = explored.sum(0).clamp(min=1)
+        gradient = torch.einsum("m,msd->sd", advantage, score) / drawn
+        log_alpha.grad = gradient if log_alpha.grad is None else log_alpha.grad + gradient

@@ -1,0 +1,50 @@
+"""What a model must offer to have its circuit discovered."""
+
+from typing import Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from edgeprune.graph import Graph
+
+Tokens = Int[Tensor, "*lead batch pos"]
+"""Token ids."""
+
+Scored = Bool[Tensor, "*lead batch pos"]
+"""The positions whose output counts."""
+
+Sources = Float[Tensor, "source *lead batch pos d_model"]
+"""What every source of the graph writes."""
+
+Mask = Float[Tensor, "*masks source destination"]
+"""1 keeps an edge and 0 ablates it; entries that no edge stands behind are not read."""
+
+Outputs = Float[Tensor, "*lead batch pos vocab"]
+"""Outputs before decoding: logits, or the value itself."""
+
+
+class MaskedModel(Protocol):
+    """A frozen transformer whose edges can be ablated one by one.
+
+    Leading dimensions batch whole runs: a mask of shape `[M, source, destination]` on tokens `[B, pos]` gives outputs
+    `[M, B, pos, vocab]`, and on tokens `[M, B, pos]` each mask meets tokens of its own.
+    """
+
+    @property
+    def graph(self) -> Graph:
+        """The edges that masks stand for."""
+        ...
+
+    def sources(self, tokens: Tokens) -> Sources:
+        """What every source writes in a plain run, for use as `ablated`."""
+        ...
+
+    def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
+        """Outputs with every edge mixed: `z * clean + (1 - z) * ablated`.
+
+        Args:
+            tokens: the clean input.
+            mask: z for every edge; a plain run where it is None.
+            ablated: what removed edges carry; zero where it is None.
+        """
+        ...

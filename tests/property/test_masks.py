@@ -1,0 +1,156 @@
+"""Hard concrete masks: distribution, gradients and discretisation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprune.errors import ConfigError
+from edgeprune.graph import Graph
+from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, mask_of
+from edgeprune.methods.edge_pruning_target import keep_by_mean_sparsity
+
+HARD = HardConcrete()
+GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
+SAMPLES = 200_000
+
+log_alphas = st.floats(-4, 4)
+uniforms = st.floats(0.01, 0.99)
+subsets = st.sets(st.sampled_from(GRAPH.edges))
+
+
+def noise(seed: int = 0) -> torch.Tensor:
+    return torch.rand(SAMPLES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(log_alphas, uniforms)
+def test_a_sample_is_the_papers_formula(log_alpha, u):
+    s = 1 / (1 + math.exp(-(math.log(u) - math.log(1 - u) + log_alpha) / (2 / 3)))
+    expected = min(1.0, max(0.0, s * 1.2 - 0.1))
+    z = HARD.sample(torch.tensor(log_alpha, dtype=torch.float64), torch.tensor(u, dtype=torch.float64))
+    assert float(z) == pytest.approx(expected, abs=1e-9)
+
+
+@given(log_alphas, uniforms)
+def test_the_gradient_of_a_sample_agrees_with_finite_differences(log_alpha, u):
+    x = torch.tensor(log_alpha, dtype=torch.float64, requires_grad=True)
+    noise = torch.tensor(u, dtype=torch.float64)
+    z = HARD.sample(x, noise)
+    if not 1e-3 < float(z.detach()) < 1 - 1e-3:  # at the clamp's corner the difference straddles it
+        return
+    (gradient,) = torch.autograd.grad(z, x)
+    step = 1e-5
+    numeric = (HARD.sample(x + step, noise) - HARD.sample(x - step, noise)) / (2 * step)
+    assert float(gradient) == pytest.approx(float(numeric), rel=1e-4, abs=1e-8)
+    assert float(gradient) > 0
+
+
+@given(log_alphas)
+@settings(max_examples=20)
+def test_closed_form_probabilities_agree_with_sampling(log_alpha):
+    z = HARD.sample(torch.tensor(log_alpha, dtype=torch.float64), noise())
+    error = 5 / math.sqrt(SAMPLES)
+    x = torch.tensor(log_alpha, dtype=torch.float64)
+    assert float((z > 0).double().mean()) == pytest.approx(float(HARD.probability_positive(x)), abs=error)
+    assert float((z == 1).double().mean()) == pytest.approx(float(HARD.probability_one(x)), abs=error)
+
+
+@given(log_alphas)
+@settings(max_examples=20)
+def test_the_score_has_mean_zero_and_gives_the_gradient_of_expectations(log_alpha):
+    x = torch.tensor(log_alpha, dtype=torch.float64, requires_grad=True)
+    u = noise()
+    z = HARD.sample(x, u)
+    score = HARD.score(x.detach(), u)
+    error = 5 / math.sqrt(SAMPLES)
+    assert float(score.mean()) == pytest.approx(0, abs=error)
+    (path,) = torch.autograd.grad((z**2).mean(), x)
+    ratio = ((z.detach() ** 2) * score).mean()
+    assert float(ratio) == pytest.approx(float(path), abs=error)
+
+
+def test_the_score_sees_a_step_that_the_path_cannot():
+    x = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    u = noise()
+    z = HARD.sample(x.detach(), u)
+    step = (z > 0.5).double()
+    ratio = float((step * HARD.score(x.detach(), u)).mean())
+    # E[step] = P(logistic noise > -x), as z is 1/2 where its noise and log_alpha cancel.
+    p = torch.sigmoid(x.detach())
+    assert ratio == pytest.approx(float(p * (1 - p)), abs=5 / math.sqrt(SAMPLES))
+
+
+@given(st.lists(log_alphas, min_size=2, max_size=2, unique=True))
+def test_more_log_alpha_keeps_more(pair):
+    low, high = torch.tensor(sorted(pair))
+    assert HARD.mean(low) <= HARD.mean(high)
+    assert HARD.probability_positive(low) < HARD.probability_positive(high)
+
+
+@pytest.mark.parametrize("fault", [{"temperature": 0.0}, {"low": 0.1}, {"high": 0.9}])
+def test_an_impossible_distribution_is_refused(fault):
+    with pytest.raises(ConfigError, match="Expected temperature > 0, low < 0 and high > 1"):
+        HardConcrete(**fault)
+
+
+@given(subsets)
+def test_edges_survive_the_way_through_a_mask(edges):
+    mask = mask_of(GRAPH, edges)
+    assert mask.sum() == len(edges)
+    assert edges_of(GRAPH, mask > 0) == edges
+
+
+@given(subsets)
+def test_entries_that_no_edge_stands_behind_are_not_read(edges):
+    mask = mask_of(GRAPH, edges)
+    mask[~edge_exists(GRAPH)] = 1
+    assert edges_of(GRAPH, mask > 0) == edges
+
+
+def test_every_edge_of_the_graph_exists_and_nothing_else():
+    exists = edge_exists(GRAPH)
+    assert int(exists.sum()) == GRAPH.total
+    assert all(exists[GRAPH.position(edge)] for edge in GRAPH.edges)
+
+
+def test_expected_edges_agree_with_sampling_with_node_masks_too():
+    masks = LearnedMask(GRAPH, HARD, initial=0.3, node_masks=True)
+    draw = masks.draw(20_000, torch.Generator().manual_seed(0))
+    counted = (draw.mask.detach() > 0)[:, masks.exists].sum(-1).double().mean()
+    assert float(masks.expected_edges()) == pytest.approx(float(counted), rel=0.01)
+
+
+def test_a_node_mask_multiplies_the_edges_of_its_source():
+    masks = LearnedMask(GRAPH, HARD, initial=8.0, node_masks=True)
+    assert masks.nodes is not None
+    with torch.no_grad():
+        masks.nodes[1] = -8.0
+    assert {edge.source.kind for edge in edges_of(GRAPH, masks.rounded() > 0)} == {"tok", "a", "m"}
+    assert float(masks.mean()[1].sum()) == 0
+
+
+def test_entries_that_a_sample_does_not_draw_stand_at_their_rounded_mean():
+    masks = LearnedMask(GRAPH, HARD, initial=0.5, node_masks=False)
+    with torch.no_grad():
+        masks.edges[0] = -0.5
+    draw = masks.draw(500, torch.Generator().manual_seed(0), explored=0.2)
+    still = ~draw.explored[0]
+    assert torch.equal(draw.mask[still], masks.rounded().expand_as(draw.mask)[still])
+    assert float(draw.explored[0].double().mean()) == pytest.approx(0.2, abs=0.01)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_the_threshold_keeps_as_many_edges_as_the_mean_mask_in_sum(seed):
+    exists = edge_exists(GRAPH)
+    mean = torch.rand(exists.shape, generator=torch.Generator().manual_seed(seed)) * exists
+    kept = keep_by_mean_sparsity(mean, exists)
+    assert int(kept.sum()) == round(float(mean.sum()))
+    assert float(mean[kept].min()) >= float(mean[exists & ~kept].max())
+
+
+def test_an_empty_mean_mask_keeps_nothing():
+    exists = edge_exists(GRAPH)
+    assert not keep_by_mean_sparsity(torch.zeros(exists.shape), exists).any()

@@ -1,0 +1,103 @@
+import pytest
+
+from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare, live_edges, parse_ablation
+
+TRACR = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
+
+
+def edges(*names: str) -> frozenset[Edge]:
+    return frozenset(Edge.parse(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "layers", "heads", "total"),
+    [
+        (("tok", "pos"), 4, 1, 94),  # reverse
+        (("tok", "pos"), 2, 1, 32),  # xproportion
+        (("embed",), 12, 12, 32_491),  # GPT-2 small
+        (("tok", "pos"), 12, 12, 32_936),  # GPT-2 small, the reference's two embedding sources
+        (("embed",), 40, 40, 3_877_661),  # CodeLlama-13B
+    ],
+)
+def test_edges_count_as_published(embeddings, layers, heads, total):
+    assert Graph.transformer(embeddings=embeddings, layers=layers, heads=heads).total == total
+
+
+def test_grouped_query_attention_has_one_key_and_value_a_group():
+    graph = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)
+    assert [str(d) for d in graph.destinations if d.port == "k"] == ["a0.h0.k", "a0.h1.k"]
+    assert sum(d.port == "q" for d in graph.destinations) == 4
+
+
+def test_total_counts_the_listed_edges():
+    assert TRACR.total == len(TRACR.edges) == len(set(TRACR.edges))
+
+
+def test_a_head_does_not_read_its_own_layer_and_an_mlp_reads_its_own_heads():
+    names = set(map(str, TRACR.edges))
+    assert "a0.h0->m0" in names
+    assert "a0.h0->a0.h0.q" not in names
+    assert "m0->a0.h0.q" not in names
+    assert "m0->a1.h0.q" in names
+
+
+def test_every_edge_is_read_back_from_its_name():
+    assert [Edge.parse(str(edge)) for edge in TRACR.edges] == list(TRACR.edges)
+
+
+@pytest.mark.parametrize("name", ["tok", "a0.h0", "a12.h3.q", "m7", "logits", "pos", "embed"])
+def test_every_node_is_read_back_from_its_name(name):
+    assert str(Node.parse(name)) == name
+
+
+@pytest.mark.parametrize("name", ["", "a0", "a0.h1.z", "m", "m-1", "tokens", "a0.h0 "])
+def test_what_is_no_node_is_refused(name):
+    with pytest.raises(GraphError, match="Expected a node such as"):
+        Node.parse(name)
+
+
+def test_what_is_no_edge_is_refused():
+    with pytest.raises(GraphError, match="Expected an edge such as"):
+        Edge.parse("tok")
+
+
+@pytest.mark.parametrize("name", ["m0->a0.h0.q", "m1->m0", "tok->a9.h0.q", "embed->m0"])
+def test_an_edge_that_the_graph_lacks_is_refused(name):
+    with pytest.raises(GraphError, match="Expected an edge of this graph of 32 edges"):
+        Circuit(TRACR, "zero", edges(name))
+
+
+def test_names_are_listed_in_the_graphs_order():
+    circuit = Circuit(TRACR, "zero", edges("m1->logits", "tok->m0", "tok->a0.h0.q"))
+    assert circuit.names() == ["tok->a0.h0.q", "tok->m0", "m1->logits"]
+
+
+def test_live_edges_drop_what_leads_nowhere():
+    kept = edges("tok->m0", "m0->m1", "tok->a0.h0.v", "a0.h0->logits", "pos->a1.h0.q")
+    assert live_edges(kept) == edges("tok->a0.h0.v", "a0.h0->logits")
+
+
+def test_comparison_lists_missing_and_extra_edges():
+    truth = Circuit(TRACR, "zero", edges("tok->m0", "m0->logits"))
+    found = Circuit(TRACR, "zero", edges("tok->m0", "pos->m0"))
+    comparison = compare(found, truth)
+    assert (comparison.missing, comparison.extra, comparison.exact) == (edges("m0->logits"), edges("pos->m0"), False)
+    assert compare(truth, truth).exact
+
+
+def test_circuits_under_different_ablations_do_not_compare():
+    with pytest.raises(CircuitMismatch, match="Expected a truth under ablation 'zero'; got one under 'mean'"):
+        compare(Circuit(TRACR, "zero", frozenset()), Circuit(TRACR, "mean", frozenset()))
+
+
+def test_circuits_of_different_graphs_do_not_compare():
+    other = Graph.transformer(embeddings=("tok", "pos"), layers=4, heads=1)
+    with pytest.raises(CircuitMismatch, match="graphs of 32 and 94 edges"):
+        compare(Circuit(TRACR, "zero", frozenset()), Circuit(other, "zero", frozenset()))
+
+
+def test_an_unknown_ablation_is_refused():
+    assert parse_ablation("mean") == "mean"
+    with pytest.raises(UnknownAblation, match="among zero, mean, resample; got 'noise'"):
+        parse_ablation("noise")

@@ -1,0 +1,18 @@
+"""From RASP programs, through Tracr, to transformers whose true circuits are known."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracr_bridge.program import Program as Program
+    from tracr_bridge.program import rasp_program as rasp_program
+
+__all__ = ["Program", "rasp_program"]
+
+
+def __getattr__(name: str) -> Any:
+    # Tracr brings JAX: whoever only wants the command's help need not wait for it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tracr_bridge import program
+
+    return getattr(program, name)

@@ -1,0 +1,78 @@
+"""Finds programs: those of the top-level package `programs`, and those in a user's own file."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from edgeprune.errors import ProgramFileError, UnknownProgram
+from tracr_bridge.program import Program
+
+
+def catalogue() -> dict[str, Program]:
+    """Every program of the package `programs`, by name.
+
+    The package is found by name when asked for, as imports lead from programs to this package and never back.
+    """
+    package = importlib.import_module("programs")
+    found: dict[str, Program] = {}
+    for module in pkgutil.iter_modules(package.__path__, "programs."):
+        found |= _programs_in(importlib.import_module(module.name))
+    return dict(sorted(found.items()))
+
+
+def load_program(spec: str) -> Program:
+    """The program that `spec` names: one of the catalogue, or `path/to/file.py:name`.
+
+    The name may be left out where the file holds one program.
+
+    Raises:
+        UnknownProgram: neither the catalogue nor the file has a program of that name.
+        ProgramFileError: the file is missing, holds no program, or cannot be imported.
+    """
+    path, colon, name = spec.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _choose(load_file(Path(path)), name, path)
+    if spec.endswith(".py"):
+        programs = load_file(Path(spec))
+        if len(programs) > 1:
+            raise UnknownProgram(f"Expected {spec}:NAME, as {spec} holds several programs: {', '.join(programs)}")
+        return next(iter(programs.values()))
+    return _choose(catalogue(), spec, "the catalogue")
+
+
+def load_file(path: Path) -> dict[str, Program]:
+    """Every program that the Python file at `path` declares, by name.
+
+    Raises:
+        ProgramFileError: the file is missing, holds no program, or cannot be imported.
+    """
+    if not path.is_file():
+        raise ProgramFileError(f"Expected a Python file with programs; there is no file {str(path)!r}")
+    location = importlib.util.spec_from_file_location(f"_program_file_{path.stem}", path)
+    assert location is not None and location.loader is not None, "a path ending in .py has a loader"
+    module = importlib.util.module_from_spec(location)
+    try:
+        location.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ProgramFileError(f"{path} is not Python: line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # whatever a user's file raises
+        raise ProgramFileError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    programs = _programs_in(module)
+    if not programs:
+        raise ProgramFileError(f"{path} holds no program; declare one with @rasp_program(vocab=..., max_seq_len=...)")
+    return programs
+
+
+def _programs_in(module: ModuleType) -> dict[str, Program]:
+    return {value.name: value for value in vars(module).values() if isinstance(value, Program)}
+
+
+def _choose(programs: dict[str, Program], name: str, where: str) -> Program:
+    if name in programs:
+        return programs[name]
+    close = difflib.get_close_matches(name, programs, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(programs)}"
+    raise UnknownProgram(f"There is no program {name!r} in {where}; {hint}")

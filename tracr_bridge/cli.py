@@ -1,0 +1,170 @@
+"""The `edgeprune` command. Imports nothing heavy until a command runs, so that `--help` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.graph import ABLATIONS, parse_ablation
+
+_DESCRIPTION = """\
+Circuit discovery, checked against circuits that are known.
+
+A RASP program compiled by Tracr is a transformer whose true circuit can be derived and certified. Start with
+
+  edgeprune recover reverse
+
+which compiles a program, certifies its true edges, finds a circuit by Edge Pruning, and compares the two.
+"""
+
+_EPILOG = """\
+PROGRAM is a name from `edgeprune programs`, or path/to/file.py:name for one of your own.
+Exit status: 0 it holds; 1 it ran and does not hold; 2 the input is unusable.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports unusable arguments as one line, as every other unusable input is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"edgeprune: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        arguments: what follows the command's name; those of the process unless given.
+    """
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], bool] = options.run
+    try:
+        return 0 if run(options) else 1
+    except EdgePruneError as error:
+        print(f"edgeprune: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, summary: str, run: Callable[[argparse.Namespace], bool]) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
+        )
+        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        command.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+        command.set_defaults(run=run)
+        return command
+
+    add("programs", "list the programs that come with the toolkit", _programs)
+    verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", _verify)
+    truth = add("truth", "derive and certify a program's true circuit", _truth)
+    recover = add("recover", "discover a program's circuit and compare it with the truth", _recover)
+    for command in (verify, truth, recover):
+        command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
+    for command in (truth, recover):
+        command.add_argument(
+            "--ablation",
+            default="zero",
+            help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: %(default)s)",
+        )
+    recover.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
+    recover.add_argument("--picture", type=Path, metavar="FILE", help="draw the circuit (.svg, .png or .pdf)")
+    recover.add_argument("--report", type=Path, metavar="FILE.html", help="write a page that opens offline")
+    return parser
+
+
+def _programs(options: argparse.Namespace) -> bool:
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import catalogue
+
+    programs = catalogue().values()
+    if options.json:
+        listed = [
+            {
+                "name": p.name,
+                "doc": p.doc,
+                "vocab": list(p.vocab),
+                "min_seq_len": p.min_seq_len,
+                "max_seq_len": p.max_seq_len,
+                "causal": p.causal,
+            }
+            for p in programs
+        ]
+        report.print_json({"programs": listed})
+    else:
+        rows = [(p.name, p.doc, " ".join(map(str, p.vocab)), f"{p.min_seq_len}-{p.max_seq_len}") for p in programs]
+        report.print_table("Programs", ("name", "computes", "vocabulary", "length"), rows)
+    return True
+
+
+def _verify(options: argparse.Namespace) -> bool:
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.compile import compile_program
+    from tracr_bridge.verify import verify
+
+    program = load_program(options.program)
+    verification = verify(compile_program(program, seed=options.seed), progress=True)
+    if options.json:
+        report.print_json(report.verification_json(verification, program.name))
+        return verification.equal
+    rows = [
+        ("RASP = Tracr = PyTorch", "yes" if verification.equal else "no"),
+        ("inputs", f"{verification.inputs}, {'all there are' if verification.exhaustive else 'a seeded sample'}"),
+        ("largest difference, Tracr to PyTorch", f"{verification.max_abs_diff:.3g}"),
+        *(("mismatch", text) for text in verification.mismatches),
+    ]
+    report.print_rows(f"{program.name}: {program.doc}", rows)
+    return verification.equal
+
+
+def _truth(options: argparse.Namespace) -> bool:
+    ablation = parse_ablation(options.ablation)
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.compile import compile_program
+    from tracr_bridge.recover import certify
+
+    program = load_program(options.program)
+    truth = certify(compile_program(program, seed=options.seed), ablation, seed=options.seed)
+    if options.json:
+        report.print_json(report.truth_json(truth, program.name))
+    else:
+        report.print_truth(truth, program.name, program.doc)
+    return True
+
+
+def _recover(options: argparse.Namespace) -> bool:
+    ablation = parse_ablation(options.ablation)
+    from edgeprune.draw import check_format, save_figure
+    from edgeprune.methods import find_method
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.recover import recover
+
+    find_method(options.method)
+    if options.picture is not None:
+        check_format(options.picture)
+    program = load_program(options.program)
+    recovery = recover(program, ablation, method=options.method, seed=options.seed, progress=True)
+    if options.json:
+        report.print_json(report.recovery_json(recovery))
+    else:
+        report.print_recovery(recovery)
+    if options.picture is not None:
+        save_figure(report.recovery_figure(recovery), options.picture)
+        print(f"picture: {options.picture.resolve()}", file=sys.stderr if options.json else sys.stdout)
+    if options.report is not None:
+        report.write_page(recovery, options.report)
+        print(f"report: {options.report.resolve()}", file=sys.stderr if options.json else sys.stdout)
+    return recovery.exact
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What a program is: a RASP expression, its vocabulary and the inputs on which it is judged."""
+
+import inspect
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from tracr.compiler.compiling import COMPILER_BOS, COMPILER_PAD
+from tracr.rasp import causal_eval, rasp
+
+from edgeprune.errors import DegenerateProgram, InterpreterError, InvalidProgram
+
+Tokens = tuple[Any, ...]
+
+_SEARCHED: Final = 1_000_000
+"""Sequences that are tried against `valid` before a domain counts as too large to list, or as empty."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The inputs that a program is run on."""
+
+    inputs: tuple[Tokens, ...]
+    """Token sequences without BOS, by length, then in the vocabulary's order."""
+
+    exhaustive: bool
+    """Whether these are all valid sequences, rather than a seeded sample."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A RASP program with everything that is needed to compile and to judge it."""
+
+    name: str
+    doc: str
+    """One sentence that says what it computes."""
+
+    build: Callable[[], rasp.SOp]
+    vocab: Tokens
+    max_seq_len: int
+    causal: bool = False
+    """Whether attention sees earlier positions only."""
+
+    valid: Callable[[Tokens], bool] | None = None
+    """Narrows the domain to the sequences for which it is true."""
+
+    min_seq_len: int = 1
+
+    def expression(self) -> rasp.SOp:
+        """The RASP expression, built once."""
+        return self._expression
+
+    @cached_property
+    def _expression(self) -> rasp.SOp:
+        return self.build()
+
+    def evaluate(self, tokens: Tokens) -> list[Any]:
+        """RASP's own output on `tokens`, without BOS; None where it is undefined.
+
+        Raises:
+            InterpreterError: RASP's interpreter raises.
+        """
+        interpreter = causal_eval.evaluate if self.causal else rasp.evaluate
+        try:
+            return list(interpreter(self.expression(), list(tokens)))
+        except Exception as error:  # whatever a user's lambda raises
+            raise InterpreterError(
+                f"RASP's interpreter raises on an input of {self.name}: {list(tokens)} gives "
+                f"{type(error).__name__}: {error}; narrow the domain with `valid`, or mend the program"
+            ) from error
+
+    def check(self) -> None:
+        """Look for every fault of the declaration at once.
+
+        Raises:
+            InvalidProgram: there are any; the message lists them all.
+        """
+        faults = _declaration_faults(self) + _expression_faults(self)
+        if faults:
+            raise InvalidProgram(f"{self.name} cannot be used: {'; '.join(faults)}")
+
+    def domain(self, *, budget: int, seed: int) -> Domain:
+        """All valid inputs if they fit the budget, else a seeded sample of that size.
+
+        Raises:
+            InvalidProgram: no sequence is valid.
+        """
+        lengths = range(self.min_seq_len, self.max_seq_len + 1)
+        total = sum(len(self.vocab) ** length for length in lengths)
+        if total <= _SEARCHED:
+            inputs = tuple(tokens for tokens in self._sequences() if self._is_valid(tokens))
+            exhaustive = len(inputs) <= budget
+            if not exhaustive:
+                inputs = _sample_listed(inputs, budget, seed)
+        else:
+            exhaustive = False
+            inputs = self._sample_drawn(budget, seed)
+        if not inputs:
+            raise InvalidProgram(
+                f"{self.name} cannot be used: its domain is empty, as `valid` is false for every sequence of "
+                f"{self.min_seq_len} to {self.max_seq_len} tokens"
+            )
+        return Domain(inputs, exhaustive)
+
+    def _sequences(self) -> Iterator[Tokens]:
+        for length in range(self.min_seq_len, self.max_seq_len + 1):
+            yield from itertools.product(self.vocab, repeat=length)
+
+    def _is_valid(self, tokens: Tokens) -> bool:
+        if self.valid is None:
+            return True
+        try:
+            return bool(self.valid(tokens))
+        except Exception as error:  # whatever a user's function raises
+            raise InvalidProgram(
+                f"{self.name} cannot be used: `valid` raises {type(error).__name__}: {error} on {list(tokens)}"
+            ) from error
+
+    def _sample_drawn(self, budget: int, seed: int) -> tuple[Tokens, ...]:
+        """Distinct valid sequences, as many of each length, drawn without listing the domain."""
+        rng = random.Random(seed)
+        lengths = range(self.min_seq_len, self.max_seq_len + 1)
+        share = max(1, budget // len(lengths))
+        drawn: list[Tokens] = []
+        for length in lengths:
+            wanted = min(share, len(self.vocab) ** length)
+            chosen: set[Tokens] = set()
+            for _ in range(_SEARCHED // len(lengths)):
+                if len(chosen) == wanted:
+                    break
+                tokens = tuple(rng.choices(self.vocab, k=length))
+                if self._is_valid(tokens):
+                    chosen.add(tokens)
+            drawn += sorted(chosen, key=lambda tokens: [self.vocab.index(token) for token in tokens])
+        return tuple(drawn)
+
+
+def _sample_listed(inputs: tuple[Tokens, ...], budget: int, seed: int) -> tuple[Tokens, ...]:
+    """A seeded sample in the listed order, with as even a share for each length as there are inputs."""
+    rng = random.Random(seed)
+    by_length = [list(group) for _, group in itertools.groupby(inputs, key=len)]
+    left, chosen = budget, list[Tokens]()
+    # Short lengths have few inputs: what they leave of their share goes to the longer ones.
+    for rank, group in enumerate(by_length):
+        share = min(len(group), max(1, left // (len(by_length) - rank)))
+        chosen += [group[i] for i in sorted(rng.sample(range(len(group)), share))]
+        left -= share
+    return tuple(chosen)
+
+
+def rasp_program(
+    *,
+    vocab: Tokens,
+    max_seq_len: int,
+    causal: bool = False,
+    valid: Callable[[Tokens], bool] | None = None,
+    min_seq_len: int = 1,
+) -> Callable[[Callable[[], rasp.SOp]], Program]:
+    """Declare the function below as a program of its name; its docstring says what it computes.
+
+    Args:
+        vocab: the tokens, without BOS and PAD.
+        max_seq_len: the longest input, in tokens without BOS.
+        causal: whether attention sees earlier positions only.
+        valid: narrows the domain to the sequences for which it is true.
+        min_seq_len: the shortest input.
+    """
+
+    def declare(build: Callable[[], rasp.SOp]) -> Program:
+        doc = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
+        return Program(build.__name__, doc, build, tuple(vocab), max_seq_len, causal, valid, min_seq_len)
+
+    return declare
+
+
+def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
+    """RASP's output on every input.
+
+    Raises:
+        InterpreterError: the interpreter raises on one of them.
+        DegenerateProgram: the output never varies, so that nothing could fail on it.
+    """
+    outputs = [program.evaluate(tokens) for tokens in domain.inputs]
+    values = {value for output in outputs for value in output if value is not None}
+    if len(values) < 2:
+        found = f"always {values.pop()!r}" if values else "undefined at every position"
+        raise DegenerateProgram(
+            f"Expected outputs that vary; those of {program.name} are {found} on all {len(domain.inputs)} inputs, so "
+            "nothing could fail on it: widen vocab, max_seq_len or `valid`, or change what it computes"
+        )
+    return outputs
+
+
+def _declaration_faults(program: Program) -> list[str]:
+    faults: list[str] = []
+    if not program.vocab:
+        faults.append("vocab is empty; name at least two tokens")
+    if len(set(program.vocab)) < len(program.vocab):
+        faults.append(f"vocab names a token twice: {list(program.vocab)}")
+    if len({type(token) for token in program.vocab}) > 1:
+        faults.append(f"vocab mixes types: {list(program.vocab)}; tokens are all strings or all numbers")
+    for name, token in (("BOS", COMPILER_BOS), ("PAD", COMPILER_PAD)):
+        if token in program.vocab:
+            faults.append(f"vocab holds {token!r}, which the compiler keeps for {name}")
+    if program.max_seq_len < 1:
+        faults.append(f"max_seq_len is {program.max_seq_len}; it is at least 1")
+    elif not 1 <= program.min_seq_len <= program.max_seq_len:
+        faults.append(f"min_seq_len is {program.min_seq_len}; it is from 1 to max_seq_len, {program.max_seq_len}")
+    return faults
+
+
+def _expression_faults(program: Program) -> list[str]:
+    try:
+        expression: object = program.expression()
+    except Exception as error:  # whatever a user's function raises
+        return [f"building it raises {type(error).__name__}: {error}"]
+    if not isinstance(expression, rasp.SOp):
+        return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"]
+    queue: list[rasp.RASPExpr] = [expression]
+    seen: set[int] = set()
+    while queue:
+        current = queue.pop()
+        if isinstance(current, rasp.TokensType):
+            return []
+        if id(current) not in seen:
+            seen.add(id(current))
+            queue.extend(current.children)
+    return ["it never reads rasp.tokens, so that its output cannot depend on the input's tokens"]

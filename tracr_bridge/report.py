@@ -1,0 +1,213 @@
+"""Results as tables for people, as JSON for programs, and as a page."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.console import Console
+from rich.table import Table
+
+from edgeprune.draw import draw_comparison
+from edgeprune.graph import Graph, edge_names
+from edgeprune.store import write_atomically
+from tracr_bridge.recover import Recovery
+from tracr_bridge.truth import Certificate, Truth
+from tracr_bridge.verify import Verification
+
+_STATUS = {
+    "unique": "unique: every subset that could be a circuit was run, and one is true",
+    "minimal": "minimal: every order of elimination ends in this circuit; subsets were too many to run",
+    "ambiguous": "ambiguous: there are several true circuits",
+}
+
+
+def certificate_json(certificate: Certificate) -> dict[str, Any]:
+    """A certificate as JSON; `circuits` lists all true circuits found, smallest first."""
+    return {
+        "status": certificate.status,
+        "inputs": certificate.inputs,
+        "pairs": certificate.pairs,
+        "exhaustive": certificate.exhaustive,
+        "atol": certificate.atol,
+        "gap": {"kept": certificate.gap.kept, "dropped": certificate.gap.dropped},
+        "enumerated": certificate.enumerated,
+        "orders": certificate.orders,
+        "candidate": certificate.candidate.names(),
+        "circuits": [circuit.names() for circuit in certificate.circuits],
+    }
+
+
+def truth_json(truth: Truth, program: str) -> dict[str, Any]:
+    """A truth as JSON: edges by name, and how many are structural and how many there are."""
+    graph = truth.circuit.graph
+    return {
+        "program": program,
+        "ablation": truth.circuit.ablation,
+        "edges": truth.circuit.names(),
+        "structural": len(truth.structural),
+        "structural_edges": edge_names(graph, truth.structural),
+        "total": graph.total,
+        "certificate": certificate_json(truth.certificate),
+    }
+
+
+def recovery_json(recovery: Recovery) -> dict[str, Any]:
+    """A recovery as JSON."""
+    graph = recovery.reference.graph
+    return {
+        "program": recovery.program.name,
+        "ablation": recovery.reference.ablation,
+        "method": recovery.method,
+        "seed": recovery.seed,
+        "exact": recovery.exact,
+        "missing": edge_names(graph, recovery.comparison.missing),
+        "extra": edge_names(graph, recovery.comparison.extra),
+        "found": recovery.discovery.circuit.names(),
+        "truth": recovery.reference.names(),
+        "total": graph.total,
+        "certificate": certificate_json(recovery.truth.certificate),
+        "seconds": {phase: round(seconds, 3) for phase, seconds in recovery.seconds.items()},
+    }
+
+
+def verification_json(verification: Verification, program: str) -> dict[str, Any]:
+    """A verification as JSON."""
+    return {
+        "program": program,
+        "equal": verification.equal,
+        "inputs": verification.inputs,
+        "exhaustive": verification.exhaustive,
+        "max_abs_diff": verification.max_abs_diff,
+        "mismatches": list(verification.mismatches),
+    }
+
+
+def print_json(value: object) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value))
+
+
+def certificate_rows(truth: Truth) -> list[tuple[str, str]]:
+    """A certificate in words, one fact a row."""
+    certificate, graph = truth.certificate, truth.circuit.graph
+    sizes = ", ".join(str(len(circuit)) for circuit in certificate.circuits)
+    runs = "pairs of clean and corrupted inputs" if truth.circuit.ablation == "resample" else "inputs"
+    coverage = "all there are" if certificate.exhaustive else "a seeded sample"
+    searched = (
+        f"{certificate.enumerated:,} subsets enumerated"
+        if certificate.enumerated
+        else f"{certificate.orders} orders of elimination"
+    )
+    return [
+        ("status", _STATUS[certificate.status]),
+        ("true circuits", f"{len(certificate.circuits)} found, of {sizes} edges; {searched}"),
+        ("edges", f"{len(truth.circuit)} true, {len(truth.structural)} structural, {graph.total} in all"),
+        ("run on", f"{certificate.pairs:,} {runs}, {coverage}"),
+        ("smallest effect of a true edge", f"{certificate.gap.kept:.3g}"),
+        ("left over by all other edges", f"{certificate.gap.dropped:.3g} (at most {certificate.atol:g} allowed)"),
+    ]
+
+
+def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A titled two-column table on standard output."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, markup=False)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A titled table on standard output."""
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:
+    """Every edge that is true or found: its name, whether it is each, and the method's score for it."""
+    graph = recovery.reference.graph
+    true, found = recovery.reference.edges, recovery.discovery.circuit.edges
+    rows: list[tuple[str, str, str, str]] = []
+    for edge in sorted(true | found, key=lambda e: graph.position(e)[::-1]):
+        score = float(recovery.discovery.scores[graph.position(edge)])
+        rows.append((str(edge), "yes" if edge in true else "-", "yes" if edge in found else "-", f"{score:.3f}"))
+    return rows
+
+
+def summary_rows(recovery: Recovery) -> list[tuple[str, str]]:
+    """A recovery in words, one fact a row."""
+    missing, extra = recovery.comparison.missing, recovery.comparison.extra
+    verdict = "exact" if recovery.exact else f"not exact: {len(missing)} missing, {len(extra)} extra"
+    timing = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in recovery.seconds.items())
+    return [
+        ("recovery", verdict),
+        ("method", f"{recovery.method}, seed {recovery.seed}"),
+        *certificate_rows(recovery.truth),
+        ("took", timing),
+    ]
+
+
+def print_recovery(recovery: Recovery) -> None:
+    """A recovery as two tables: its edges, then the verdict and the certificate."""
+    name, ablation = recovery.program.name, recovery.reference.ablation
+    print_table(f"{name}, {ablation} ablation", ("edge", "true", "found", "score"), edge_rows(recovery))
+    print_rows(recovery.program.doc, summary_rows(recovery))
+
+
+def print_truth(truth: Truth, name: str, doc: str) -> None:
+    """A truth as two tables: its edges, then the certificate."""
+    rows = [(edge,) for edge in truth.circuit.names()]
+    print_table(f"{name}, {truth.circuit.ablation} ablation", ("true edge",), rows)
+    print_rows(doc, certificate_rows(truth))
+
+
+def recovery_figure(recovery: Recovery) -> Any:
+    """The circuit found, drawn beside the truth."""
+    graph: Graph = recovery.reference.graph
+    title = f"{recovery.program.name}, {recovery.reference.ablation} ablation, {recovery.method}"
+    return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.comparison, title)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; }
+td:first-child { font-family: ui-monospace, monospace; }
+svg { max-width: 100%; height: auto; }
+</style>
+<h1>{{ title }}</h1>
+<p>{{ doc }}</p>
+<table>{% for fact, value in summary %}<tr><td>{{ fact }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+{{ picture | safe }}
+<table><tr><th>edge</th><th>true</th><th>found</th><th>score</th></tr>
+{% for row in edges %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+</html>
+"""
+
+
+def write_page(recovery: Recovery, path: Path) -> None:
+    """One self-contained HTML page that opens offline: summary, picture and edges.
+
+    Raises:
+        UnwritableFile: it cannot be written there.
+    """
+    picture = io.StringIO()
+    recovery_figure(recovery).savefig(picture, format="svg", metadata={"Date": None})
+    svg = picture.getvalue()
+    page = jinja2.Environment(autoescape=True).from_string(_PAGE).render(
+        title=f"{recovery.program.name}, {recovery.reference.ablation} ablation",
+        doc=recovery.program.doc,
+        summary=summary_rows(recovery),
+        picture=svg[svg.index("<svg") :],
+        edges=edge_rows(recovery),
+    )
+    write_atomically(path, lambda file: file.write(page.encode()))

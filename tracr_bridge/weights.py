@@ -1,0 +1,87 @@
+"""Tracr's assembled model → plain arrays: embeddings, heads, MLPs and the unembedding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import haiku as hk
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tracr.compiler.assemble import AssembledTransformerModel
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """One attention head."""
+
+    query: Float[np.ndarray, "d_model key_size"]
+    key: Float[np.ndarray, "d_model key_size"]
+    value: Float[np.ndarray, "d_model key_size"]
+    output: Float[np.ndarray, "key_size d_model"]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One block: its heads, then its MLP `relu(x @ hidden + bias) @ output`."""
+
+    heads: tuple[HeadWeights, ...]
+    hidden: Float[np.ndarray, "d_model d_mlp"]
+    output: Float[np.ndarray, "d_mlp d_model"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Everything that a compiled transformer computes with."""
+
+    token: Float[np.ndarray, "vocab d_model"]
+    position: Float[np.ndarray, "pos d_model"]
+    """One row for BOS, then one for each position of the program."""
+
+    layers: tuple[LayerWeights, ...]
+    unembed: Float[np.ndarray, "d_model outputs"]
+    """Selects the output columns; one column for a numerical program, one a value for a categorical one."""
+
+    causal: bool
+
+
+def extract_weights(assembled: AssembledTransformerModel) -> Weights:
+    """Copy the weights out of a Tracr model.
+
+    The unembedding is no parameter of Tracr's model: it is read by running the model's own unembedding on the identity.
+    """
+    params: dict[str, dict[str, Any]] = assembled.params  # pyright: ignore[reportAssignmentType]
+    config = assembled.model_config
+    d_model = len(assembled.residual_labels)
+    layers: list[LayerWeights] = []
+    for layer in range(config.num_layers):
+        name = f"transformer/layer_{layer}"
+
+        def matrix(module: str, name: str = name) -> np.ndarray:
+            entry = params[f"{name}/{module}"]
+            assert not np.any(np.array(entry["b"])), f"Tracr writes no biases, yet {name}/{module} has one"
+            return np.array(entry["w"], dtype=np.float32)
+
+        split = (d_model, config.num_heads, config.key_size)
+        query, key, value = (matrix(f"attn/{m}").reshape(split) for m in ("query", "key", "value"))
+        output = matrix("attn/linear").reshape(config.num_heads, config.key_size, d_model)
+        heads = tuple(
+            HeadWeights(query[:, h], key[:, h], value[:, h], output[h]) for h in range(config.num_heads)
+        )
+        layers.append(LayerWeights(heads, matrix("mlp/linear_1"), matrix("mlp/linear_2")))
+    return Weights(
+        token=np.array(params["token_embed"]["embeddings"], dtype=np.float32),
+        position=np.array(params["pos_embed"]["embeddings"], dtype=np.float32),
+        layers=tuple(layers),
+        unembed=_unembedding(assembled, d_model),
+        causal=config.causal,
+    )
+
+
+def _unembedding(assembled: AssembledTransformerModel, d_model: int) -> np.ndarray:
+    """The matrix of Tracr's unembedding, `[d_model, outputs]`."""
+
+    def unembed(residual: Any) -> Any:
+        return assembled.get_compiled_model().unembed(residual, use_unembed_argmax=False)
+
+    apply = hk.without_apply_rng(hk.transform(unembed)).apply
+    return np.array(apply(assembled.params, jnp.eye(d_model)), dtype=np.float32).reshape(d_model, -1)
