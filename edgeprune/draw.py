@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.graph import Comparison, Edge, Graph, Node
+from edgeprune.graph import EMBEDDINGS, Comparison, Edge, Graph, Node
 from edgeprune.store import write_atomically
 
 FORMATS: Final = ("svg", "png", "pdf")
@@ -62,7 +62,7 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison,
         x1, y1 = place[edge.destination.owner]
         x1 += _PORT_OFFSET[edge.destination.port]
         # Long edges bow outwards, so that they pass beside the nodes in between.
-        bow = 0.0 if y1 - y0 <= 1 and x0 == x1 else (0.18 if x1 <= x0 else -0.18)
+        bow = 0.0 if y1 - y0 <= 1 else (0.12 if x1 <= x0 else -0.12)
         arrow = FancyArrowPatch(
             (x0, y0 + 0.25), (x1, y1 - 0.3), connectionstyle=f"arc3,rad={bow}", arrowstyle="-|>", mutation_scale=10,
             color=colour, linestyle=line, linewidth=1.4, zorder=2,
@@ -81,15 +81,18 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison,
 
 
 def _places(graph: Graph) -> dict[Node, tuple[float, float]]:
-    """Where each node's box goes: a row for each stage, embeddings at the bottom, logits at the top."""
+    """Where each node's box goes: a row for each stage, a column for each head, and one more for the MLPs."""
     nodes = [*graph.sources, Node("logits")]
-    rows = sorted({node.stage for node in nodes})
-    columns = max(sum(node.stage == stage for node in nodes) for stage in rows)
+    rows = {stage: row for row, stage in enumerate(sorted({node.stage for node in nodes}))}
+    heads = 1 + max(node.head for node in nodes)
+    middle = {"logits": heads / 2, "m": float(heads)}
     place: dict[Node, tuple[float, float]] = {}
-    for row, stage in enumerate(rows):
-        members = [node for node in nodes if node.stage == stage]
-        for column, node in enumerate(members):
-            place[node] = (column + (columns - len(members)) / 2, float(row))
+    for column, node in enumerate(nodes):
+        if node.kind in EMBEDDINGS:
+            x = float(column)
+        else:
+            x = middle.get(node.kind, float(node.head))
+        place[node] = (1.3 * x, float(rows[node.stage]))
     return place
 
 

@@ -60,10 +60,10 @@ class Node:
     def stage(self) -> float:
         """When it happens: embeddings 0, attention of layer l 1 + 2l, its MLP 2 + 2l, logits last."""
         if self.kind in EMBEDDINGS:
-            return 0
+            return 0.0
         if self.kind == "logits":
             return float("inf")
-        return 1 + 2 * self.layer + (self.kind == "m")
+        return 1.0 + 2 * self.layer + (self.kind == "m")
 
     @property
     def owner(self) -> "Node":

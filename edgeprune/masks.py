@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.errors import ConfigError
@@ -52,10 +52,7 @@ class HardConcrete:
         """The deterministic mask of evaluation: the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13)."""
         return (torch.sigmoid(log_alpha) * (self.high - self.low) + self.low).clamp(0, 1)
 
-
-    def score(
-        self, log_alpha: Float[Tensor, "*shape"], uniform: Float[Tensor, "*sample"]
-    ) -> Float[Tensor, "*sample"]:
+    def score(self, log_alpha: Float[Tensor, "*shape"], uniform: Float[Tensor, "*sample"]) -> Float[Tensor, "*sample"]:
         """The derivative of log p(z) by `log_alpha`, for the likelihood-ratio gradient.
 
         The noise of a logistic has the score `2u - 1`; where the clamp hides u, its mean over all u that give the same z
@@ -69,14 +66,14 @@ class HardConcrete:
 
 @dataclass(frozen=True)
 class Draw:
-    """Mask samples, with what the gradient needs."""
+    """Mask samples, with what the gradient of an expectation over them needs."""
 
     mask: Float[Tensor, "sample source destination"]
-    noise: tuple[Float[Tensor, "sample *shape"], ...]
-    """u for each parameter."""
+    entries: Int[Tensor, "sample drawn"]
+    """The entries of log_alpha that each sample drew; one past the last stands for none."""
 
-    explored: tuple[Bool[Tensor, "sample *shape"], ...]
-    """Which entries of each parameter were drawn; the others stand at their rounded mean."""
+    noise: Float[Tensor, "sample drawn"]
+    """u for each of them."""
 
 
 class LearnedMask:
@@ -90,63 +87,66 @@ class LearnedMask:
     """
 
     def __init__(self, graph: Graph, hard_concrete: HardConcrete, *, initial: float, node_masks: bool) -> None:
-        self.graph, self.hard_concrete = graph, hard_concrete
-        self.exists = edge_exists(graph)
-        self.edges = torch.full(self.exists.shape, initial, requires_grad=True)
-        self.nodes = torch.full((len(graph.sources), 1), initial, requires_grad=True) if node_masks else None
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Every log_alpha: of edges `[source, destination]`, then of nodes `[source, 1]`."""
-        return [self.edges] if self.nodes is None else [self.edges, self.nodes]
+        self.graph, self.hard_concrete, self.node_masks = graph, hard_concrete, node_masks
+        self._rows, self._columns = torch.nonzero(edge_exists(graph), as_tuple=True)
+        self._edges = len(self._rows)
+        count = self._edges + (len(graph.sources) if node_masks else 0)
+        self.log_alpha: Float[Tensor, " entry"] = torch.full((count,), initial, requires_grad=True)
 
     def draw(self, samples: int, generator: torch.Generator, *, explored: float = 1.0) -> Draw:
-        """Sample masks, differentiable in the parameters.
+        """Sample masks, differentiable in `log_alpha`.
 
         Args:
             samples: how many.
             generator: the source of noise.
             explored: the share of entries that each sample draws; every other entry stands at its rounded mean, so that
-                a sample tells what its few drawn entries do among edges that are settled. 1 is plain sampling.
+                a sample tells what its few drawn entries do among edges that are settled. Entries take turns, so that
+                all are drawn about as often. 1 is plain sampling.
         """
-        noise: list[Tensor] = []
-        drawn: list[Tensor] = []
-        mask = torch.ones(())
-        for log_alpha in self.parameters:
-            uniform = torch.rand(samples, *log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
-            z = self.hard_concrete.sample(log_alpha, uniform)
-            chosen = torch.ones_like(z, dtype=torch.bool)
-            if explored < 1:
-                chosen = torch.rand(z.shape, generator=generator) < explored
-                z = torch.where(chosen, z, self._rounded(log_alpha))
-            noise.append(uniform)
-            drawn.append(chosen)
-            mask = mask * z
-        return Draw(mask, tuple(noise), tuple(drawn))
+        turns = max(1, round(1 / explored))
+        rounds, count = math.ceil(samples / turns), len(self.log_alpha)
+        drawn = math.ceil(count / turns)
+        order = torch.full((rounds, drawn * turns), count)
+        order[:, :count] = torch.rand(rounds, count, generator=generator).argsort(-1)
+        entries = order.view(rounds * turns, drawn)[:samples]
+        noise = torch.rand(entries.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+        padded = torch.cat([self.log_alpha, self.log_alpha.new_zeros(1)])
+        z = self.hard_concrete.sample(padded[entries], noise)
+        settled = torch.cat([self._settled(), padded.new_zeros(1)]).expand(samples, -1)
+        return Draw(self._assemble(settled.scatter(1, entries, z)[:, :count]), entries, noise)
 
-    def _rounded(self, log_alpha: Tensor) -> Tensor:
-        return (self.hard_concrete.mean(log_alpha.detach()) > 0.5).float()
+    def likelihood_ratio_gradient(self, draw: Draw, advantage: Float[Tensor, " sample"]) -> Float[Tensor, " entry"]:
+        """The mean of `advantage * d log p(z) / d log_alpha` over the samples that drew each entry.
+
+        Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.
+        """
+        count = len(self.log_alpha)
+        padded = torch.cat([self.log_alpha.detach(), self.log_alpha.new_zeros(1)])
+        terms = advantage[:, None] * self.hard_concrete.score(padded[draw.entries], draw.noise)
+        total = terms.new_zeros(count + 1).index_add_(0, draw.entries.flatten(), terms.flatten())
+        times = torch.bincount(draw.entries.flatten(), minlength=count + 1).clamp(min=1)
+        return (total / times)[:count]
+
+    def _settled(self) -> Tensor:
+        return (self.hard_concrete.mean(self.log_alpha.detach()) > 0.5).float()
+
+    def _assemble(self, entries: Float[Tensor, "*sample entry"]) -> Float[Tensor, "*sample source destination"]:
+        """Masks from the values of all entries, 0 where there is no edge."""
+        mask = entries.new_zeros(*entries.shape[:-1], len(self.graph.sources), len(self.graph.destinations))
+        mask[..., self._rows, self._columns] = entries[..., : self._edges]
+        return mask * entries[..., self._edges :, None] if self.node_masks else mask
 
     def rounded(self) -> Float[Tensor, "source destination"]:
-        """The mask of entries whose mean is above one half."""
-        mask = torch.ones(())
-        for log_alpha in self.parameters:
-            mask = mask * self._rounded(log_alpha)
-        return mask
+        """The mask that keeps the entries whose mean is above one half."""
+        return self._assemble(self._settled())
 
     def mean(self) -> Float[Tensor, "source destination"]:
         """The deterministic mask: means of edges times means of nodes, 0 where there is no edge."""
-        mask = self.exists.float()
-        for log_alpha in self.parameters:
-            mask = mask * self.hard_concrete.mean(log_alpha)
-        return mask
+        return self._assemble(self.hard_concrete.mean(self.log_alpha))
 
     def expected_edges(self) -> Float[Tensor, ""]:
         """How many edges are expected to be above 0."""
-        probability = self.exists.float()
-        for log_alpha in self.parameters:
-            probability = probability * self.hard_concrete.probability_positive(log_alpha)
-        return probability.sum()
+        return self._assemble(self.hard_concrete.probability_positive(self.log_alpha)).sum()
 
 
 def edge_exists(graph: Graph) -> Bool[Tensor, "source destination"]:

@@ -1,6 +1,6 @@
 """What a model must offer to have its circuit discovered."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,10 +19,11 @@ Sources = Float[Tensor, "source *lead batch pos d_model"]
 Mask = Float[Tensor, "*masks source destination"]
 """1 keeps an edge and 0 ablates it; entries that no edge stands behind are not read."""
 
-Outputs = Float[Tensor, "*lead batch pos vocab"]
+Outputs = Float[Tensor, "*runs batch pos vocab"]
 """Outputs before decoding: logits, or the value itself."""
 
 
+@runtime_checkable
 class MaskedModel(Protocol):
     """A frozen transformer whose edges can be ablated one by one.
 

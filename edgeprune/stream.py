@@ -22,7 +22,7 @@ class Slots:
     """Where each source's slots start; one more entry holds the total."""
 
     @staticmethod
-    def from_supports(supports: Sequence[Int[Tensor, " columns"]]) -> "Slots":
+    def from_supports(supports: Sequence[Int[Tensor, " _"]]) -> "Slots":
         """Slots for sources that write the given columns."""
         counts = [len(support) for support in supports]
         starts = [0]
@@ -62,12 +62,14 @@ class Stream:
         self._mask = mask
         self._slots = slots
         # Advanced indices split by slices put the slot dimension first.
-        self._ablated = None if ablated is None or mask is None else ablated[slots.source, ..., slots.column].movedim(0, -1)
+        self._ablated = (
+            None if ablated is None or mask is None else ablated[slots.source, ..., slots.column].movedim(0, -1)
+        )
         self._written: Tensor | None = None
         self._rows = 0
 
-    def write(self, contributions: Sequence[Float[Tensor, "*lead batch pos columns"]]) -> None:
-        """Append the next sources of the graph's order, each as the columns of its slots."""
+    def write(self, contributions: Sequence[Float[Tensor, "..."]]) -> None:
+        """Append the next sources of the graph's order, each as `[*lead, batch, pos, columns]` of its slots."""
         parts = [] if self._written is None else [self._written]
         for contribution in contributions:
             if self._ablated is None:

@@ -31,9 +31,7 @@ class Judge:
         seed: of the order in which pairs are run, and of their sample where they exceed PAIR_BUDGET.
     """
 
-    def __init__(
-        self, model: MaskedModel, dataset: Dataset, ablation: Ablation, *, atol: float, seed: int = 0
-    ) -> None:
+    def __init__(self, model: MaskedModel, dataset: Dataset, ablation: Ablation, *, atol: float, seed: int = 0) -> None:
         self.model, self.dataset, self.ablation, self.atol = model, dataset, ablation, atol
         generator = torch.Generator().manual_seed(seed)
         self._ablator = Ablator(model, dataset, ablation)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from edgeprune.graph import Edge, Graph, Node
@@ -69,9 +69,7 @@ class TracrModel:
     @property
     def structural(self) -> frozenset[Edge]:
         """The edges whose source writes where their destination reads; every other edge carries exactly zero."""
-        return frozenset(
-            edge for edge in self.graph.edges if self.structural_mask[self.graph.position(edge)]
-        )
+        return frozenset(edge for edge in self.graph.edges if self.structural_mask[self.graph.position(edge)])
 
     def sources(self, tokens: Tokens) -> Sources:
         """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
@@ -138,9 +136,7 @@ class TracrModel:
         return self.graph.source_index[Node(kind, layer, head)]  # pyright: ignore[reportArgumentType]
 
     def _layer(self, number: int, layer: LayerWeights) -> _Layer:
-        heads = tuple(
-            self._head(number, h, head) for h, head in enumerate(layer.heads) if np.any(head.output != 0)
-        )
+        heads = tuple(self._head(number, h, head) for h, head in enumerate(layer.heads) if np.any(head.output != 0))
         units = np.flatnonzero(np.any(layer.hidden != 0, axis=0) & np.any(layer.output != 0, axis=1))
         column = self.graph.destination_index[Node("m", number)]
         support = self._supports[self._source_row("m", number)]
@@ -192,7 +188,7 @@ def _read_matrices(weights: Weights) -> list[np.ndarray]:
     return [*read, weights.unembed]
 
 
-def _structural(graph: Graph, written: list[np.ndarray], read: list[np.ndarray]) -> Int[Tensor, "source destination"]:
+def _structural(graph: Graph, written: list[np.ndarray], read: list[np.ndarray]) -> Bool[Tensor, "source destination"]:
     """True where an edge's `W_out @ W_in` is not zero."""
     structural = torch.zeros(len(graph.sources), len(graph.destinations), dtype=torch.bool)
     for edge in graph.edges:

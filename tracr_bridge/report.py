@@ -203,11 +203,15 @@ def write_page(recovery: Recovery, path: Path) -> None:
     picture = io.StringIO()
     recovery_figure(recovery).savefig(picture, format="svg", metadata={"Date": None})
     svg = picture.getvalue()
-    page = jinja2.Environment(autoescape=True).from_string(_PAGE).render(
-        title=f"{recovery.program.name}, {recovery.reference.ablation} ablation",
-        doc=recovery.program.doc,
-        summary=summary_rows(recovery),
-        picture=svg[svg.index("<svg") :],
-        edges=edge_rows(recovery),
+    page = (
+        jinja2.Environment(autoescape=True)
+        .from_string(_PAGE)
+        .render(
+            title=f"{recovery.program.name}, {recovery.reference.ablation} ablation",
+            doc=recovery.program.doc,
+            summary=summary_rows(recovery),
+            picture=svg[svg.index("<svg") :],
+            edges=edge_rows(recovery),
+        )
     )
     write_atomically(path, lambda file: file.write(page.encode()))

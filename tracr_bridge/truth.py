@@ -211,16 +211,14 @@ def _enumerate(judge: Judge, graph: Graph, edges: Sequence[Edge]) -> tuple[list[
     if int(screened.sum()) * judge.pairs > ROW_BUDGET:
         return None
     passed = torch.nonzero(screened)[:, 0]
-    verdict = torch.cat([
-        judge.reproduces(_masks(graph, edges, subsets[rows])) for rows in passed.split(2048)
-    ]) if len(passed) else torch.zeros(0, dtype=torch.bool)
+    verdict = (
+        torch.cat([judge.reproduces(_masks(graph, edges, subsets[rows])) for rows in passed.split(2048)])
+        if len(passed)
+        else torch.zeros(0, dtype=torch.bool)
+    )
     kept = subsets[passed[verdict]].numpy()
-    sufficient = {
-        frozenset(edge for edge, keep in zip(edges, row, strict=True) if keep) for row in kept
-    }
-    found = [
-        chosen for chosen in sufficient if not any(live_edges(chosen - {edge}) in sufficient for edge in chosen)
-    ]
+    sufficient = {frozenset(edge for edge, keep in zip(edges, row, strict=True) if keep) for row in kept}
+    found = [chosen for chosen in sufficient if not any(live_edges(chosen - {edge}) in sufficient for edge in chosen)]
     return found, len(subsets)
 
 

@@ -64,9 +64,7 @@ def extract_weights(assembled: AssembledTransformerModel) -> Weights:
         split = (d_model, config.num_heads, config.key_size)
         query, key, value = (matrix(f"attn/{m}").reshape(split) for m in ("query", "key", "value"))
         output = matrix("attn/linear").reshape(config.num_heads, config.key_size, d_model)
-        heads = tuple(
-            HeadWeights(query[:, h], key[:, h], value[:, h], output[h]) for h in range(config.num_heads)
-        )
+        heads = tuple(HeadWeights(query[:, h], key[:, h], value[:, h], output[h]) for h in range(config.num_heads))
         layers.append(LayerWeights(heads, matrix("mlp/linear_1"), matrix("mlp/linear_2")))
     return Weights(
         token=np.array(params["token_embed"]["embeddings"], dtype=np.float32),

@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import Draw, HardConcrete, LearnedMask, edges_of
+from edgeprune.masks import HardConcrete, LearnedMask, edges_of
 from edgeprune.methods.method import Discovery, Record
 from edgeprune.methods.objective import Loss, Objective, draw_batch
 from edgeprune.model import MaskedModel
@@ -114,43 +113,29 @@ def prune_with_penalty(
     )
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
-    optimizer = torch.optim.Adam(masks.parameters, lr=config.learning_rate, betas=config.betas)
+    optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate, betas=config.betas)
     history: list[Record] = []
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, 2 * (1 - step / config.steps))
         batch = draw_batch(dataset, config.batch_size, generator)
         draw = masks.draw(config.mask_samples, generator, explored=config.explored)
         ablated = ablator(batch)
-        optimizer.zero_grad()
         penalty = config.penalty * min(1, step / (config.penalty_warmup * config.steps))
-        (penalty * masks.expected_edges()).backward()
         if config.gradient == "path":
-            loss = objective(model(batch.clean, draw.mask, ablated), batch)
-            loss.mean().backward()
+            losses = objective(model(batch.clean, draw.mask, ablated), batch)
+            (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
         else:
             with torch.no_grad():
                 # The baseline rides along as one more mask.
                 trial = torch.cat([masks.rounded()[None], draw.mask])
-                losses = objective(model(batch.clean, trial, ablated), batch)
-                baseline, loss = losses[0], losses[1:]
-                _add_likelihood_ratio(masks, draw, loss - baseline)
+                baseline, losses = objective(model(batch.clean, trial, ablated), batch).tensor_split([1])
+                gradient = masks.likelihood_ratio_gradient(draw, losses - baseline)
+        expected = masks.expected_edges()
+        (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
+        masks.log_alpha.grad = gradient + penalty * penalty_gradient
         optimizer.step()
         with torch.no_grad():
-            for log_alpha in masks.parameters:
-                log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
-            history.append(Record(step, float(loss.mean()), float(masks.expected_edges())))
-    mean = masks.mean().detach()
+            masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
+        history.append(Record(step, float(losses.detach().mean()), float(expected.detach())))
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, masks.rounded() > 0))
-    return Discovery(circuit, mean, tuple(history))
-
-
-def _add_likelihood_ratio(masks: LearnedMask, draw: Draw, advantage: Tensor) -> None:
-    """Add to every log_alpha's gradient the mean of `advantage * d log p / d log_alpha` over the samples that drew it.
-
-    Williams, "Simple statistical gradient-following algorithms", 1992, eq. 5, for the hard concrete distribution.
-    """
-    for log_alpha, noise, explored in zip(masks.parameters, draw.noise, draw.explored, strict=True):
-        score = masks.hard_concrete.score(log_alpha, noise) * explored
-        drawn = explored.sum(0).clamp(min=1)
-        gradient = torch.einsum("m,msd->sd", advantage, score) / drawn
-        log_alpha.grad = gradient if log_alpha.grad is None else log_alpha.grad + gradient
+    return Discovery(circuit, masks.mean().detach(), tuple(history))

@@ -14,7 +14,7 @@ the paper's Tracr runs scaled to one configuration; the paper tunes one a progra
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import HardConcrete, LearnedMask, edges_of
+from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of
 from edgeprune.methods.method import Discovery, Record
 from edgeprune.methods.objective import Loss, Objective, draw_batch
 from edgeprune.model import MaskedModel
@@ -101,11 +101,11 @@ def prune_to_target(
         model.graph, config.hard_concrete, initial=config.initial_log_alpha, node_masks=config.node_masks
     )
     with torch.no_grad():
-        for log_alpha in masks.parameters:
-            log_alpha.add_(config.initial_spread * torch.randn(log_alpha.shape, generator=generator))
+        masks.log_alpha.add_(config.initial_spread * torch.randn(masks.log_alpha.shape, generator=generator))
+    exists = edge_exists(model.graph)
     multipliers = torch.zeros(2, requires_grad=True)
     groups = [
-        {"params": masks.parameters, "lr": config.learning_rate},
+        {"params": [masks.log_alpha], "lr": config.learning_rate},
         {"params": [multipliers], "lr": config.lagrangian_learning_rate, "maximize": True},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
@@ -118,22 +118,22 @@ def prune_to_target(
         mask = masks.draw(1, generator).mask[0]
         loss = objective(model(batch.clean, mask, ablator(batch)), batch)
         target = config.target_sparsity * min(1, step / (config.sparsity_warmup * config.steps))
-        short = target - (1 - mask[masks.exists].mean())
+        short = target - (1 - mask[exists].mean())
         optimizer.zero_grad()
         (loss + multipliers[0] * short + multipliers[1] * short**2).backward()
-        torch.nn.utils.clip_grad_norm_([*masks.parameters, multipliers], config.largest_gradient_norm)
+        torch.nn.utils.clip_grad_norm_([masks.log_alpha, multipliers], config.largest_gradient_norm)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            history.append(Record(step, float(loss), float(masks.expected_edges())))
+            history.append(Record(step, float(loss.detach()), float(masks.expected_edges())))
     mean = masks.mean().detach()
-    kept = keep_by_mean_sparsity(mean, masks.exists)
+    kept = keep_by_mean_sparsity(mean, exists)
     return Discovery(Circuit(model.graph, ablation, edges_of(model.graph, kept)), mean, tuple(history))
 
 
 def keep_by_mean_sparsity(
-    mean: Float[Tensor, "source destination"], exists: Tensor
-) -> Float[Tensor, "source destination"]:
+    mean: Float[Tensor, "source destination"], exists: Bool[Tensor, "source destination"]
+) -> Bool[Tensor, "source destination"]:
     """The edges above the threshold at which as many are kept as the mean mask keeps in sum."""
     count = round(float(mean[exists].sum()))
     ranked = torch.sort(mean[exists], descending=True).values

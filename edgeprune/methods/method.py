@@ -1,7 +1,7 @@
 """The signature that all discovery methods share, and what they return."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +33,7 @@ class Discovery:
     history: tuple[Record, ...]
 
 
+@runtime_checkable
 class Method(Protocol):
     """Finds a circuit from a model and inputs alone: no truth, no structure, no program's name."""
 

@@ -38,9 +38,7 @@ class Objective:
         self._logit_scale = logit_scale
         self._logits = dataset.logits
 
-    def __call__(
-        self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch
-    ) -> Float[Tensor, "*masks"]:
+    def __call__(self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch) -> Float[Tensor, "*masks"]:
         """The loss of each mask."""
         if self._loss == "worst":
             worst = largest_difference(outputs, batch.target, batch.scored).amax(-1)
