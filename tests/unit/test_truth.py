@@ -1,0 +1,155 @@
+"""Certified truths: golden edges and counts, and a search of all subsets by single plain runs."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tracr.compiler import lib
+from tracr.rasp import rasp
+
+from edgeprune.ablation import Ablator
+from edgeprune.errors import DegenerateProgram
+from edgeprune.graph import Circuit, Edge
+from edgeprune.masks import mask_of
+from tracr_bridge import rasp_program
+from tracr_bridge.catalogue import catalogue
+from tracr_bridge.compile import compile_program
+from tracr_bridge.recover import certify, closest, reconcile
+from tracr_bridge.truth import derive_truth, is_true_circuit
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
+
+
+@pytest.mark.parametrize("name", GOLDEN["counts"])
+def test_certified_edges_number_as_published(compiled, truth, name):
+    expected = GOLDEN["counts"][name]
+    model = compiled(name).model
+    assert expected.get("total", model.graph.total) == model.graph.total
+    assert expected.get("structural", len(model.structural)) == len(model.structural)
+    for ablation in ("zero", "resample"):
+        found = truth(name, ablation)
+        assert len(found.circuit) == expected[ablation]
+        assert found.certificate.status == "unique"
+        assert found.certificate.exhaustive
+
+
+@pytest.mark.parametrize(("name", "ablation"), [(n, a) for n, by in GOLDEN["edges"].items() for a in by])
+def test_certified_edges_are_these(truth, name, ablation):
+    assert truth(name, ablation).circuit.names() == GOLDEN["edges"][name][ablation]
+
+
+@pytest.mark.parametrize(("length", "edges"), [(3, {"zero": 11, "resample": 2}), (5, {"zero": 9})])
+def test_reverse_at_one_length_of_five(length, edges):
+    @rasp_program(vocab=("a", "b", "c"), max_seq_len=5, min_seq_len=length, valid=lambda t: len(t) == length)
+    def reverse() -> rasp.SOp:
+        """The input backwards."""
+        return lib.make_reverse(rasp.tokens)
+
+    program = compile_program(reverse)
+    for ablation, count in edges.items():
+        assert len(certify(program, ablation).circuit) == count
+
+
+def reproduces_alone(program, ablation, kept) -> bool:
+    """One mask, one pair at a time, and no shortcut."""
+    dataset, model = program.dataset, program.model
+    mask = mask_of(model.graph, kept)
+    ablator = Ablator(model, dataset, ablation)
+    rows = range(len(dataset))
+    pairs = itertools.product(rows, rows) if ablation == "resample" else zip(rows, rows, strict=True)
+    for clean, corrupted in pairs:
+        if dataset.group[clean] != dataset.group[corrupted]:
+            continue
+        batch = dataset.take(torch.tensor([clean]), torch.tensor([corrupted]))
+        difference = (model(batch.clean, mask, ablator(batch)) - batch.target).abs().amax(-1)
+        if float(difference[batch.scored].max()) > 1e-2:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+def test_enumeration_agrees_with_a_plain_search_of_all_structural_subsets(ablation):
+    small = replace(catalogue()["xproportion"], max_seq_len=2)
+    program = compile_program(small)
+    structural = sorted(program.model.structural)
+    subsets = [frozenset(s) for n in range(len(structural) + 1) for s in itertools.combinations(structural, n)]
+    sufficient = {s for s in subsets if reproduces_alone(program, ablation, s)}
+    expected = {s for s in sufficient if not any(s - {e} in sufficient for e in s)}
+    found = certify(program, ablation)
+    assert {circuit.edges for circuit in found.certificate.circuits} == expected
+    assert found.certificate.status == ("unique" if len(expected) == 1 else "ambiguous")
+    assert found.certificate.enumerated > 0
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("name", ["sort", "induction", "nary_sequencemap"])
+def test_elimination_ends_where_enumeration_does(compiled, truth, name, ablation, monkeypatch):
+    program = compiled(name)
+    monkeypatch.setattr("tracr_bridge.truth.SUBSET_BUDGET", 1)
+    model = program.model
+    eliminated = derive_truth(model, program.dataset, model.structural, model.read, ablation, orders=16)
+    enumerated = truth(name, ablation)
+    assert eliminated.certificate.enumerated == 0
+    assert eliminated.certificate.orders == 16
+    assert {c.edges for c in eliminated.certificate.circuits} <= {c.edges for c in enumerated.certificate.circuits}
+    if enumerated.certificate.status == "unique":
+        assert eliminated.certificate.status == "minimal"
+
+
+def test_every_circuit_of_an_ambiguous_certificate_is_true(compiled, truth):
+    found = truth("shuffle_dyck1", "zero")
+    certificate = found.certificate
+    assert certificate.status == "ambiguous"
+    assert len(certificate.candidate) == 26
+    assert len(found.circuit) == 19
+    assert {24} <= {len(circuit) for circuit in certificate.circuits}
+    for circuit in certificate.circuits:
+        assert circuit.edges <= compiled("shuffle_dyck1").model.structural
+        assert is_true_circuit(found.judge, circuit.graph, circuit.edges)
+    assert not is_true_circuit(found.judge, found.circuit.graph, certificate.candidate.edges)
+
+
+def test_the_gap_is_between_taking_an_edge_out_and_leaving_the_others_out(compiled, truth):
+    found = truth("xproportion", "zero")
+    masks = [mask_of(found.circuit.graph, found.circuit.edges - {edge}) for edge in found.circuit.edges]
+    effects = found.judge.differences(torch.stack(masks))
+    assert found.certificate.gap.kept == pytest.approx(float(effects.min()))
+    assert found.certificate.gap.kept > 0.5 > 1e-4 > found.certificate.gap.dropped
+
+
+def test_a_second_true_circuit_makes_a_minimal_certificate_ambiguous(truth):
+    found = truth("shuffle_dyck1", "zero")
+    one, other = found.certificate.circuits[:2]
+    claimed = replace(found, certificate=replace(found.certificate, status="minimal", circuits=(one,)))
+    corrected = reconcile(claimed, other)
+    assert corrected.certificate.status == "ambiguous"
+    assert set(corrected.certificate.circuits) == {one, other}
+    assert closest(corrected, other) == other
+
+
+def test_what_is_not_true_changes_no_certificate(truth):
+    found = truth("shuffle_dyck1", "zero")
+    graph = found.circuit.graph
+    for edges in (frozenset[Edge](), frozenset(graph.edges), found.certificate.candidate.edges):
+        assert reconcile(found, Circuit(graph, "zero", edges)) is found
+
+
+def test_an_empty_circuit_is_refused_as_nothing_could_fail_on_it(compiled):
+    with pytest.raises(DegenerateProgram, match="length gives the same output with every edge ablated"):
+        certify(compiled("length"), "resample")
+
+
+def test_a_sample_of_pairs_is_said_to_be_one(compiled, monkeypatch):
+    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 500)
+    certificate = certify(compiled("hist"), "resample").certificate
+    assert (certificate.pairs, certificate.exhaustive) == (500, False)
+
+
+def test_the_cost_grows_with_structural_edges_not_with_all(compiled, truth):
+    small, large = compiled("sort").model, compiled("sort_freq").model
+    assert large.graph.total > 2 * small.graph.total
+    rows = {name: truth(name, "resample").judge.rows for name in ("sort", "sort_freq")}
+    assert rows["sort_freq"] / rows["sort"] < len(large.structural) / len(small.structural) * 1.5
