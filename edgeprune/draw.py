@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +14,7 @@ from edgeprune.store import write_atomically
 
 FORMATS: Final = ("svg", "png", "pdf")
 
-_STYLES: Final = {
+_STYLES: Final[dict[str, tuple[str, Literal["-", "--", ":"]]]] = {
     "true": ("#1b6e3c", "-"),
     "missing": ("#b3261e", "--"),
     "extra": ("#c77700", ":"),
@@ -44,8 +44,8 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison,
     Sources write from the top of their box; a head's q, k and v are read at its bottom, left to right.
     """
     found = set(found)
-    kinds = {edge: "true" for edge in found - comparison.extra}
-    kinds |= {edge: "extra" for edge in comparison.extra} | {edge: "missing" for edge in comparison.missing}
+    kinds = dict.fromkeys(found - comparison.extra, "true")
+    kinds |= dict.fromkeys(comparison.extra, "extra") | dict.fromkeys(comparison.missing, "missing")
     place = _places(graph)
     width = max(x for x, _ in place.values()) + 2
     height = max(y for _, y in place.values()) + 2
@@ -88,10 +88,7 @@ def _places(graph: Graph) -> dict[Node, tuple[float, float]]:
     middle = {"logits": heads / 2, "m": float(heads)}
     place: dict[Node, tuple[float, float]] = {}
     for column, node in enumerate(nodes):
-        if node.kind in EMBEDDINGS:
-            x = float(column)
-        else:
-            x = middle.get(node.kind, float(node.head))
+        x = float(column) if node.kind in EMBEDDINGS else middle.get(node.kind, float(node.head))
         place[node] = (1.3 * x, float(rows[node.stage]))
     return place
 

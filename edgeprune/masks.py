@@ -49,14 +49,14 @@ class HardConcrete:
         return torch.sigmoid(log_alpha - self.temperature * math.log((1 - self.low) / (self.high - 1)))
 
     def mean(self, log_alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The deterministic mask of evaluation: the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13)."""
+        """The mask of evaluation: the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13)."""
         return (torch.sigmoid(log_alpha) * (self.high - self.low) + self.low).clamp(0, 1)
 
     def score(self, log_alpha: Float[Tensor, "*shape"], uniform: Float[Tensor, "*sample"]) -> Float[Tensor, "*sample"]:
         """The derivative of log p(z) by `log_alpha`, for the likelihood-ratio gradient.
 
-        The noise of a logistic has the score `2u - 1`; where the clamp hides u, its mean over all u that give the same z
-        takes its place, which has the same expectation and less variance.
+        The noise of a logistic has the score `2u - 1`; where the clamp hides u, its mean over all u that give the
+        same z takes its place, which has the same expectation and less variance.
         """
         z = self.sample(log_alpha, uniform)
         zero, one = 1 - self.probability_positive(log_alpha), self.probability_one(log_alpha)
@@ -135,6 +135,13 @@ class LearnedMask:
         mask = entries.new_zeros(*entries.shape[:-1], len(self.graph.sources), len(self.graph.destinations))
         mask[..., self._rows, self._columns] = entries[..., : self._edges]
         return mask * entries[..., self._edges :, None] if self.node_masks else mask
+
+    def is_settled(self, *, probability: float = 0.95) -> bool:
+        """Whether every entry is 1, or is 0, with at least this probability."""
+        log_alpha = self.log_alpha.detach()
+        on = self.hard_concrete.probability_one(log_alpha) >= probability
+        off = self.hard_concrete.probability_positive(log_alpha) <= 1 - probability
+        return bool((on | off).all())
 
     def rounded(self) -> Float[Tensor, "source destination"]:
         """The mask that keeps the entries whose mean is above one half."""

@@ -10,7 +10,7 @@ def largest_difference(
     target: Float[Tensor, "*other batch pos vocab"],
     scored: Bool[Tensor, "*other batch pos"],
 ) -> Float[Tensor, "*lead batch"]:
-    """The largest absolute difference of each input, over its scored positions and all outputs; 0 where none is scored."""
+    """The largest absolute difference of each input over its scored positions and all outputs, 0 if none is scored."""
     difference = (outputs - target).abs().amax(-1)
     # A masked run may blow up to infinity or NaN: that is as far from reproducing as can be.
     difference = torch.nan_to_num(difference, nan=torch.inf)

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from edgeprune.errors import EdgePruneError
 
@@ -13,7 +13,7 @@ class UnwritableFile(EdgePruneError):
     """A file that cannot be written where it was asked for."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write to a temporary file beside `path`, then rename it: whatever stood there stays whole until then.
 
     Raises:
@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             name = file.name
-            write(file)
+            write(file.file)
         os.replace(name, path)
     except OSError as error:
         raise UnwritableFile(f"Expected a file that can be written; got {str(path)!r}: {error.strerror}") from error

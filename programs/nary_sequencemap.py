@@ -5,6 +5,7 @@ from tracr_bridge import rasp_program
 
 
 def mix(token: int, previous: int, position: int) -> int:
+    """A function of three values."""
     return (token + 2 * previous + position) % 3
 
 

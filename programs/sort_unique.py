@@ -7,6 +7,7 @@ from tracr_bridge import rasp_program
 
 
 def distinct(tokens: tuple[Any, ...]) -> bool:
+    """Whether no token occurs twice."""
     return len(set(tokens)) == len(tokens)
 
 

@@ -100,7 +100,8 @@ def compile_program(program: Program, *, budget: int = INPUT_BUDGET, seed: int =
         scored[row, 1 : len(output) + 1] = torch.tensor([value is not None for value in output])
     with torch.no_grad():
         target = model(tokens)
-    dataset = Dataset(tokens=tokens, scored=scored, target=target, group=group)
+    logits = rasp.is_categorical(program.expression())
+    dataset = Dataset(tokens=tokens, scored=scored, target=target, group=group, logits=logits)
     return Compiled(program, assembled, model, domain, expected, dataset)
 
 

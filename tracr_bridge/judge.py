@@ -89,7 +89,7 @@ class Judge:
 
     @torch.no_grad()
     def edges_agree(self, read: Sequence[Tensor]) -> Bool[Tensor, "source destination"]:
-        """Whether each source's clean and ablated values look the same to each destination on every pair, in a plain run.
+        """Whether a source's clean and ablated values look the same to a destination on every pair, in a plain run.
 
         Args:
             read: the weights `[d_model, out]` that each destination reads with.

@@ -80,8 +80,8 @@ def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
 def reconcile(truth: Truth, found: Circuit) -> Truth:
     """`truth`, with `found` added where running it proves it a true circuit that was not known.
 
-    A `unique` certificate leaves no room for one. A `minimal` one does: it claimed one true circuit without enumerating,
-    and a second makes it `ambiguous`.
+    A `unique` certificate leaves no room for one. A `minimal` one does: it claimed one true circuit without
+    enumerating, and a second makes it `ambiguous`.
     """
     certificate = truth.certificate
     known = {circuit.edges for circuit in certificate.circuits}

@@ -171,9 +171,9 @@ def derive_truth(
 def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> frozenset[Edge]:
     """Edges that carry the same clean and ablated, whatever else is ablated; no true circuit holds one.
 
-    An embedding does not depend on any mask, and neither does a node all of whose inputs are inert. Where such a source's
-    clean and ablated values look the same to a destination on the whole domain, the edge is inert, told without a masked
-    run.
+    An embedding does not depend on any mask, and neither does a node all of whose inputs are inert. Where such a
+    source's clean and ablated values look the same to a destination on the whole domain, the edge is inert, and told to
+    be without a masked run.
     """
     graph = judge.model.graph
     agree = judge.edges_agree(read)
@@ -227,7 +227,7 @@ def _eliminate(
 ) -> list[frozenset[Edge]]:
     """True circuits at which seeded orders of elimination end, all orders run abreast.
 
-    Each order takes edges out one at a time, from all of them, wherever the rest still reproduces, until no edge can go.
+    Each order takes edges out one at a time, from all of them, where the rest still reproduces, until no edge can go.
     The last order tries the edges outside `candidate` first, so that it ends in the candidate where that is true.
     """
     rng = np.random.default_rng(seed)

@@ -5,13 +5,13 @@ Bhaskar et al., "Finding Transformer Circuits with Edge Pruning", arXiv:2406.167
 with the target t warmed up linearly. The circuit keeps the edges above the threshold at which the discrete sparsity
 equals that of the mean mask.
 
-Note: as in the paper's code, s is the sparsity of the sampled mask rather than of its expectation, one mask sample a step
-is shared by the batch, AdamW keeps a weight decay of 0.01 on log_alpha and lambda, gradients are clipped at norm 1, and
-learning rates warm up and then fall linearly to 0. The lambdas have no sign constraint. Steps and warm-ups are those of
-the paper's Tracr runs scaled to one configuration; the paper tunes one a program.
+Note: as in the paper's code, s is the sparsity of the sampled mask rather than of its expectation, one mask sample a
+step is shared by the batch, AdamW keeps a weight decay of 0.01 on log_alpha and lambda, gradients are clipped at norm 1,
+and learning rates warm up and then fall linearly to 0. The lambdas have no sign constraint. Warm-ups are the shares of
+the steps that they are in the paper's GPT-2 runs. One configuration serves all programs, where the paper tunes one each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -74,7 +74,7 @@ class TargetConfig:
     logit_scale: float = 1.0
     """Logits are multiplied by this before the divergence."""
 
-    hard_concrete: HardConcrete = HardConcrete()
+    hard_concrete: HardConcrete = field(default_factory=HardConcrete)
     """The masks' distribution (paper)."""
 
     def __post_init__(self) -> None:

@@ -50,6 +50,6 @@ class Objective:
 
 
 def draw_batch(dataset: Dataset, size: int, generator: torch.Generator) -> Batch:
-    """`size` inputs without replacement (all of them, where there are fewer), each with a corrupted input of its group."""
+    """`size` inputs without replacement, or all where there are fewer, each with a corrupted input of its group."""
     clean = torch.randperm(len(dataset), generator=generator)[:size]
     return dataset.take(clean, dataset.partners(clean, generator))

@@ -1,0 +1,173 @@
+"""The command line, in process: exit status, JSON, tables and one-line complaints."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tracr_bridge.cli import main
+
+ONE = """
+from tracr.rasp import rasp
+from tracr_bridge import rasp_program
+
+@rasp_program(vocab=("a", "b"), max_seq_len=2{more})
+def mine() -> rasp.SOp:
+    "The token before."
+    return {body}
+"""
+BEFORE = "rasp.Aggregate(rasp.Select(rasp.indices, rasp.indices, lambda k, q: k == q - 1), rasp.tokens)"
+
+
+@pytest.fixture
+def program_file(tmp_path):
+    def write(body: str = BEFORE, more: str = "") -> str:
+        (tmp_path / "mine.py").write_text(ONE.format(body=body, more=more))
+        return f"{tmp_path / 'mine.py'}:mine"
+
+    return write
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_teaches_and_imports_nothing_heavy():
+    code = (
+        "import sys; from tracr_bridge.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(sorted({'jax', 'torch', 'tracr', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "edgeprune recover reverse" in result.stdout
+    assert "Exit status: 0" in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_programs_are_listed_as_a_table_and_as_json(capsys):
+    status, out, _ = run(capsys, "programs")
+    assert status == 0
+    assert "xproportion" in out
+    status, out, _ = run(capsys, "programs", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(out)["programs"]}
+    assert listed["reverse"]["doc"] == "The input backwards."
+
+
+def test_verify_of_ones_own_file(capsys, program_file):
+    status, out, _ = run(capsys, "verify", program_file(), "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["equal"] is True
+    assert found["inputs"] == 6
+    assert found["max_abs_diff"] < 1e-4
+    status, out, _ = run(capsys, "verify", program_file())
+    assert "RASP = Tracr = PyTorch" in out
+
+
+def test_truth_lists_edges_and_the_certificate(capsys, program_file):
+    status, out, _ = run(capsys, "truth", program_file(), "--ablation", "resample", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["edges"] == ["tok->a0.h0.v", "a0.h0->logits"]
+    assert (found["structural"], found["total"]) == (6, 13)
+    certificate = found["certificate"]
+    assert {"status", "inputs", "pairs", "exhaustive", "atol", "gap"} <= certificate.keys()
+    assert certificate["status"] == "unique"
+    assert certificate["pairs"] == 2**2 + 4**2
+    status, out, _ = run(capsys, "truth", program_file())
+    assert "every subset that could be a circuit was run" in out.replace("\n", " ") or "unique" in out
+
+
+def test_recover_compares_and_draws(capsys, program_file, tmp_path):
+    picture, page = tmp_path / "p.svg", tmp_path / "p.html"
+    spec = program_file()
+    status, out, err = run(
+        capsys, "recover", spec, "--json", "--seed", "1", "--picture", str(picture), "--report", str(page)
+    )
+    found = json.loads(out)
+    assert status == 0
+    assert found["exact"] is True
+    assert (found["missing"], found["extra"]) == ([], [])
+    assert found["found"] == found["truth"]
+    assert found["seconds"].keys() == {"compile", "truth", "discover"}
+    assert str(picture) in err
+    assert "<svg" in picture.read_text()
+    text = page.read_text()
+    assert "<svg" in text
+    assert "a0.h0-&gt;logits" in text
+    assert "src=" not in text
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["mine.py", "p.html", "p.svg"]
+
+
+def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, program_file, monkeypatch):
+    from edgeprune import methods
+    from edgeprune.graph import Circuit, Edge
+    from edgeprune.methods import Discovery
+
+    def wrong(model, dataset, ablation, *, seed=0, progress=False):
+        edges = frozenset(map(Edge.parse, ["tok->a0.h0.v", "tok->m0"]))
+        mask = model.structural_mask.float()
+        return Discovery(Circuit(model.graph, ablation, edges), mask, ())
+
+    monkeypatch.setattr(methods, "METHODS", {"wrong": wrong})
+    status, out, _ = run(capsys, "recover", program_file(), "--method", "wrong")
+    assert status == 1
+    assert "not exact: 3 missing, 1 extra" in out
+
+
+BAD = [
+    (["recover", "revers"], "did you mean reverse?"),
+    (["verify", "no/such/file.py:f"], "there is no file"),
+    (["truth", "reverse", "--ablation", "noise"], "among zero, mean, resample; got 'noise'"),
+    (["recover", "reverse", "--ablation", "noise"], "among zero, mean, resample; got 'noise'"),
+    (["recover", "reverse", "--method", "magic"], "among edge-pruning, edge-pruning-target; got 'magic'"),
+    (["recover", "reverse", "--picture", "circuit.gif"], "a picture ending in svg, png, pdf"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message for _, message in BAD])
+def test_unusable_input_is_one_line_on_standard_error_and_status_2(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("edgeprune: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["discover"], ["recover"], ["recover", "reverse", "--seed", "x"], ["truth", "reverse", "--fast"]]
+)
+def test_unusable_arguments_are_one_line_too(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert (caught.value.code, captured.out) == (2, "")
+    assert captured.err.count("\n") == 1
+    assert "--help" in captured.err
+
+
+BAD_PROGRAMS = [
+    ("3", "", "it returns int; a program returns a rasp.SOp"),
+    ("rasp.Map(lambda x: 1 / 0, rasp.tokens)", "", "RASP's interpreter raises"),
+    ("rasp.Map(lambda x: 1, rasp.tokens)", "", "nothing could fail on it"),
+    ("rasp.tokens + rasp.length", "", "rasp.length is not compiled"),
+    ("rasp.tokens", ", min_seq_len=0", "min_seq_len is 0"),
+    ("rasp.tokens", ", valid=lambda tokens: False", "its domain is empty"),
+]
+
+
+@pytest.mark.parametrize(("body", "more", "message"), BAD_PROGRAMS, ids=[m for _, _, m in BAD_PROGRAMS])
+def test_an_unusable_program_of_ones_own_is_one_line_too(capsys, program_file, body, more, message):
+    status, _, err = run(capsys, "truth", program_file(body, more))
+    assert status == 2
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_picture_that_cannot_be_written_is_reported(capsys, program_file):
+    status, _, err = run(capsys, "recover", program_file(), "--json", "--picture", "/no/such/folder/p.svg")
+    assert status == 2
+    assert "Expected a file that can be written" in err

@@ -1,0 +1,134 @@
+"""Discovery methods: seeds, settings and what they hand back."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edgeprune import methods
+from edgeprune.errors import ConfigError, UnknownMethod
+from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
+from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.objective import LOSSES, Objective, draw_batch
+
+FEW = PenaltyConfig(steps=5)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_has_the_one_signature(name):
+    parameters = inspect.signature(methods.METHODS[name]).parameters
+    assert list(parameters)[:3] == ["model", "dataset", "ablation"]
+    assert {"seed", "progress"} <= parameters.keys()
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UnknownMethod, match="Expected a method among edge-pruning, .*; got 'magic'"):
+        methods.find_method("magic")
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("method", [prune_with_penalty, prune_to_target])
+def test_the_same_seed_gives_the_same_masks_and_another_seed_does_not(compiled, method, ablation):
+    program = compiled("hist")
+    config = FEW if method is prune_with_penalty else TargetConfig(steps=5)
+
+    def run(seed):
+        return method(program.model, program.dataset, ablation, seed=seed, config=config)
+
+    assert torch.equal(run(3).scores, run(3).scores)
+    assert run(3).history == run(3).history != run(4).history
+
+
+def test_threads_do_not_change_the_circuit(compiled):
+    program = compiled("xproportion")
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(prune_with_penalty(program.model, program.dataset, "zero").circuit)
+    torch.set_num_threads(1)
+    assert found[0] == found[1]
+
+
+def test_the_history_ends_where_every_entry_is_settled(compiled):
+    program = compiled("shift_by")
+    discovery = prune_with_penalty(program.model, program.dataset, "resample")
+    assert len(discovery.history) < PenaltyConfig().steps
+    assert discovery.history[-1].expected_edges == pytest.approx(len(discovery.circuit), abs=0.5)
+    assert discovery.history[-1].loss < discovery.history[10].loss + 1e-6
+    assert all(score < 0.5 or score > 0.5 for score in discovery.scores.flatten().tolist())
+
+
+def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
+    program = compiled("xproportion")
+    config = replace(
+        PenaltyConfig(), gradient="path", loss="divergence", explored=1.0, initial_log_alpha=5.0, node_masks=True,
+        mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
+    )  # fmt: skip
+    found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
+    assert found.circuit == truth("xproportion", "resample").circuit
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_the_target_sparsity_is_met(compiled, sparsity):
+    program = compiled("reverse")
+    found = prune_to_target(
+        program.model, program.dataset, "zero", config=TargetConfig(target_sparsity=sparsity, steps=400)
+    )
+    assert 1 - len(found.circuit) / program.model.graph.total == pytest.approx(sparsity, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"steps": 0}, {"penalty": -1.0}, {"explored": 0.0}, {"mask_samples": 1}, {"learning_rate": float("nan")}]
+)
+def test_an_impossible_penalty_setting_is_refused(fault):
+    with pytest.raises(ConfigError, match=next(iter(fault))):
+        PenaltyConfig(**fault)
+
+
+@pytest.mark.parametrize("fault", [{"target_sparsity": 1.5}, {"steps": 0}, {"batch_size": 0}])
+def test_an_impossible_target_setting_is_refused(fault):
+    with pytest.raises(ConfigError, match="Expected 0 < target_sparsity <= 1"):
+        TargetConfig(**fault)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["hist", "xproportion"])
+def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compiled, name, loss):
+    dataset = compiled(name).dataset
+    objective = Objective(dataset, loss, logit_scale=10.0)
+    batch = draw_batch(dataset, 16, torch.Generator().manual_seed(0))
+    wrong = torch.stack([batch.target, batch.target + 0.1 * batch.target.flip(-1) + 0.1, 1 - batch.target])
+    values = objective(wrong, batch)
+    assert float(values[0]) == pytest.approx(0, abs=1e-6)
+    assert 0 < float(values[1]) < float(values[2])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_positions_that_the_truth_does_not_score_cost_nothing(compiled, loss):
+    dataset = compiled("shift_by").dataset
+    batch = draw_batch(dataset, 16, torch.Generator().manual_seed(0))
+    spoiled = torch.where(batch.scored[..., None], batch.target, 5.0)
+    assert float(Objective(dataset, loss)(spoiled, batch)) == pytest.approx(0, abs=1e-6)
+    assert not batch.scored[:, :2].any()  # BOS, and the position that has none before it
+
+
+def test_the_worst_loss_is_bounded_and_takes_a_breakdown_for_the_worst(compiled):
+    dataset = compiled("hist").dataset
+    batch = draw_batch(dataset, 4, torch.Generator().manual_seed(0))
+    broken = torch.stack([batch.target + 1e9, torch.full_like(batch.target, torch.nan)])
+    assert Objective(dataset, "worst")(broken, batch).tolist() == [1.0, 1.0]
+
+
+def test_a_batch_holds_each_input_once():
+    from edgeprune.data import Dataset
+
+    dataset = Dataset(
+        tokens=torch.arange(10)[:, None],
+        scored=torch.ones(10, 1, dtype=torch.bool),
+        target=torch.zeros(10, 1, 1),
+        group=torch.tensor([0] * 4 + [1] * 6),
+    )
+    batch = draw_batch(dataset, 99, torch.Generator().manual_seed(0))
+    assert sorted(batch.clean.flatten().tolist()) == list(range(10))
+    assert ((batch.clean < 4) == (batch.corrupted < 4)).all()

@@ -1,0 +1,235 @@
+"""Programs: their domains, and every unusable declaration."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tracr.rasp import rasp
+
+from edgeprune.errors import (
+    DegenerateProgram,
+    EdgePruneError,
+    InterpreterError,
+    InvalidProgram,
+    ProgramFileError,
+    UnknownProgram,
+    UnsupportedProgram,
+)
+from tracr_bridge.catalogue import catalogue, load_program
+from tracr_bridge.compile import compile_program
+from tracr_bridge.program import Program
+
+REQUIRED = {
+    *("reverse", "xproportion", "length", "hist", "sort", "sort_unique", "sort_freq", "pair_balance"),
+    *("shuffle_dyck1", "shuffle_dyck2", "count", "count_less_freq", "shift_by", "detect_pattern"),
+    *("nary_sequencemap", "induction"),
+}
+
+
+def program(build=lambda: rasp.tokens, **changes) -> Program:
+    return replace(Program("mine", "", build, ("a", "b"), 3), **changes)
+
+
+def numbers():
+    return rasp.numerical(rasp.Map(lambda x: 1 if x == "a" else 0, rasp.tokens))
+
+
+def test_the_catalogue_has_every_program_and_each_says_what_it_computes():
+    programs = catalogue()
+    assert programs.keys() >= REQUIRED
+    assert all(p.doc.endswith(".") for p in programs.values())
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_shipped_domains_are_run_exhaustively(name, compiled):
+    assert compiled(name).domain.exhaustive
+
+
+def test_a_domain_is_listed_by_length_then_in_the_vocabularys_order():
+    domain = program(vocab=("b", "a"), max_seq_len=2).domain(budget=100, seed=0)
+    assert domain.exhaustive
+    assert domain.inputs == (("b",), ("a",), ("b", "b"), ("b", "a"), ("a", "b"), ("a", "a"))
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(5, 200), st.integers(0, 5))
+def test_a_domain_is_all_valid_sequences_or_a_sample_of_as_many_as_the_budget(shortest, more, budget, seed):
+    def valid(tokens):
+        return tokens[0] == "a"
+
+    mine = program(min_seq_len=shortest, max_seq_len=shortest + more, valid=valid)
+    every = [
+        tokens
+        for length in range(shortest, shortest + more + 1)
+        for tokens in itertools.product("ab", repeat=length)
+        if valid(tokens)
+    ]
+    domain = mine.domain(budget=budget, seed=seed)
+    assert domain.exhaustive == (len(every) <= budget)
+    assert len(domain.inputs) == min(budget, len(every)) == len(set(domain.inputs))
+    assert set(domain.inputs) <= set(every)
+    assert {len(tokens) for tokens in domain.inputs} == set(range(shortest, shortest + more + 1))
+    assert domain == mine.domain(budget=budget, seed=seed)
+
+
+def test_a_domain_too_large_to_list_is_drawn_from():
+    domain = program(vocab=tuple("abcdefgh"), max_seq_len=9, valid=lambda t: t[0] != "a").domain(budget=90, seed=1)
+    assert not domain.exhaustive
+    assert len(set(domain.inputs)) == len(domain.inputs) > 80
+    assert all(tokens[0] != "a" for tokens in domain.inputs)
+
+
+INVALID = [
+    ({"vocab": ()}, "vocab is empty"),
+    ({"vocab": ("a", "a")}, "names a token twice"),
+    ({"vocab": ("a", 1)}, "mixes types"),
+    ({"vocab": ("a", "compiler_bos")}, "'compiler_bos', which the compiler keeps for BOS"),
+    ({"vocab": ("a", "compiler_pad")}, "'compiler_pad', which the compiler keeps for PAD"),
+    ({"max_seq_len": 0}, "max_seq_len is 0; it is at least 1"),
+    ({"min_seq_len": 4}, "min_seq_len is 4; it is from 1 to max_seq_len, 3"),
+    ({"build": lambda: 3}, "it returns int; a program returns a rasp.SOp"),
+    ({"build": lambda: rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)}, "it returns Select"),
+    ({"build": lambda: 1 / 0}, "building it raises ZeroDivisionError"),
+    ({"build": lambda: rasp.indices}, "it never reads rasp.tokens"),
+    ({"valid": lambda tokens: False}, "its domain is empty"),
+    ({"valid": lambda tokens: 1 / 0}, "`valid` raises ZeroDivisionError"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), INVALID, ids=[message for _, message in INVALID])
+def test_an_invalid_program_is_refused(changes, message):
+    with pytest.raises(InvalidProgram, match="mine cannot be used") as caught:
+        compile_program(program(**changes))
+    assert message in str(caught.value)
+
+
+def test_all_faults_of_a_declaration_are_reported_together():
+    with pytest.raises(InvalidProgram) as caught:
+        program(vocab=("compiler_bos", 1, 1), max_seq_len=0, build=lambda: None).check()
+    assert str(caught.value).count(";") >= 4
+
+
+def test_all_unsupported_expressions_are_named_together():
+    def build():
+        fst = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+        snd = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.EQ)
+        both = rasp.SelectorAnd(fst, snd).named("both")
+        return (rasp.SelectorWidth(both).named("width") + rasp.length.named("full_length")).named("sum")
+
+    with pytest.raises(UnsupportedProgram, match="Tracr cannot compile mine") as caught:
+        compile_program(program(build))
+    assert "both: composite selectors" in str(caught.value)
+    assert "full_length: rasp.length" in str(caught.value)
+
+
+UNSUPPORTED = [
+    (
+        lambda: rasp.Aggregate(
+            rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ), rasp.indices, default=1
+        ).named("moved"),
+        "moved: Categorical aggregate only supports None as default value.",
+    ),
+    (
+        lambda: rasp.Aggregate(
+            rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.TRUE),
+            rasp.Map(lambda x: 1 if x == "a" else 0, rasp.tokens),
+        ).named("average"),
+        "average: a categorical aggregate cannot average",
+    ),
+    (
+        lambda: rasp.numerical(
+            rasp.Aggregate(
+                rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE),
+                rasp.numerical(rasp.Map(lambda x: 5 if x == "a" else 0, rasp.tokens)),
+                default=0,
+            )
+        ).named("big"),
+        "averages 0 and 1 only",
+    ),
+    (lambda: rasp.SequenceMap(lambda x, y: x, numbers(), rasp.tokens).named("mixed"), "mixed: (Non-linear)"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), UNSUPPORTED, ids=[message for _, message in UNSUPPORTED])
+def test_what_tracr_cannot_compile_is_refused(build, message):
+    with pytest.raises(UnsupportedProgram) as caught:
+        compile_program(program(build))
+    assert message in str(caught.value)
+
+
+def test_a_categorical_aggregate_that_is_wide_only_without_its_causal_mask_compiles():
+    def build():
+        everywhere = rasp.Select(rasp.indices, rasp.indices, lambda key, query: key == 0)
+        return rasp.Aggregate(everywhere, rasp.tokens).named("first")
+
+    assert compile_program(program(build, causal=True)).categorical
+
+
+def test_an_interpreter_that_raises_is_reported_with_its_input():
+    with pytest.raises(InterpreterError, match=r"on an input of mine: \['b'\] gives ZeroDivisionError"):
+        compile_program(program(lambda: rasp.Map(lambda x: 1 / (x == "a"), rasp.tokens)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: rasp.Map(lambda x: 7, rasp.tokens), "always 7 on all 14 inputs"),
+        (
+            lambda: rasp.Aggregate(rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: False), rasp.tokens),
+            "undefined at every position",
+        ),
+    ],
+)
+def test_a_program_on_which_nothing_could_fail_is_refused(build, message):
+    with pytest.raises(DegenerateProgram, match=message) as caught:
+        compile_program(program(build))
+    assert "widen vocab" in str(caught.value)
+
+
+ONE = """
+from tracr.rasp import rasp
+from tracr_bridge import rasp_program
+
+@rasp_program(vocab=("a", "b"), max_seq_len=2)
+def {name}() -> rasp.SOp:
+    '''The input itself,
+
+    at some length.'''
+    return rasp.tokens
+"""
+
+
+def test_a_file_of_ones_own_is_loaded_as_often_as_asked(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(ONE.format(name="copy"))
+    assert load_program(f"{file}:copy").doc == "The input itself,"
+    assert load_program(str(file)).name == "copy"
+
+
+FILES = [
+    ("", "missing.py", ProgramFileError, "there is no file"),
+    ("x = 1", "file.py", ProgramFileError, "holds no program; declare one with @rasp_program"),
+    ("def f(:\n", "file.py", ProgramFileError, "is not Python: line 1"),
+    ("1 / 0", "file.py", ProgramFileError, "cannot be imported: ZeroDivisionError"),
+    (ONE.format(name="copy"), "file.py:cop", UnknownProgram, "did you mean copy?"),
+    (ONE.format(name="copy"), "file.py:zzz", UnknownProgram, "it has copy"),
+    (ONE.format(name="f") + ONE.format(name="g"), "file.py", UnknownProgram, "holds several programs: f, g"),
+]
+
+
+@pytest.mark.parametrize(("text", "spec", "error", "message"), FILES, ids=[f[3] for f in FILES])
+def test_an_unusable_file_is_refused(tmp_path, text, spec, error, message):
+    (tmp_path / "file.py").write_text(text)
+    with pytest.raises(error) as caught:
+        load_program(str(tmp_path / spec))
+    assert message in str(caught.value)
+
+
+def test_a_name_outside_the_catalogue_is_refused_with_those_close_to_it():
+    with pytest.raises(UnknownProgram, match=r"did you mean reverse\?"):
+        load_program("revers")
+
+
+def test_every_error_is_one_that_the_command_line_reports():
+    assert all(issubclass(error, EdgePruneError) for _, _, error, _ in FILES)

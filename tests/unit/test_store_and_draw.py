@@ -1,0 +1,61 @@
+import os
+
+import pytest
+
+from edgeprune.draw import UnknownFormat, draw_comparison, save_figure
+from edgeprune.graph import Circuit, Comparison, Edge, Graph, compare
+from edgeprune.store import UnwritableFile, write_atomically
+
+GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
+
+
+def comparison() -> tuple[Circuit, Comparison]:
+    def circuit(*names: str) -> Circuit:
+        return Circuit(GRAPH, "zero", frozenset(map(Edge.parse, names)))
+
+    found = circuit("tok->a0.h0.q", "a0.h0->m1", "m1->logits")
+    return found, compare(found, circuit("tok->a0.h0.q", "pos->a0.h1.v", "m1->logits"))
+
+
+@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_a_circuit_is_drawn_in_every_format(tmp_path, ending, start):
+    found, against = comparison()
+    file = tmp_path / f"circuit.{ending}"
+    save_figure(draw_comparison(GRAPH, found.edges, against, "two layers"), file)
+    assert file.read_bytes().startswith(start)
+
+
+def test_true_missing_and_extra_edges_are_told_apart_by_line_as_by_colour():
+    found, against = comparison()
+    (axes,) = draw_comparison(GRAPH, found.edges, against, "two layers").axes
+    drawn = sorted((patch.get_linestyle(), patch.get_edgecolor()) for patch in axes.patches)
+    assert [line for line, _ in drawn] == ["--", "-", "-", ":"] or len({line for line, _ in drawn}) == 3
+    assert len({colour for _, colour in drawn}) == 3
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["true", "missing", "extra"]
+    assert {"tok", "pos", "a0.h0", "a1.h1", "m1", "logits"} <= {text.get_text() for text in axes.texts}
+
+
+def test_another_format_is_refused(tmp_path):
+    found, against = comparison()
+    with pytest.raises(UnknownFormat, match="ending in svg, png, pdf; got 'circuit.bmp'"):
+        save_figure(draw_comparison(GRAPH, found.edges, against, ""), tmp_path.__class__("circuit.bmp"))
+
+
+def test_a_failed_write_leaves_what_stood_there_and_nothing_else(tmp_path):
+    file = tmp_path / "kept.txt"
+    file.write_text("before")
+
+    def fail(stream):
+        stream.write(b"half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        write_atomically(file, fail)
+    assert file.read_text() == "before"
+    assert os.listdir(tmp_path) == ["kept.txt"]
+
+
+def test_a_missing_folder_is_reported(tmp_path):
+    with pytest.raises(UnwritableFile, match="Expected a file that can be written"):
+        write_atomically(tmp_path / "no" / "file.txt", lambda stream: stream.write(b""))
