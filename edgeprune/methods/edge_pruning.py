@@ -40,7 +40,7 @@ class PenaltyConfig:
     steps: int = 1000
     """Optimiser steps, at the most."""
 
-    patience: int = 50
+    patience: int = 200
     """Steps in a row with every entry settled, on or off with a probability of 0.95, after which a run ends early."""
 
     mask_samples: int = 64

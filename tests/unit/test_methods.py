@@ -23,7 +23,7 @@ def test_every_method_has_the_one_signature(name):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(UnknownMethod, match="Expected a method among edge-pruning, .*; got 'magic'"):
+    with pytest.raises(UnknownMethod, match=r"Expected a method among edge-pruning, .*; got 'magic'"):
         methods.find_method("magic")
 
 

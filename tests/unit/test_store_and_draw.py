@@ -38,7 +38,7 @@ def test_true_missing_and_extra_edges_are_told_apart_by_line_as_by_colour():
 
 def test_another_format_is_refused(tmp_path):
     found, against = comparison()
-    with pytest.raises(UnknownFormat, match="ending in svg, png, pdf; got 'circuit.bmp'"):
+    with pytest.raises(UnknownFormat, match=r"ending in svg, png, pdf; got 'circuit\.bmp'"):
         save_figure(draw_comparison(GRAPH, found.edges, against, ""), tmp_path.__class__("circuit.bmp"))
 
 
