@@ -7,6 +7,7 @@ the ablation that it belongs to.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +152,8 @@ class Graph:
     @property
     def total(self) -> int:
         """How many edges there are, counted without listing them."""
-        return sum(sum(s.stage < d.stage for s in self.sources) for d in self.destinations)
+        stages = sorted(source.stage for source in self.sources)
+        return sum(bisect_left(stages, destination.stage) for destination in self.destinations)
 
     @cached_property
     def source_index(self) -> Mapping[Node, int]:

@@ -136,13 +136,6 @@ class LearnedMask:
         mask[..., self._rows, self._columns] = entries[..., : self._edges]
         return mask * entries[..., self._edges :, None] if self.node_masks else mask
 
-    def is_settled(self, *, probability: float = 0.95) -> bool:
-        """Whether every entry is 1, or is 0, with at least this probability."""
-        log_alpha = self.log_alpha.detach()
-        on = self.hard_concrete.probability_one(log_alpha) >= probability
-        off = self.hard_concrete.probability_positive(log_alpha) <= 1 - probability
-        return bool((on | off).all())
-
     def rounded(self) -> Float[Tensor, "source destination"]:
         """The mask that keeps the entries whose mean is above one half."""
         return self._assemble(self._settled())

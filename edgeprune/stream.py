@@ -1,5 +1,6 @@
 """The disentangled residual stream: every source's contribution kept apart, mixed anew for each destination."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,8 @@ class Stream:
                 columns = slice(self._slots.starts[self._rows], self._slots.starts[self._rows + 1])
                 parts.append(contribution - self._ablated[..., columns])
             self._rows += 1
-        lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        # The largest is what all broadcast to; torch.broadcast_shapes would say so slowly.
+        lead = max((part.shape[:-1] for part in parts), key=lambda shape: (len(shape), math.prod(shape)))
         self._written = torch.cat([part.expand(*lead, part.shape[-1]) for part in parts], dim=-1)
 
     def read(self, how: Read) -> Float[Tensor, "*lead batch pos out"]:

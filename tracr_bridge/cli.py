@@ -4,10 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, parse_ablation
+
+if TYPE_CHECKING:
+    from tracr_bridge.recover import Recovery
 
 _DESCRIPTION = """\
 Circuit discovery, checked against circuits that are known.
@@ -142,28 +145,49 @@ def _truth(options: argparse.Namespace) -> bool:
 
 def _recover(options: argparse.Namespace) -> bool:
     ablation = parse_ablation(options.ablation)
-    from edgeprune.draw import check_format, save_figure
     from edgeprune.methods import find_method
     from tracr_bridge import report
     from tracr_bridge.catalogue import load_program
     from tracr_bridge.recover import recover
 
     find_method(options.method)
-    if options.picture is not None:
-        check_format(options.picture)
+    _check_outputs(options)
     program = load_program(options.program)
     recovery = recover(program, ablation, method=options.method, seed=options.seed, progress=True)
     if options.json:
         report.print_json(report.recovery_json(recovery))
     else:
         report.print_recovery(recovery)
-    if options.picture is not None:
-        save_figure(report.recovery_figure(recovery), options.picture)
-        print(f"picture: {options.picture.resolve()}", file=sys.stderr if options.json else sys.stdout)
-    if options.report is not None:
-        report.write_page(recovery, options.report)
-        print(f"report: {options.report.resolve()}", file=sys.stderr if options.json else sys.stdout)
+    _write_outputs(options, recovery)
     return recovery.exact
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse what `_write_outputs` could not write, before the work begins."""
+    from edgeprune.store import check_writable
+
+    for path in filter(None, (options.picture, options.report)):
+        check_writable(path)
+    if options.picture is not None:
+        from edgeprune.draw import check_format
+
+        check_format(options.picture)
+
+
+def _write_outputs(options: argparse.Namespace, recovery: "Recovery") -> None:
+    """Write the picture and the page that were asked for, and say where they are."""
+    stream = sys.stderr if options.json else sys.stdout
+    if options.picture is not None:
+        from edgeprune.draw import save_figure
+        from tracr_bridge.page import recovery_figure
+
+        save_figure(recovery_figure(recovery), options.picture)
+        print(f"picture: {options.picture.resolve()}", file=stream)
+    if options.report is not None:
+        from tracr_bridge.page import write_page
+
+        write_page(recovery, options.report)
+        print(f"report: {options.report.resolve()}", file=stream)
 
 
 if __name__ == "__main__":

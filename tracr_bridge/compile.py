@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import jax
 import numpy as np
 import torch
 from tracr.compiler import compiling, validating
@@ -107,14 +108,16 @@ def compile_program(program: Program, *, budget: int = INPUT_BUDGET, seed: int =
 
 def _assemble(program: Program) -> AssembledTransformerModel:
     try:
-        return compiling.compile_rasp_to_model(
-            program.expression(),
-            vocab=set(program.vocab),
-            max_seq_len=program.max_seq_len,
-            causal=program.causal,
-            compiler_bos=_BOS,
-            compiler_pad=_PAD,
-        )
+        # Tracr draws random parameters only to overwrite them; JAX's default generator takes longest to compile.
+        with jax.default_prng_impl("unsafe_rbg"):
+            return compiling.compile_rasp_to_model(
+                program.expression(),
+                vocab=set(program.vocab),
+                max_seq_len=program.max_seq_len,
+                causal=program.causal,
+                compiler_bos=_BOS,
+                compiler_pad=_PAD,
+            )
     except Exception as error:  # Tracr raises whatever its passes meet: NotImplementedError, TypeError, AssertionError
         reason = " ".join(str(error).split()) or "no reason given"
         raise UnsupportedProgram(f"Tracr cannot compile {program.name}: {type(error).__name__}: {reason}") from error

@@ -1,18 +1,13 @@
-"""Results as tables for people, as JSON for programs, and as a page."""
+"""Results as tables for people and as JSON for programs."""
 
-import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 
-from edgeprune.draw import draw_comparison
-from edgeprune.graph import Graph, edge_names
-from edgeprune.store import write_atomically
+from edgeprune.graph import edge_names
 from tracr_bridge.recover import Recovery
 from tracr_bridge.truth import Certificate, Truth
 from tracr_bridge.verify import Verification
@@ -163,55 +158,3 @@ def print_truth(truth: Truth, name: str, doc: str) -> None:
     rows = [(edge,) for edge in truth.circuit.names()]
     print_table(f"{name}, {truth.circuit.ablation} ablation", ("true edge",), rows)
     print_rows(doc, certificate_rows(truth))
-
-
-def recovery_figure(recovery: Recovery) -> Any:
-    """The circuit found, drawn beside the truth."""
-    graph: Graph = recovery.reference.graph
-    title = f"{recovery.program.name}, {recovery.reference.ablation} ablation, {recovery.method}"
-    return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.comparison, title)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; }
-td:first-child { font-family: ui-monospace, monospace; }
-svg { max-width: 100%; height: auto; }
-</style>
-<h1>{{ title }}</h1>
-<p>{{ doc }}</p>
-<table>{% for fact, value in summary %}<tr><td>{{ fact }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
-{{ picture | safe }}
-<table><tr><th>edge</th><th>true</th><th>found</th><th>score</th></tr>
-{% for row in edges %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-</html>
-"""
-
-
-def write_page(recovery: Recovery, path: Path) -> None:
-    """One self-contained HTML page that opens offline: summary, picture and edges.
-
-    Raises:
-        UnwritableFile: it cannot be written there.
-    """
-    picture = io.StringIO()
-    recovery_figure(recovery).savefig(picture, format="svg", metadata={"Date": None})
-    svg = picture.getvalue()
-    page = (
-        jinja2.Environment(autoescape=True)
-        .from_string(_PAGE)
-        .render(
-            title=f"{recovery.program.name}, {recovery.reference.ablation} ablation",
-            doc=recovery.program.doc,
-            summary=summary_rows(recovery),
-            picture=svg[svg.index("<svg") :],
-            edges=edge_rows(recovery),
-        )
-    )
-    write_atomically(path, lambda file: file.write(page.encode()))

@@ -20,16 +20,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
-from edgeprune.data import Dataset
+from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
 from edgeprune.masks import HardConcrete, LearnedMask, edges_of
 from edgeprune.methods.method import Discovery, Record
 from edgeprune.methods.objective import Loss, Objective, draw_batch
-from edgeprune.model import MaskedModel
+from edgeprune.model import Mask, MaskedModel, Sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,9 @@ class PenaltyConfig:
     steps: int = 1000
     """Optimiser steps, at the most."""
 
-    patience: int = 200
-    """Steps in a row with every entry settled, on or off with a probability of 0.95, after which a run ends early."""
+    patience: int = 300
+    """Steps without a change of the circuit after which a run ends early. At the full learning rate an entry crosses
+    the whole range of log_alpha in 120 steps, so that one on its way to the other side would have arrived."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -124,7 +127,7 @@ def prune_with_penalty(
     ablator = Ablator(model, dataset, ablation)
     optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate, betas=config.betas)
     history: list[Record] = []
-    settled = 0
+    rounded, changed = masks.rounded(), 0
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, 2 * (1 - step / config.steps))
         batch = draw_batch(dataset, config.batch_size, generator)
@@ -135,11 +138,8 @@ def prune_with_penalty(
             losses = objective(model(batch.clean, draw.mask, ablated), batch)
             (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
         else:
-            with torch.no_grad():
-                # The baseline rides along as one more mask.
-                trial = torch.cat([masks.rounded()[None], draw.mask])
-                baseline, losses = objective(model(batch.clean, trial, ablated), batch).tensor_split([1])
-                gradient = masks.likelihood_ratio_gradient(draw, losses - baseline)
+            losses, baseline = sampled_losses(model, objective, batch, draw.mask, rounded, ablated)
+            gradient = masks.likelihood_ratio_gradient(draw, losses - baseline)
         expected = masks.expected_edges()
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
         masks.log_alpha.grad = gradient + penalty * penalty_gradient
@@ -147,8 +147,28 @@ def prune_with_penalty(
         with torch.no_grad():
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
         history.append(Record(step, float(losses.detach().mean()), float(expected.detach())))
-        settled = settled + 1 if masks.is_settled() else 0
-        if settled == config.patience:
+        before, rounded = rounded, masks.rounded()
+        if not torch.equal(before, rounded):
+            changed = step
+        elif step - changed == config.patience:
             break
-    circuit = Circuit(model.graph, ablation, edges_of(model.graph, masks.rounded() > 0))
+    circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))
     return Discovery(circuit, masks.mean().detach(), tuple(history))
+
+
+@torch.no_grad()
+def sampled_losses(
+    model: MaskedModel,
+    objective: Objective,
+    batch: Batch,
+    sampled: Float[Tensor, "sample source destination"],
+    rounded: Mask,
+    ablated: Sources | None,
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, ""]]:
+    """The losses of the sampled masks and of the rounded one, in one batched forward.
+
+    Once most entries are settled, most samples equal the rounded mask, and are not run again.
+    """
+    differs = (sampled != rounded).flatten(1).any(-1)
+    losses = objective(model(batch.clean, torch.cat([rounded[None], sampled[differs]]), ablated), batch)
+    return losses[0].expand(len(sampled)).masked_scatter(differs, losses[1:]), losses[0]

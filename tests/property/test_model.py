@@ -1,5 +1,8 @@
 """The masked model: against a plain run, against a naive loop over edges, and batched against one at a time."""
 
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,8 @@ from oracle import sources_and_output
 
 from edgeprune.ablation import Ablator
 from edgeprune.masks import edge_exists, mask_of
-from tracr_bridge.weights import extract_weights
+from tracr_bridge.model import TracrModel
+from tracr_bridge.weights import Weights, extract_weights
 
 # One head a layer and several, numerical and categorical, bidirectional and causal.
 NAMES = ["reverse", "xproportion", "detect_pattern", "induction"]
@@ -82,24 +86,44 @@ def test_inputs_of_several_lengths_share_a_batch(compiled, name, seed):
         torch.testing.assert_close(together[row, :length], alone[0])
 
 
+def jittered(weights: Weights, seed: int) -> Weights:
+    """The same weights, each but the zeros multiplied by a random number near 1.
+
+    Tracr puts many a ReLU exactly at 0, where rounding decides which of two derivatives is taken.
+    """
+    random = np.random.default_rng(seed)
+
+    def jitter(value):
+        if is_dataclass(value):
+            return replace(value, **{field.name: jitter(getattr(value, field.name)) for field in fields(value)})
+        if isinstance(value, tuple):
+            return tuple(map(jitter, value))
+        if isinstance(value, np.ndarray):
+            return (value * random.uniform(0.9, 1.1, value.shape)).astype(np.float32)
+        return value
+
+    return jitter(weights)
+
+
 @given(programs, seeds)
 @quick
 def test_masked_runs_and_their_gradients_equal_a_loop_over_edges(compiled, name, seed):
     program = compiled(name)
-    model, graph = program.model, program.model.graph
-    weights = extract_weights(program.assembled)
+    weights = jittered(extract_weights(program.assembled), seed)
+    model = TracrModel(weights, token_ids=list(range(len(weights.token))), pad_id=-1)
+    graph = model.graph
     batch = random_rows(program.dataset, 1, seed)
     length = 2 + int(batch.group[0])
     clean, corrupted = batch.clean[0, :length], batch.corrupted[0, :length]
     ones = torch.ones(len(graph.sources), len(graph.destinations), dtype=torch.float64)
     ablated = sources_and_output(weights, graph, corrupted, ones, torch.zeros(len(graph.sources), 1, 1))[0]
-    torch.testing.assert_close(model.sources(corrupted[None])[:, 0], ablated.float())
+    torch.testing.assert_close(model.sources(corrupted[None])[:, 0], ablated.float(), atol=1e-3, rtol=1e-3)
 
     mask = random_masks(model, 1, seed)[0]
     slow, fast = mask.double().requires_grad_(), mask.clone().requires_grad_()
     expected = sources_and_output(weights, graph, clean, slow, ablated)[1]
     found = model(clean[None], fast, model.sources(corrupted[None]))[0]
-    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-3)
     (slow_gradient,) = torch.autograd.grad(expected.square().sum(), slow)
     (fast_gradient,) = torch.autograd.grad(found.square().sum(), fast)
     scale = float(slow_gradient.abs().max().clamp(min=1))

@@ -167,7 +167,9 @@ def test_an_unusable_program_of_ones_own_is_one_line_too(capsys, program_file, b
     assert message in err
 
 
-def test_a_picture_that_cannot_be_written_is_reported(capsys, program_file):
-    status, _, err = run(capsys, "recover", program_file(), "--json", "--picture", "/no/such/folder/p.svg")
+@pytest.mark.parametrize("option", ["--picture", "--report"])
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(capsys, monkeypatch, option):
+    monkeypatch.setattr("tracr_bridge.recover.recover", None)
+    status, _, err = run(capsys, "recover", "reverse", "--json", option, "/no/such/folder/p.svg")
     assert status == 2
-    assert "Expected a file that can be written" in err
+    assert "Expected a file in an existing, writable folder; got '/no/such/folder/p.svg'" in err

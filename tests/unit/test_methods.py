@@ -8,11 +8,13 @@ import torch
 
 from edgeprune import methods
 from edgeprune.errors import ConfigError, UnknownMethod
-from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
+from edgeprune.masks import mask_of
+from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty, sampled_losses
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import LOSSES, Objective, draw_batch
 
 FEW = PenaltyConfig(steps=5)
+EARLY = PenaltyConfig(steps=900)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -50,13 +52,40 @@ def test_threads_do_not_change_the_circuit(compiled):
     assert found[0] == found[1]
 
 
-def test_the_history_ends_where_every_entry_is_settled(compiled):
+def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
     program = compiled("shift_by")
-    discovery = prune_with_penalty(program.model, program.dataset, "resample")
-    assert len(discovery.history) < PenaltyConfig().steps
+    discovery = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=100))
+    assert 100 < len(discovery.history) < EARLY.steps
+    longer = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=200))
+    assert longer.circuit == discovery.circuit
+    assert len(longer.history) == len(discovery.history) + 100
+    assert discovery.history == longer.history[: len(discovery.history)]
     assert discovery.history[-1].expected_edges == pytest.approx(len(discovery.circuit), abs=0.5)
-    assert discovery.history[-1].loss < discovery.history[10].loss + 1e-6
-    assert all(score < 0.5 or score > 0.5 for score in discovery.scores.flatten().tolist())
+
+
+def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(compiled):
+    program = compiled("hist")
+    objective = Objective(program.dataset, "worst")
+    batch = draw_batch(program.dataset, 8, torch.Generator().manual_seed(0))
+    rounded = mask_of(program.model.graph, program.model.structural)
+    sampled = rounded * torch.rand(6, *rounded.shape, generator=torch.Generator().manual_seed(0)).round()
+    sampled[[1, 4]] = rounded
+    seen = []
+
+    class Spy:
+        graph = program.model.graph
+
+        def __call__(self, tokens, mask, ablated):
+            seen.append(len(mask))
+            return program.model(tokens, mask, ablated)
+
+        def sources(self, tokens):
+            return program.model.sources(tokens)
+
+    losses, baseline = sampled_losses(Spy(), objective, batch, sampled, rounded, None)
+    assert seen == [5]
+    torch.testing.assert_close(losses, objective(program.model(batch.clean, sampled), batch))
+    assert float(baseline) == pytest.approx(0, abs=1e-6)
 
 
 def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):

@@ -1,0 +1,107 @@
+"""Graphs and circuits of any shape."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from edgeprune.errors import GraphError
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare, live_edges
+from edgeprune.masks import circuit_mask, edge_exists, edges_of
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Decoders of up to three layers, with grouped-query attention among them."""
+    kv_heads = draw(st.integers(1, 3))
+    return Graph.transformer(
+        embeddings=draw(st.sampled_from([("tok", "pos"), ("embed",)])),
+        layers=draw(st.integers(1, 3)),
+        heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+    )
+
+
+@st.composite
+def circuits(draw: st.DrawFn, graph: Graph | None = None) -> Circuit:
+    graph = draw(graphs()) if graph is None else graph
+    return Circuit(graph, "zero", frozenset(draw(st.sets(st.sampled_from(graph.edges)))))
+
+
+def reachable(edges: frozenset[Edge]) -> set[Edge]:
+    """The edges on a path to the logits, found backwards from them, one node at a time."""
+    found, frontier = set[Edge](), [edge for edge in edges if str(edge.destination) == "logits"]
+    while frontier:
+        edge = frontier.pop()
+        found.add(edge)
+        frontier += [e for e in edges - found if str(e.destination).rsplit(".", 1)[0] == str(edge.source)]
+    return found
+
+
+@given(graphs())
+def test_edges_are_as_many_as_counted_and_each_has_a_place_of_its_own(graph):
+    places = {graph.position(edge) for edge in graph.edges}
+    assert len(places) == len(graph.edges) == graph.total == int(edge_exists(graph).sum())
+    assert all(graph.sources[row].stage < graph.destinations[column].stage for row, column in places)
+
+
+@given(graphs())
+def test_names_are_read_back(graph):
+    assert [Node.parse(str(node)) for node in graph.sources + graph.destinations] == [
+        *graph.sources,
+        *graph.destinations,
+    ]
+    assert [Edge.parse(str(edge)) for edge in graph.edges] == list(graph.edges)
+
+
+@given(st.text(max_size=8))
+def test_a_text_is_a_nodes_name_or_is_refused(text):
+    try:
+        assert str(Node.parse(text)) == text
+    except GraphError:
+        pass
+
+
+@given(circuits())
+def test_a_circuit_is_read_back_from_its_names_and_from_its_mask(circuit):
+    assert frozenset(map(Edge.parse, circuit.names())) == circuit.edges
+    assert edges_of(circuit.graph, circuit_mask(circuit) > 0) == circuit.edges
+    assert len(circuit) == int(circuit_mask(circuit).sum())
+
+
+@given(circuits(), st.data())
+def test_comparison_is_the_difference_of_sets_either_way_round(one, data):
+    other = data.draw(circuits(one.graph))
+    there, back = compare(one, other), compare(other, one)
+    assert (there.missing, there.extra) == (back.extra, back.missing)
+    assert (one.edges | there.missing) - there.extra == other.edges
+    assert there.exact == back.exact == (one.edges == other.edges)
+
+
+@given(circuits())
+def test_live_edges_are_those_on_a_path_to_the_logits(circuit):
+    live = live_edges(circuit.edges)
+    assert live == reachable(circuit.edges)
+    assert live_edges(live) == live
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_dead_edges_change_no_output(compiled, data):
+    program = compiled("sort_unique")
+    circuit = data.draw(circuits(program.model.graph))
+    live = live_edges(circuit.edges)
+    assume(live != circuit.edges)
+    alone = Circuit(circuit.graph, "zero", live)
+    tokens = program.dataset.tokens[:20]
+    torch.testing.assert_close(
+        program.model(tokens, circuit_mask(circuit)), program.model(tokens, circuit_mask(alone)), atol=1e-4, rtol=1e-4
+    )
+
+
+@given(graphs(), graphs())
+def test_an_edge_is_refused_by_a_graph_without_it(one, other):
+    lacking = [edge for edge in one.edges if edge not in set(other.edges)]
+    assume(lacking)
+    with pytest.raises(GraphError, match="Expected an edge of this graph"):
+        Circuit(other, "zero", frozenset(lacking[:1]))
