@@ -47,8 +47,8 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison,
     kinds = dict.fromkeys(found - comparison.extra, "true")
     kinds |= dict.fromkeys(comparison.extra, "extra") | dict.fromkeys(comparison.missing, "missing")
     place = _places(graph)
-    width = max(x for x, _ in place.values()) + 2
-    height = max(y for _, y in place.values()) + 2
+    columns, rows = [x for x, _ in place.values()], [y for _, y in place.values()]
+    width, height = max(columns) - min(columns) + 1.5, max(rows) + 1.5
     figure = Figure(figsize=(max(6.0, 1.5 * width), max(4.0, 0.8 * height)), layout="constrained")
     axes = figure.subplots()
     used = {node.owner for edge in kinds for node in (edge.source, edge.destination)}
@@ -57,38 +57,47 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison,
         box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": shade}
         axes.text(x, y, str(node), ha="center", va="center", color=shade, bbox=box, zorder=3, family="monospace")
     for edge, kind in sorted(kinds.items()):
-        colour, line = _STYLES[kind]
-        x0, y0 = place[edge.source]
-        x1, y1 = place[edge.destination.owner]
-        x1 += _PORT_OFFSET[edge.destination.port]
-        # Long edges bow outwards, so that they pass beside the nodes in between.
-        bow = 0.0 if y1 - y0 <= 1 else (0.12 if x1 <= x0 else -0.12)
-        arrow = FancyArrowPatch(
-            (x0, y0 + 0.25), (x1, y1 - 0.3), connectionstyle=f"arc3,rad={bow}", arrowstyle="-|>", mutation_scale=10,
-            color=colour, linestyle=line, linewidth=1.4, zorder=2,
-        )  # fmt: skip
-        axes.add_patch(arrow)
-        if edge.destination.port:
-            axes.text(x1, y1 - 0.36, edge.destination.port, ha="center", va="top", fontsize=7, color=colour, zorder=4)
+        axes.add_patch(_arrow(edge, kind, place))
+    for port in sorted({edge.destination for edge in kinds if edge.destination.port}):
+        x, y = place[port.owner]
+        axes.text(x + _PORT_OFFSET[port.port], y - 0.35, port.port, ha="center", va="center", fontsize=7, zorder=4)
     shown = [kind for kind in _STYLES if kind in kinds.values()]
     handles = [Line2D([], [], color=_STYLES[k][0], linestyle=_STYLES[k][1], label=k) for k in shown]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.set_title(title, fontsize=10)
-    axes.set_xlim(-1, width - 1)
-    axes.set_ylim(-1, height - 1)
+    axes.set_xlim(min(columns) - 0.75, max(columns) + 0.75)
+    axes.set_ylim(-0.75, max(rows) + 0.75)
     axes.axis("off")
     return figure
 
 
+def _arrow(edge: Edge, kind: str, place: dict[Node, tuple[float, float]]) -> FancyArrowPatch:
+    """An edge from the top of its source's box to the bottom of its destination's, or to the port's letter there."""
+    colour, line = _STYLES[kind]
+    (x0, y0), (x1, y1) = place[edge.source], place[edge.destination.owner]
+    x1 += _PORT_OFFSET[edge.destination.port]
+    below = 0.42 if edge.destination.port else 0.28
+    # Long edges bow outwards, so that they pass beside the nodes in between.
+    bow = 0.0 if y1 - y0 <= 1 else (0.12 if x1 <= x0 else -0.12)
+    return FancyArrowPatch(
+        (x0, y0 + 0.25), (x1, y1 - below), connectionstyle=f"arc3,rad={bow}", arrowstyle="-|>", mutation_scale=10,
+        color=colour, linestyle=line, linewidth=1.4, zorder=2,
+    )  # fmt: skip
+
+
 def _places(graph: Graph) -> dict[Node, tuple[float, float]]:
-    """Where each node's box goes: a row for each stage, a column for each head, and one more for the MLPs."""
+    """Where each node's box goes: a row for each stage, a column for each head, and one more for the MLPs.
+
+    Embeddings stand between the columns, so that what they write does not pass behind the boxes above them.
+    """
     nodes = [*graph.sources, Node("logits")]
     rows = {stage: row for row, stage in enumerate(sorted({node.stage for node in nodes}))}
     heads = 1 + max(node.head for node in nodes)
-    middle = {"logits": heads / 2, "m": float(heads)}
+    middle = {"logits": heads / 2, "m": heads + 0.5}
     place: dict[Node, tuple[float, float]] = {}
-    for column, node in enumerate(nodes):
-        x = float(column) if node.kind in EMBEDDINGS else middle.get(node.kind, float(node.head))
+    for index, node in enumerate(nodes):
+        beside = (-0.8, heads - 0.3)[index % 2]
+        x = beside if node.kind in EMBEDDINGS else middle.get(node.kind, float(node.head))
         place[node] = (1.3 * x, float(rows[node.stage]))
     return place
 
