@@ -112,6 +112,7 @@ def _verify(options: argparse.Namespace) -> bool:
     from tracr_bridge.compile import compile_program
     from tracr_bridge.verify import verify
 
+    _use_one_thread()
     program = load_program(options.program)
     verification = verify(compile_program(program, seed=options.seed), progress=True)
     if options.json:
@@ -134,6 +135,7 @@ def _truth(options: argparse.Namespace) -> bool:
     from tracr_bridge.compile import compile_program
     from tracr_bridge.recover import certify
 
+    _use_one_thread()
     program = load_program(options.program)
     truth = certify(compile_program(program, seed=options.seed), ablation, seed=options.seed)
     if options.json:
@@ -150,6 +152,7 @@ def _recover(options: argparse.Namespace) -> bool:
     from tracr_bridge.catalogue import load_program
     from tracr_bridge.recover import recover
 
+    _use_one_thread()
     find_method(options.method)
     _check_outputs(options)
     program = load_program(options.program)
@@ -160,6 +163,13 @@ def _recover(options: argparse.Namespace) -> bool:
         report.print_recovery(recovery)
     _write_outputs(options, recovery)
     return recovery.exact
+
+
+def _use_one_thread() -> None:
+    """Compiled models are so small that threads wait for each other longer than they work."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

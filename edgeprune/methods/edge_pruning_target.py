@@ -46,7 +46,7 @@ class TargetConfig:
     learning_rate_warmup: float = 1 / 15
     """Share of the steps over which learning rates grow linearly from 0 (paper: 200 of 3000)."""
 
-    mask_samples: int = 16
+    mask_samples: int = 32
     """Masks sampled a step, each run on all inputs (ours; the paper's 1 is exact less often on saturated attention)."""
 
     batch_size: int = 32
@@ -76,7 +76,7 @@ class TargetConfig:
     loss: Loss = "divergence"
     """KL for logits, squared error for values (paper)."""
 
-    logit_scale: float = 10.0
+    logit_scale: float = 3.0
     """Logits are multiplied by this before the divergence (ours; Tracr's outputs are one-hot)."""
 
     hard_concrete: HardConcrete = field(default_factory=HardConcrete)
