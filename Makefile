@@ -24,7 +24,7 @@ test: $(INSTALLED) ## run every check but the seed sweep
 
 sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
 	@echo "== pytest: seed sweep"
-	@$(BIN)/pytest -m sweep -n 2 -p no:cacheprovider
+	@$(BIN)/pytest programs --circuit-seeds 5 -m sweep -n 2
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== installing into .venv (minutes, the first time)"

@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from edgeprune.errors import DegenerateProgram
-from edgeprune.graph import ABLATIONS, Ablation, compare
+from edgeprune.graph import ABLATIONS, Ablation
 from edgeprune.methods import METHODS
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
-from tracr_bridge.recover import certify, closest, reconcile
+from tracr_bridge.recover import assess, certify
 
 
 def measure(name: str, ablations: list[Ablation], method: str, seeds: int) -> list[dict[str, Any]]:
@@ -46,8 +46,8 @@ def measure(name: str, ablations: list[Ablation], method: str, seeds: int) -> li
         start = time.perf_counter()
         for seed in range(seeds):
             circuit = METHODS[method](compiled.model, compiled.dataset, ablation, seed=seed).circuit
-            truth = reconcile(truth, circuit)
-            comparison = compare(circuit, closest(truth, circuit))
+            assessment = assess(truth, circuit)
+            truth, comparison = assessment.truth, assessment.comparison
             exact += comparison.exact
             found.append(len(circuit))
             if not comparison.exact:

@@ -17,11 +17,13 @@ import torch
 from tqdm import tqdm
 
 from edgeprune.errors import DegenerateProgram
-from edgeprune.graph import compare
+from edgeprune.graph import Ablation
+from edgeprune.methods import Discovery
 from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
+from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from tracr_bridge.catalogue import catalogue
-from tracr_bridge.compile import compile_program
-from tracr_bridge.recover import certify, closest, reconcile
+from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.recover import assess, certify
 
 DEFAULTS = PenaltyConfig()
 BASELINE = PenaltyConfig(
@@ -50,8 +52,28 @@ TRIALS = {
 }
 """Each changes one thing of the baseline, or takes one thing away from the defaults."""
 
+TARGETS = {
+    "target": TargetConfig(),
+    "target, 1 mask": TargetConfig(mask_samples=1),
+    "target, 16 masks": TargetConfig(mask_samples=16),
+    "target, divergence of 10 x": TargetConfig(logit_scale=10.0),
+    "target, divergence of 1 x": TargetConfig(logit_scale=1.0),
+    "target, learning rate 0.8": TargetConfig(learning_rate=0.8),
+    "target, multipliers' 0.8": TargetConfig(lagrangian_learning_rate=0.8),
+}
+"""The same for the paper's objective; run when `--only` names them."""
 
-def run(name: str, *, trials: dict[str, PenaltyConfig], seeds: int) -> dict[str, list[str]]:
+ALL: dict[str, PenaltyConfig | TargetConfig] = {**TRIALS, **TARGETS}
+
+
+def discover(compiled: Compiled, ablation: Ablation, config: PenaltyConfig | TargetConfig, seed: int) -> Discovery:
+    """One run of the method that a configuration belongs to."""
+    if isinstance(config, TargetConfig):
+        return prune_to_target(compiled.model, compiled.dataset, ablation, seed=seed, config=config)
+    return prune_with_penalty(compiled.model, compiled.dataset, ablation, seed=seed, config=config)
+
+
+def run(name: str, *, trials: dict[str, PenaltyConfig | TargetConfig], seeds: int) -> dict[str, list[str]]:
     """For each trial what its runs on one program got wrong: "" for nothing."""
     torch.set_num_threads(1)
     compiled = compile_program(catalogue()[name])
@@ -63,9 +85,9 @@ def run(name: str, *, trials: dict[str, PenaltyConfig], seeds: int) -> dict[str,
             continue
         for trial, config in trials.items():
             for seed in range(seeds):
-                found = prune_with_penalty(compiled.model, compiled.dataset, ablation, seed=seed, config=config).circuit
-                truth = reconcile(truth, found)
-                comparison = compare(found, closest(truth, found))
+                found = discover(compiled, ablation, config, seed).circuit
+                assessment = assess(truth, found)
+                truth, comparison = assessment.truth, assessment.comparison
                 what = f"{name}/{ablation}{seed}: -{len(comparison.missing)} +{len(comparison.extra)}"
                 results[trial].append("" if comparison.exact else what)
     return results
@@ -74,12 +96,12 @@ def run(name: str, *, trials: dict[str, PenaltyConfig], seeds: int) -> dict[str,
 def main() -> None:
     """Run the trials that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS))
+    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(TRIALS))
     parser.add_argument("--programs", nargs="+", default=None, help="names (default: all)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    trials = {name: TRIALS[name] for name in options.only}
+    trials = {name: ALL[name] for name in options.only}
     names = options.programs or list(catalogue())
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         work = pool.map(partial(run, trials=trials, seeds=options.seeds), names)

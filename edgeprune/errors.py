@@ -25,6 +25,10 @@ class UnknownMethod(EdgePruneError):
     """A discovery method that the registry does not hold."""
 
 
+class MethodError(EdgePruneError):
+    """A discovery method that raised, took too long, or returned what no method may return."""
+
+
 class ConfigError(EdgePruneError):
     """A setting outside its stated range."""
 

@@ -4,6 +4,8 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +21,10 @@ def catalogue() -> dict[str, Program]:
     package = importlib.import_module("programs")
     found: dict[str, Program] = {}
     for module in pkgutil.iter_modules(package.__path__, "programs."):
-        found |= _programs_in(importlib.import_module(module.name))
+        programs = _programs_in(importlib.import_module(module.name))
+        for name in found.keys() & programs.keys():
+            raise ProgramFileError(f"Expected each name once; {name!r} is declared in {module.name} and elsewhere")
+        found |= programs
     return dict(sorted(found.items()))
 
 
@@ -54,12 +59,16 @@ def load_file(path: Path) -> dict[str, Program]:
     location = importlib.util.spec_from_file_location(f"_program_file_{path.stem}", path)
     assert location is not None and location.loader is not None, "a path ending in .py has a loader"
     module = importlib.util.module_from_spec(location)
+    sys.modules[location.name] = module  # where dataclasses, for one, look their module up
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python path` would have it, for files that import siblings
     try:
         location.loader.exec_module(module)
     except SyntaxError as error:
         raise ProgramFileError(f"{path} is not Python: line {error.lineno}: {error.msg}") from error
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise ProgramFileError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
     programs = _programs_in(module)
     if not programs:
         raise ProgramFileError(f"{path} holds no program; declare one with @rasp_program(vocab=..., max_seq_len=...)")
@@ -67,7 +76,12 @@ def load_file(path: Path) -> dict[str, Program]:
 
 
 def _programs_in(module: ModuleType) -> dict[str, Program]:
-    return {value.name: value for value in vars(module).values() if isinstance(value, Program)}
+    """The programs that the module declares, under the names that it gives them."""
+    return {
+        name: replace(value, name=name) if value.name != name else value
+        for name, value in vars(module).items()
+        if isinstance(value, Program) and value.build.__module__ == module.__name__
+    }
 
 
 def _choose(programs: dict[str, Program], name: str, where: str) -> Program:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], bool] = options.run
+    options.output = sys.stdout
+    # A user's file may print as it likes: with --json, standard output holds the one object and nothing else.
+    aside = redirect_stdout(sys.stderr) if options.json else nullcontext()
     try:
-        return 0 if run(options) else 1
+        with aside:
+            return 0 if run(options) else 1
     except EdgePruneError as error:
         print(f"edgeprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -60,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
         )
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        command.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
         command.set_defaults(run=run)
         return command
 
@@ -82,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"expected a seed from 0 to 2**32 - 1, got {text}")
+    return seed
+
+
 def _programs(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
     from tracr_bridge.catalogue import catalogue
@@ -99,7 +111,7 @@ def _programs(options: argparse.Namespace) -> bool:
             }
             for p in programs
         ]
-        report.print_json({"programs": listed})
+        print(report.as_json({"programs": listed}), file=options.output)
     else:
         rows = [(p.name, p.doc, " ".join(map(str, p.vocab)), f"{p.min_seq_len}-{p.max_seq_len}") for p in programs]
         report.print_table("Programs", ("name", "computes", "vocabulary", "length"), rows)
@@ -116,7 +128,7 @@ def _verify(options: argparse.Namespace) -> bool:
     program = load_program(options.program)
     verification = verify(compile_program(program, seed=options.seed), progress=True)
     if options.json:
-        report.print_json(report.verification_json(verification, program.name))
+        print(report.as_json(report.verification_json(verification, program.name)), file=options.output)
         return verification.equal
     rows = [
         ("RASP = Tracr = PyTorch", "yes" if verification.equal else "no"),
@@ -139,7 +151,7 @@ def _truth(options: argparse.Namespace) -> bool:
     program = load_program(options.program)
     truth = certify(compile_program(program, seed=options.seed), ablation, seed=options.seed)
     if options.json:
-        report.print_json(report.truth_json(truth, program.name))
+        print(report.as_json(report.truth_json(truth, program.name)), file=options.output)
     else:
         report.print_truth(truth, program.name, program.doc)
     return True
@@ -158,7 +170,7 @@ def _recover(options: argparse.Namespace) -> bool:
     program = load_program(options.program)
     recovery = recover(program, ablation, method=options.method, seed=options.seed, progress=True)
     if options.json:
-        report.print_json(report.recovery_json(recovery))
+        print(report.as_json(report.recovery_json(recovery)), file=options.output)
     else:
         report.print_recovery(recovery)
     _write_outputs(options, recovery)

@@ -152,6 +152,8 @@ def _static_reasons(program: Program) -> list[tuple[str, str]]:
     """(expression, reason) for everything that needs no input to be rejected."""
     expression = program.expression()
     reasons = [(found.expr.name, _one_line(found.reason)) for found in validating.static_validate(expression)]
+    if isinstance(expression, rasp.TokensType):
+        reasons.append((expression.name, "the output is an input, so that no layer computes it; put a Map around it"))
     seen: set[int] = set()
     queue: list[rasp.RASPExpr] = [expression]
     while queue:
@@ -183,7 +185,7 @@ class _Validator(rasp.DefaultRASPEvaluator):
                 reason = "a categorical aggregate cannot average; select one value a position"
                 self.reasons.append((expr.name, reason))
             if rasp.is_numerical(expr) and not values <= {0, 1}:
-                reason = f"a numerical aggregate averages 0 and 1 only; got {sorted(values)}"
+                reason = f"a numerical aggregate averages 0 and 1 only; got {sorted(values, key=repr)}"
                 self.reasons.append((expr.name, reason))
         return output
 

@@ -14,9 +14,9 @@ from tracr_bridge.report import edge_rows, summary_rows
 
 def recovery_figure(recovery: Recovery) -> Figure:
     """The circuit found, drawn beside the truth."""
-    graph = recovery.reference.graph
-    title = f"{recovery.program.name}, {recovery.reference.ablation} ablation, {recovery.method}"
-    return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.comparison, title)
+    graph = recovery.assessment.reference.graph
+    title = f"{recovery.program.name}, {recovery.assessment.reference.ablation} ablation, {recovery.method}"
+    return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.assessment.comparison, title)
 
 
 _PAGE = """<!doctype html>
@@ -54,7 +54,7 @@ def write_page(recovery: Recovery, path: Path) -> None:
         jinja2.Environment(autoescape=True)
         .from_string(_PAGE)
         .render(
-            title=f"{recovery.program.name}, {recovery.reference.ablation} ablation",
+            title=f"{recovery.program.name}, {recovery.assessment.reference.ablation} ablation",
             doc=recovery.program.doc,
             summary=summary_rows(recovery),
             picture=svg[svg.index("<svg") :],

@@ -2,8 +2,9 @@
 
 import inspect
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -66,7 +67,7 @@ class Program:
         interpreter = causal_eval.evaluate if self.causal else rasp.evaluate
         try:
             return list(interpreter(self.expression(), list(tokens)))
-        except Exception as error:  # whatever a user's lambda raises
+        except (Exception, SystemExit) as error:  # whatever a user's lambda raises
             raise InterpreterError(
                 f"RASP's interpreter raises on an input of {self.name}: {list(tokens)} gives "
                 f"{type(error).__name__}: {error}; narrow the domain with `valid`, or mend the program"
@@ -99,9 +100,10 @@ class Program:
             exhaustive = False
             inputs = self._sample_drawn(budget, seed)
         if not inputs:
+            tried = "every sequence" if total <= _SEARCHED else f"each of the {_SEARCHED:,} sequences drawn"
             raise InvalidProgram(
-                f"{self.name} cannot be used: its domain is empty, as `valid` is false for every sequence of "
-                f"{self.min_seq_len} to {self.max_seq_len} tokens"
+                f"{self.name} cannot be used: its domain is empty, as `valid` is false for {tried} of "
+                f"{self.min_seq_len} to {self.max_seq_len} tokens; widen it, or take a smaller vocab or max_seq_len"
             )
         return Domain(inputs, exhaustive)
 
@@ -114,7 +116,7 @@ class Program:
             return True
         try:
             return bool(self.valid(tokens))
-        except Exception as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
             raise InvalidProgram(
                 f"{self.name} cannot be used: `valid` raises {type(error).__name__}: {error} on {list(tokens)}"
             ) from error
@@ -181,30 +183,49 @@ def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
 
     Raises:
         InterpreterError: the interpreter raises on one of them.
+        InvalidProgram: an output is neither None nor a hashable, finite value.
         DegenerateProgram: the output never varies, so that nothing could fail on it.
     """
     outputs = [program.evaluate(tokens) for tokens in domain.inputs]
+    for tokens, output in zip(domain.inputs, outputs, strict=True):
+        odd = [value for value in output if not _is_usable(value)]
+        if odd:
+            raise InvalidProgram(
+                f"{program.name} cannot be used: on {list(tokens)} it gives {odd[0]!r}; outputs are None, or "
+                "values that are hashable and, where they are numbers, finite"
+            )
     values = {value for output in outputs for value in output if value is not None}
     if len(values) < 2:
         found = f"always {values.pop()!r}" if values else "undefined at every position"
+        tried = f"all {len(outputs)} inputs" if domain.exhaustive else f"a sample of {len(outputs)} inputs"
         raise DegenerateProgram(
-            f"Expected outputs that vary; those of {program.name} are {found} on all {len(domain.inputs)} inputs, so "
+            f"Expected outputs that vary; those of {program.name} are {found} on {tried}, so "
             "nothing could fail on it: widen vocab, max_seq_len or `valid`, or change what it computes"
         )
     return outputs
+
+
+def _is_usable(value: Any) -> bool:
+    return isinstance(value, Hashable) and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _declaration_faults(program: Program) -> list[str]:
     faults: list[str] = []
     if not program.vocab:
         faults.append("vocab is empty; name at least two tokens")
-    if len(set(program.vocab)) < len(program.vocab):
+    if not all(isinstance(token, Hashable) for token in program.vocab):
+        faults.append(f"vocab holds what cannot be hashed: {list(program.vocab)}; take strings, numbers or tuples")
+    elif len(set(program.vocab)) < len(program.vocab):
         faults.append(f"vocab names a token twice: {list(program.vocab)}")
     if len({type(token) for token in program.vocab}) > 1:
-        faults.append(f"vocab mixes types: {list(program.vocab)}; tokens are all strings or all numbers")
+        faults.append(f"vocab mixes types: {list(program.vocab)}; tokens are all of one type")
     for name, token in (("BOS", COMPILER_BOS), ("PAD", COMPILER_PAD)):
         if token in program.vocab:
             faults.append(f"vocab holds {token!r}, which the compiler keeps for {name}")
+    lengths: dict[str, object] = {"max_seq_len": program.max_seq_len, "min_seq_len": program.min_seq_len}
+    odd = [f"{name} is {value!r}; it is a whole number" for name, value in lengths.items() if type(value) is not int]
+    if odd:
+        return faults + odd
     if program.max_seq_len < 1:
         faults.append(f"max_seq_len is {program.max_seq_len}; it is at least 1")
     elif not 1 <= program.min_seq_len <= program.max_seq_len:
@@ -215,7 +236,7 @@ def _declaration_faults(program: Program) -> list[str]:
 def _expression_faults(program: Program) -> list[str]:
     try:
         expression: object = program._expression  # pyright: ignore[reportPrivateUsage]
-    except Exception as error:  # whatever a user's function raises
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
         return [f"building it raises {type(error).__name__}: {error}"]
     if not isinstance(expression, rasp.SOp):
         return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"]

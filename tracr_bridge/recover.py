@@ -4,11 +4,27 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from edgeprune.graph import Ablation, Circuit, Comparison, compare
+import torch
+
+from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
+from edgeprune.masks import mask_of
 from edgeprune.methods import Discovery, find_method
 from tracr_bridge.compile import Compiled, compile_program
 from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, derive_truth, is_true_circuit
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A circuit that was found, beside what is true."""
+
+    found: Circuit
+    reference: Circuit
+    """The true circuit that it is compared with: of several, the one from which it differs in the fewest edges."""
+
+    comparison: Comparison
+    truth: Truth
+    """With the circuit found among the true ones, if running it proved it to be one that was not known."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +35,14 @@ class Recovery:
     method: str
     seed: int
     discovery: Discovery
-    reference: Circuit
-    """The true circuit that the one found is compared with: of several, the closest."""
-
-    comparison: Comparison
-    truth: Truth
+    assessment: Assessment
     seconds: Mapping[str, float]
     """Wall-clock seconds of each phase run: compile, truth, discover."""
 
     @property
     def exact(self) -> bool:
         """Whether the circuit found is the true one, or, where several are true, is one of them."""
-        return self.comparison.exact
+        return self.assessment.comparison.exact
 
 
 def recover(
@@ -56,10 +68,8 @@ def recover(
         "truth": certified_at - compiled_at,
         "discover": discovered_at - certified_at,
     }
-    truth = reconcile(truth, discovery.circuit)
-    reference = closest(truth, discovery.circuit)
-    comparison = compare(discovery.circuit, reference)
-    return Recovery(program, method, seed, discovery, reference, comparison, truth, seconds)
+    assessment = assess(truth, discovery.circuit)
+    return Recovery(program, method, seed, discovery, assessment, seconds)
 
 
 def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
@@ -77,22 +87,38 @@ def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
     )
 
 
-def reconcile(truth: Truth, found: Circuit) -> Truth:
-    """`truth`, with `found` added where running it proves it a true circuit that was not known.
+def assess(truth: Truth, found: Circuit) -> Assessment:
+    """Compare `found` with the truth; where several circuits are true, any of them is exact.
 
-    A `unique` certificate leaves no room for one. A `minimal` one does: it claimed one true circuit without
-    enumerating, and a second makes it `ambiguous`.
+    A `unique` certificate leaves no room for a true circuit that was not known. A `minimal` one does: it claimed one
+    without enumerating, and a second makes it `ambiguous`.
+
+    Raises:
+        CircuitMismatch: `found` is of another graph or under another ablation.
     """
+    compare(found, truth.circuit)
     certificate = truth.certificate
     known = {circuit.edges for circuit in certificate.circuits}
-    if certificate.status == "unique" or found.edges in known:
-        return truth
-    if not is_true_circuit(truth.judge, found.graph, found.edges):
-        return truth
-    circuits = tuple(sorted((*certificate.circuits, found), key=len))
-    return replace(truth, circuit=circuits[0], certificate=replace(certificate, status="ambiguous", circuits=circuits))
+    open_to_more = certificate.status != "unique" and found.edges not in known
+    if open_to_more and is_true_circuit(truth.judge, found.graph, found.edges):
+        circuits = tuple(sorted((*certificate.circuits, found), key=len))
+        certificate = replace(certificate, status="ambiguous", circuits=circuits)
+        truth = replace(truth, circuit=circuits[0], certificate=certificate)
+    reference = min(certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))
+    return Assessment(found, reference, compare(found, reference), truth)
 
 
-def closest(truth: Truth, found: Circuit) -> Circuit:
-    """The true circuit from which `found` differs in the fewest edges."""
-    return min(truth.certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))
+def effects(assessment: Assessment) -> dict[Edge, float]:
+    """What each wrong edge does, as the largest difference before decoding over the whole domain.
+
+    For a missing edge: how far the true circuit without it is from the full model. For an extra one: how far the
+    circuit found is without it.
+    """
+    missing, extra = sorted(assessment.comparison.missing), sorted(assessment.comparison.extra)
+    judge, graph = assessment.truth.judge, assessment.found.graph
+    true, found = assessment.reference.edges, assessment.found.edges
+    sets = [*(true - {edge} for edge in missing), *(found - {edge} for edge in extra)]
+    if not sets:
+        return {}
+    differences = judge.differences(torch.stack([mask_of(graph, edges) for edges in sets]))
+    return dict(zip([*missing, *extra], differences.tolist(), strict=True))

@@ -1,11 +1,13 @@
 """Results as tables for people and as JSON for programs."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgeprune.graph import edge_names
 from tracr_bridge.recover import Recovery
@@ -51,19 +53,19 @@ def truth_json(truth: Truth, program: str) -> dict[str, Any]:
 
 def recovery_json(recovery: Recovery) -> dict[str, Any]:
     """A recovery as JSON."""
-    graph = recovery.reference.graph
+    graph = recovery.assessment.reference.graph
     return {
         "program": recovery.program.name,
-        "ablation": recovery.reference.ablation,
+        "ablation": recovery.assessment.reference.ablation,
         "method": recovery.method,
         "seed": recovery.seed,
         "exact": recovery.exact,
-        "missing": edge_names(graph, recovery.comparison.missing),
-        "extra": edge_names(graph, recovery.comparison.extra),
+        "missing": edge_names(graph, recovery.assessment.comparison.missing),
+        "extra": edge_names(graph, recovery.assessment.comparison.extra),
         "found": recovery.discovery.circuit.names(),
-        "truth": recovery.reference.names(),
+        "truth": recovery.assessment.reference.names(),
         "total": graph.total,
-        "certificate": certificate_json(recovery.truth.certificate),
+        "certificate": certificate_json(recovery.assessment.truth.certificate),
         "seconds": {phase: round(seconds, 3) for phase, seconds in recovery.seconds.items()},
     }
 
@@ -75,14 +77,14 @@ def verification_json(verification: Verification, program: str) -> dict[str, Any
         "equal": verification.equal,
         "inputs": verification.inputs,
         "exhaustive": verification.exhaustive,
-        "max_abs_diff": verification.max_abs_diff,
+        "max_abs_diff": verification.max_abs_diff if math.isfinite(verification.max_abs_diff) else None,
         "mismatches": list(verification.mismatches),
     }
 
 
-def print_json(value: object) -> None:
-    """One JSON object on standard output."""
-    print(json.dumps(value))
+def as_json(value: object) -> str:
+    """One line of JSON as the standard has it, which knows neither NaN nor infinity."""
+    return json.dumps(value, allow_nan=False)
 
 
 def certificate_rows(truth: Truth) -> list[tuple[str, str]]:
@@ -108,24 +110,24 @@ def certificate_rows(truth: Truth) -> list[tuple[str, str]]:
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """A titled two-column table on standard output."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
+        table.add_row(*map(Text, row))
+    Console().print(table)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A titled table on standard output."""
-    table = Table(*header, title=title, title_justify="left")
+    table = Table(*header, title=Text(title), title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
 def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:
     """Every edge that is true or found: its name, whether it is each, and the method's score for it."""
-    graph = recovery.reference.graph
-    true, found = recovery.reference.edges, recovery.discovery.circuit.edges
+    graph = recovery.assessment.reference.graph
+    true, found = recovery.assessment.reference.edges, recovery.discovery.circuit.edges
     rows: list[tuple[str, str, str, str]] = []
     for edge in sorted(true | found, key=lambda e: graph.position(e)[::-1]):
         score = float(recovery.discovery.scores[graph.position(edge)])
@@ -135,20 +137,20 @@ def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:
 
 def summary_rows(recovery: Recovery) -> list[tuple[str, str]]:
     """A recovery in words, one fact a row."""
-    missing, extra = recovery.comparison.missing, recovery.comparison.extra
+    missing, extra = recovery.assessment.comparison.missing, recovery.assessment.comparison.extra
     verdict = "exact" if recovery.exact else f"not exact: {len(missing)} missing, {len(extra)} extra"
     timing = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in recovery.seconds.items())
     return [
         ("recovery", verdict),
         ("method", f"{recovery.method}, seed {recovery.seed}"),
-        *certificate_rows(recovery.truth),
+        *certificate_rows(recovery.assessment.truth),
         ("took", timing),
     ]
 
 
 def print_recovery(recovery: Recovery) -> None:
     """A recovery as two tables: its edges, then the verdict and the certificate."""
-    name, ablation = recovery.program.name, recovery.reference.ablation
+    name, ablation = recovery.program.name, recovery.assessment.reference.ablation
     print_table(f"{name}, {ablation} ablation", ("edge", "true", "found", "score"), edge_rows(recovery))
     print_rows(recovery.program.doc, summary_rows(recovery))
 

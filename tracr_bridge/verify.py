@@ -100,7 +100,8 @@ def _layer_difference(compiled: Compiled, tokens: Tensor, theirs: Any, length: i
 
 
 def _difference(ours: Tensor, theirs: Any) -> float:
-    return float(np.abs(ours.numpy() - np.asarray(theirs)).max())
+    """The largest difference; infinite where either holds no number, which `max` would pass over."""
+    return float(np.nan_to_num(np.abs(ours.numpy() - np.asarray(theirs)), nan=np.inf, posinf=np.inf).max())
 
 
 def _decode(compiled: Compiled, outputs: Tensor) -> list[list[Any]]:
@@ -115,7 +116,7 @@ def _mismatches(compiled: Compiled, row: int, decoded: list[Any], who: str) -> l
     for position, (value, wanted) in enumerate(zip(decoded[1:], expected, strict=True)):
         if wanted is None:
             continue
-        same = value == wanted if compiled.categorical else abs(value - wanted) <= VALUE_ATOL
+        same = value == wanted if compiled.categorical else bool(abs(value - wanted) <= VALUE_ATOL)
         if not same:
             given = " ".join(map(str, compiled.domain.inputs[row]))
             found.append(f"input [{given}] position {position}: RASP {wanted!r}, {who} {value!r}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from edgeprune.errors import UnknownMethod
+from edgeprune.methods.custom import load_method
 from edgeprune.methods.edge_pruning import prune_with_penalty
 from edgeprune.methods.edge_pruning_target import prune_to_target
 from edgeprune.methods.method import Discovery as Discovery
@@ -17,11 +18,13 @@ METHODS: Final[Mapping[str, Method]] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name.
+    """The method of that name, or one of your own, named `package.module:function`.
 
     Raises:
         UnknownMethod: there is none.
     """
+    if ":" in name:
+        return load_method(name)
     if name not in METHODS:
-        raise UnknownMethod(f"Expected a method among {', '.join(METHODS)}; got {name!r}")
+        raise UnknownMethod(f"Expected a method among {', '.join(METHODS)}, or package.module:function; got {name!r}")
     return METHODS[name]

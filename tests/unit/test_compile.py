@@ -34,6 +34,14 @@ def test_a_wrong_weight_is_noticed(compiled):
     assert "layers differ" in found.mismatches[-1]
 
 
+def test_what_is_not_a_number_is_noticed(compiled):
+    spoiled = compile_program(compiled("reverse").program)
+    spoiled.model._token[:] = float("nan")
+    found = verify(spoiled)
+    assert not found.equal
+    assert found.max_abs_diff == float("inf")
+
+
 def test_a_wrong_output_is_noticed(compiled):
     program = compiled("xproportion")
     dataset = replace(program.dataset, target=program.dataset.target + 0.5)

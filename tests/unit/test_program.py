@@ -17,7 +17,7 @@ from edgeprune.errors import (
     UnknownProgram,
     UnsupportedProgram,
 )
-from tracr_bridge.catalogue import catalogue, load_program
+from tracr_bridge.catalogue import catalogue, load_file, load_program
 from tracr_bridge.compile import compile_program
 from tracr_bridge.program import Program
 
@@ -207,11 +207,27 @@ def test_a_file_of_ones_own_is_loaded_as_often_as_asked(tmp_path):
     assert load_program(str(file)).name == "copy"
 
 
+def test_a_file_may_import_its_neighbours_and_declare_dataclasses(tmp_path):
+    (tmp_path / "neighbour.py").write_text("VOCAB = ('a', 'b')")
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom neighbour import VOCAB\n"
+        "@dataclasses.dataclass\nclass Setting:\n    n: int\n" + ONE.format(name="copy")
+    )
+    assert load_program(str(tmp_path / "mine.py")).vocab == ("a", "b")
+
+
+def test_programs_have_the_names_that_the_file_gives_them_and_imported_ones_are_not_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text("from programs.hist import hist\n" + ONE.format(name="copy") + "\nother = copy\n")
+    assert list(load_file(tmp_path / "mine.py")) == ["copy", "other"]
+    assert load_program(f"{tmp_path / 'mine.py'}:other").name == "other"
+
+
 FILES = [
     ("", "missing.py", ProgramFileError, "there is no file"),
     ("x = 1", "file.py", ProgramFileError, "holds no program; declare one with @rasp_program"),
     ("def f(:\n", "file.py", ProgramFileError, "is not Python: line 1"),
     ("1 / 0", "file.py", ProgramFileError, "cannot be imported: ZeroDivisionError"),
+    ("raise SystemExit(0)", "file.py", ProgramFileError, "cannot be imported: SystemExit: 0"),
     (ONE.format(name="copy"), "file.py:cop", UnknownProgram, "did you mean copy?"),
     (ONE.format(name="copy"), "file.py:zzz", UnknownProgram, "it has copy"),
     (ONE.format(name="f") + ONE.format(name="g"), "file.py", UnknownProgram, "holds several programs: f, g"),

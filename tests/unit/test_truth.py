@@ -17,7 +17,7 @@ from edgeprune.masks import mask_of
 from tracr_bridge import rasp_program
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
-from tracr_bridge.recover import certify, closest, reconcile
+from tracr_bridge.recover import assess, certify, effects
 from tracr_bridge.truth import derive_truth, is_true_circuit
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
@@ -124,17 +124,34 @@ def test_a_second_true_circuit_makes_a_minimal_certificate_ambiguous(truth):
     found = truth("shuffle_dyck1", "zero")
     one, other = found.certificate.circuits[:2]
     claimed = replace(found, certificate=replace(found.certificate, status="minimal", circuits=(one,)))
-    corrected = reconcile(claimed, other)
-    assert corrected.certificate.status == "ambiguous"
-    assert set(corrected.certificate.circuits) == {one, other}
-    assert closest(corrected, other) == other
+    assessment = assess(claimed, other)
+    assert assessment.truth.certificate.status == "ambiguous"
+    assert set(assessment.truth.certificate.circuits) == {one, other}
+    assert assessment.reference == other
+    assert assessment.comparison.exact
 
 
-def test_what_is_not_true_changes_no_certificate(truth):
+def test_what_is_not_true_changes_no_certificate_and_is_not_exact(truth):
     found = truth("shuffle_dyck1", "zero")
     graph = found.circuit.graph
     for edges in (frozenset[Edge](), frozenset(graph.edges), found.certificate.candidate.edges):
-        assert reconcile(found, Circuit(graph, "zero", edges)) is found
+        assessment = assess(found, Circuit(graph, "zero", edges))
+        assert assessment.truth is found
+        assert not assessment.comparison.exact
+
+
+def test_each_wrong_edge_comes_with_its_effect(truth):
+    found = truth("xproportion", "zero")
+    missing, *rest = sorted(found.circuit.edges)
+    extra = sorted(found.structural - found.circuit.edges)[0]
+    wrong = Circuit(found.circuit.graph, "zero", frozenset(rest) | {extra})
+    effect = effects(assess(found, wrong))
+    without = mask_of(wrong.graph, rest)[None]
+    assert effect == {
+        missing: pytest.approx(float(found.judge.differences(without)[0])),
+        extra: pytest.approx(float(found.judge.differences(without)[0])),
+    }
+    assert effects(assess(found, found.circuit)) == {}
 
 
 def test_an_empty_circuit_is_refused_as_nothing_could_fail_on_it(compiled):

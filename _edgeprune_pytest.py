@@ -1,0 +1,250 @@
+"""The pytest plugin: every program in a program file becomes tests. Imports nothing heavy until one is collected.
+
+A program file is one that the ini option `edgeprune_programs` matches (`programs/*.py` unless set), one of those that
+come with the toolkit (`pytest --pyargs programs`), or one that declares programs and is named on the command line.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+if TYPE_CHECKING:
+    from edgeprune.graph import Ablation
+    from tracr_bridge.program import Program
+    from tracr_bridge.suite import Suite
+
+_ABLATIONS: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
+_METHOD = "edge-pruning"
+_SUITE = pytest.StashKey["Suite"]()
+_FILES = pytest.StashKey[frozenset[Path]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the group `edgeprune`."""
+    group = parser.getgroup("edgeprune", "circuit discovery on compiled programs")
+    group.addoption(
+        "--circuit-method",
+        default=_METHOD,
+        metavar="METHOD",
+        help="the discovery method that recovers circuits: a name of ours, or package.module:function of your own, "
+        "called as function(model, dataset, ablation, seed=...) (default: %(default)s)",
+    )
+    group.addoption(
+        "--circuit-ablation",
+        action="append",
+        choices=_ABLATIONS,
+        help="what removed edges carry; may be repeated (default: zero and resample)",
+    )
+    group.addoption(
+        "--circuit-seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="recover at seeds 0 to N - 1; those above 0 are marked sweep (default: %(default)s)",
+    )
+    group.addoption(
+        "--circuit-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long one discovery may take (default: %(default)s)",
+    )
+    parser.addini(
+        "edgeprune_programs",
+        type="linelist",
+        default=["programs/*.py"],
+        help="globs, relative to the root directory, of files whose programs become tests",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    config.addinivalue_line("markers", "programs(*names): run the test once for each, as its argument `program`")
+    config.addinivalue_line("markers", "sweep: recovery at a seed above 0, as --circuit-seeds asks for")
+    if config.option.circuit_method != _METHOD:
+        _suite(config)  # says at once that there is no such method
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Which method is under test."""
+    return f"circuit method: {config.option.circuit_method}"
+
+
+def _suite(config: pytest.Config) -> "Suite":
+    if _SUITE not in config.stash:
+        import torch
+
+        from edgeprune.errors import UnknownMethod
+        from tracr_bridge.suite import Suite
+
+        torch.set_num_threads(1)  # compiled models are too small for threads to pay
+        try:
+            config.stash[_SUITE] = Suite(config.option.circuit_method, seconds=config.option.circuit_timeout)
+        except UnknownMethod as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[_SUITE]
+
+
+# Collection
+
+
+def _program_files(config: pytest.Config) -> frozenset[Path]:
+    """What the ini option matches."""
+    if _FILES not in config.stash:
+        globs: list[str] = config.getini("edgeprune_programs")
+        config.stash[_FILES] = frozenset(path for glob in globs for path in config.rootpath.glob(glob))
+    return config.stash[_FILES]
+
+
+@cache
+def _shipped() -> Path | None:
+    """The folder of the programs that come with the toolkit."""
+    spec = importlib.util.find_spec("programs")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+
+def _declares_programs(path: Path) -> bool:
+    return "rasp_program" in path.read_text(errors="replace")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "ProgramFile | None":
+    """Collect a program file."""
+    if file_path.suffix != ".py" or file_path.name.startswith(("_", "test_", "conftest")):
+        return None
+    named = parent.session.isinitpath(file_path)
+    if (
+        file_path in _program_files(parent.config)
+        or file_path.parent == _shipped()
+        or (named and _declares_programs(file_path))
+    ):
+        return ProgramFile.from_parent(parent, path=file_path)
+    return None
+
+
+class ProgramFile(pytest.File):
+    """A Python file with programs."""
+
+    def collect(self) -> "Iterator[ProgramTests]":
+        """One collector a program."""
+        from edgeprune.errors import ProgramFileError
+        from tracr_bridge.catalogue import load_file
+
+        try:
+            programs = load_file(self.path)
+        except ProgramFileError as error:
+            raise self.CollectError(str(error)) from error
+        for name, program in programs.items():
+            yield ProgramTests.from_parent(self, name=name, program=program)
+
+
+class ProgramTests(pytest.Collector):
+    """A program's tests."""
+
+    def __init__(self, *, program: "Program", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.program = program
+
+    def collect(self) -> "Iterator[Check]":
+        """`verify`, `truth[ablation]` and `recovery[ablation-method-seed]`."""
+        suite, program = _suite(self.config), self.program
+        spec = f"{self._written_path()}:{program.name}"
+        yield self._check("verify", partial(suite.check_verify, program))
+        ablations: list[Ablation] = self.config.option.circuit_ablation or ["zero", "resample"]
+        for ablation in ablations:
+            yield self._check(f"truth[{ablation}]", partial(suite.check_truth, program, ablation))
+            for seed in range(self.config.option.circuit_seeds):
+                run = partial(suite.check_recovery, program, ablation, seed=seed, spec=spec)
+                item = self._check(f"recovery[{ablation}-{suite.method}-seed{seed}]", run)
+                if seed > 0:
+                    item.add_marker("sweep")
+                yield item
+
+    def _check(self, name: str, run: Callable[[], None]) -> "Check":
+        # Spelt out, for pytest itself takes what stands in brackets for no part of an item's name.
+        return Check.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", run=run)
+
+    def _written_path(self) -> Path:
+        """The file as a user in the directory of the run would write it."""
+        here = self.config.invocation_params.dir
+        return self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+
+
+class Check(pytest.Item):
+    """One check of one program."""
+
+    def __init__(self, *, run: Callable[[], None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._run = run
+
+    def runtest(self) -> None:
+        """Run it; a program on which nothing could fail under this ablation is skipped, with the reason."""
+        from edgeprune.errors import DegenerateProgram
+
+        try:
+            self._run()
+        except DegenerateProgram as error:
+            if self.name == "verify":
+                raise
+            pytest.skip(str(error))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The message alone where it says everything, else the traceback."""
+        from edgeprune.errors import EdgePruneError, MethodError
+        from tracr_bridge.suite import CheckFailed
+
+        error = excinfo.value
+        if isinstance(error, MethodError) and error.__cause__ is not None:
+            return super().repr_failure(excinfo)  # the method's own traceback is what its author needs
+        return str(error) if isinstance(error, CheckFailed | EdgePruneError) else super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """The program's file, and the check by name."""
+        return self.path, None, f"{self.parent.name if self.parent else ''}::{self.name}"
+
+
+# For hand-written tests
+
+
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`compiled(program)`: the `Compiled` of a program, given as such or as the command line names it."""
+    return _suite(request.config).compiled
+
+
+@pytest.fixture(scope="session")
+def truth(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`truth(program, ablation)`: its certified `Truth`."""
+    return _suite(request.config).truth
+
+
+@pytest.fixture(scope="session")
+def recover(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`recover(program, ablation, seed=0)`: the `Assessment` of what the method under test finds."""
+    return _suite(request.config).recover
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked `programs(*names)` once for each of them."""
+    marker = metafunc.definition.get_closest_marker("programs")
+    if marker is not None and "program" in metafunc.fixturenames:
+        metafunc.parametrize("program", marker.args)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say which edges two unequal circuits differ in."""
+    if op != "==" or type(left).__name__ != "Circuit" or type(right).__name__ != "Circuit":
+        return None
+    from edgeprune.graph import Circuit, edge_names
+
+    if not isinstance(left, Circuit) or not isinstance(right, Circuit) or left.graph != right.graph:
+        return None
+    lines = [f"circuits of {len(left)} and {len(right)} edges differ"]
+    if left.ablation != right.ablation:
+        lines.append(f"ablations: {left.ablation} and {right.ablation}")
+    lines += [f"only left:  {edge}" for edge in edge_names(left.graph, left.edges - right.edges)]
+    lines += [f"only right: {edge}" for edge in edge_names(right.graph, right.edges - left.edges)]
+    return lines

@@ -1,0 +1,125 @@
+"""A discovery method of one's own, named `package.module:function`, held to the same contract as ours."""
+
+import importlib
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune.data import Dataset
+from edgeprune.errors import MethodError, UnknownMethod
+from edgeprune.graph import Ablation, Circuit, Graph
+from edgeprune.masks import edges_of
+from edgeprune.methods.method import Discovery, Method
+from edgeprune.model import MaskedModel
+
+
+def load_method(spec: str) -> Method:
+    """The method `package.module:function`; the working directory is searched too.
+
+    The function is called as `function(model, dataset, ablation, seed=seed)` and returns one of
+
+    - a `Circuit` of `model.graph` under `ablation`;
+    - scores, a tensor `[source, destination]` of which every edge above 0.5 is kept;
+    - a `Discovery`, which is both.
+
+    Raises:
+        UnknownMethod: there is no such module or no such function.
+    """
+    module_name, _, function_name = spec.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever importing a user's module raises
+        raise UnknownMethod(
+            f"Expected a method package.module:function; {spec!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UnknownMethod(f"Expected a function {function_name!r} in module {module_name!r}; there is none")
+    return _adapt(function, spec)
+
+
+def _adapt(function: Callable[..., Any], name: str) -> Method:
+    def discover(
+        model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
+    ) -> Discovery:
+        try:
+            result = function(model, dataset, ablation, seed=seed)
+        except MethodError:
+            raise
+        except Exception as error:  # whatever a user's method raises
+            raise MethodError(f"Method {name} raised {type(error).__name__}: {error}") from error
+        return _checked(result, model.graph, ablation, name)
+
+    return discover
+
+
+def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Discovery:
+    """What a method returned, as a `Discovery`.
+
+    Raises:
+        MethodError: it is nothing that a method may return.
+    """
+    if isinstance(result, Tensor):
+        _check_scores(result, graph, name)
+        result = Discovery(Circuit(graph, ablation, edges_of(graph, result > 0.5)), result, ())
+    if isinstance(result, Circuit):
+        scores = torch.zeros(len(graph.sources), len(graph.destinations))
+        for edge in result.edges if result.graph == graph else ():
+            scores[graph.position(edge)] = 1
+        result = Discovery(result, scores, ())
+    if not isinstance(result, Discovery):
+        raise MethodError(
+            f"Expected a Circuit, a tensor of scores or a Discovery from method {name}; got {type(result).__name__}"
+        )
+    if result.circuit.graph != graph or result.circuit.ablation != ablation:
+        raise MethodError(
+            f"Expected a circuit of the model's own graph under {ablation!r} ablation from method {name}; got one of "
+            f"{result.circuit.graph.total} edges in all (the model has {graph.total}) under {result.circuit.ablation!r}"
+        )
+    _check_scores(result.scores, graph, name)
+    return result
+
+
+def _check_scores(scores: Tensor, graph: Graph, name: str) -> None:
+    shape = (len(graph.sources), len(graph.destinations))
+    if tuple(scores.shape) != shape:
+        raise MethodError(f"Expected scores of shape {shape} from method {name}; got {tuple(scores.shape)}")
+    bad = int((~torch.isfinite(scores)).sum())
+    if bad:
+        raise MethodError(f"Expected finite scores from method {name}; {bad} of {scores.numel()} are not")
+
+
+@contextmanager
+def time_limit(seconds: float, name: str) -> Generator[None]:
+    """Interrupt what runs inside after `seconds`.
+
+    Enforced by a signal, hence in the main thread of a POSIX system alone; elsewhere nothing is interrupted.
+
+    Raises:
+        MethodError: it took longer.
+    """
+    possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not possible or math.isinf(seconds):
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise MethodError(f"Method {name} ran longer than the {seconds:g} s that it is given")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

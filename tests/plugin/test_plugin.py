@@ -1,0 +1,172 @@
+"""The pytest plugin, in pytest runs of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+PROGRAM = '''
+from tracr.rasp import rasp
+from tracr_bridge import rasp_program
+
+@rasp_program(vocab=("a", "b"), max_seq_len=2)
+def is_a() -> rasp.SOp:
+    """Whether a token is "a"."""
+    return rasp.Map(lambda token: token == "a", rasp.tokens).named("is_a")
+'''
+
+WIDTH = '''
+from tracr.rasp import rasp
+from tracr_bridge import rasp_program
+
+@rasp_program(vocab=("a", "b"), max_seq_len=2)
+def width() -> rasp.SOp:
+    """The length of the input."""
+    all_true = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE).named("all_true")
+    return rasp.SelectorWidth(all_true).named("width")
+'''
+
+METHODS = """
+import torch
+
+def nothing(model, dataset, ablation, *, seed):
+    return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+"""
+
+
+@pytest.fixture
+def run(pytester):
+    """Run pytest on one small program, with methods at hand, and hand back what came of it."""
+    pytester.makepyfile(**{"programs/is_a": PROGRAM, "my_methods": METHODS})
+
+    # In a process of its own: what a run inside this one loads, pytester unloads, and torch cannot be loaded twice.
+    def run(*arguments):
+        return pytester.runpytest_subprocess("--circuit-ablation=zero", *arguments)
+
+    return run
+
+
+def test_the_example_with_a_program_of_ones_own_passes(pytester):
+    for file in (EXAMPLES / "own_program").rglob("*"):
+        if file.suffix in (".py", ".ini"):
+            target = pytester.path / file.relative_to(EXAMPLES / "own_program")
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(file.read_text())
+    result = pytester.runpytest_subprocess("-v")
+    result.assert_outcomes(passed=9)
+    result.stdout.fnmatch_lines(
+        [
+            "circuit method: edge-pruning",
+            "programs/first_token.py::first_token::verify PASSED*",
+            "programs/first_token.py::first_token::truth[[]zero] PASSED*",
+            "programs/first_token.py::first_token::recovery[[]zero-edge-pruning-seed0] PASSED*",
+            "programs/first_token.py::first_token::truth[[]resample] PASSED*",
+            "test_first_token.py::*from_the_positions[[]programs/first_token.py:first_token-resample] PASSED*",
+        ],
+        consecutive=False,
+    )
+
+
+def test_the_example_with_a_method_of_ones_own_passes_in_a_process_of_its_own():
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        cwd=EXAMPLES / "own_method",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "10 passed" in result.stdout
+
+
+def test_the_plugin_itself_loads_nothing_heavy():
+    code = "import _edgeprune_pytest, sys; print(sorted({'jax', 'torch', 'edgeprune'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_failing_recovery_lists_missing_edges_with_their_effects_and_a_command(run):
+    result = run("--circuit-method=my_methods:nothing")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "is_a, zero ablation: my_methods:nothing, seed 0, found 0 edges, not the true 2 (certificate: unique)",
+            "  missing  tok->m0 * without it the true circuit is off by 1",
+            "  missing  m0->logits * without it the true circuit is off by 1",
+            "reproduce: edgeprune recover programs/is_a.py:is_a --ablation zero --method my_methods:nothing --seed 0",
+        ]
+    )
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_an_unknown_method_is_a_usage_error(run):
+    result = run("--circuit-method=my_methods:missing")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*Expected a function 'missing' in module 'my_methods'; there is none"])
+
+
+def test_tests_are_chosen_by_name_and_seeds_above_0_are_marked(run):
+    result = run("--circuit-method=my_methods:nothing", "--circuit-seeds=3", "-k", "recovery", "-m", "sweep", "-x")
+    result.assert_outcomes(failed=1, deselected=3)
+    assert "seed1" in result.stdout.str()
+
+
+def test_last_failed_runs_what_failed_and_an_id_runs_one_check(run):
+    method = "--circuit-method=my_methods:nothing"
+    run(method).assert_outcomes(passed=2, failed=1)
+    run(method, "--lf").assert_outcomes(failed=1)
+    run("programs/is_a.py::is_a::truth[zero]").assert_outcomes(passed=1)
+
+
+def test_a_file_is_collected_when_it_is_named_or_matched_and_not_otherwise(pytester, run):
+    pytester.makepyfile(mine=PROGRAM.replace("is_a", "mine"), **{"other/more": PROGRAM.replace("is_a", "more")})
+    run("mine.py", "--collect-only", "-q").stdout.fnmatch_lines(["mine.py::mine::verify"])
+    result = run("-o", "edgeprune_programs=other/*.py", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["other/more.py::more::verify"])
+    assert "is_a::" not in result.stdout.str()
+
+
+def test_an_unusable_program_file_is_an_error_of_one_line(pytester, run):
+    pytester.makepyfile(**{"programs/broken": "def broken(:"})
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*broken.py is not Python: line 1: *"])
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_program_that_cannot_fail_is_skipped_under_that_ablation_and_fails_under_all(pytester, run):
+    pytester.makepyfile(
+        **{
+            "programs/width": WIDTH,
+            "programs/constant": PROGRAM.replace("is_a", "constant").replace('token == "a"', "1"),
+        }
+    )
+    result = run("--circuit-ablation=resample", "-k", "width and resample or constant and verify", "-rs")
+    result.assert_outcomes(skipped=2, failed=1, deselected=12)
+    result.stdout.fnmatch_lines(
+        ["Expected outputs that vary; those of constant are*", "*with every edge ablated*nothing could fail on it*"]
+    )
+
+
+def test_unequal_circuits_say_which_edges_they_differ_in(pytester):
+    pytester.makepyfile(
+        """
+        from edgeprune.graph import Circuit, Edge, Graph
+
+        def test_equal():
+            graph = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
+            one, other = frozenset({Edge.parse("tok->m0")}), frozenset({Edge.parse("pos->m0")})
+            assert Circuit(graph, "zero", one) == Circuit(graph, "mean", other)
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.stdout.fnmatch_lines(
+        [
+            "*circuits of 1 and 1 edges differ",
+            "*ablations: zero and mean",
+            "*only left:  tok->m0",
+            "*only right: pos->m0",
+        ]
+    )

@@ -1,0 +1,134 @@
+"""Methods of one's own, held to the contract; what the plugin's checks report."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edgeprune.errors import MethodError, UnknownMethod
+from edgeprune.graph import Circuit, Edge
+from edgeprune.methods import find_method
+from tracr_bridge.catalogue import load_program
+from tracr_bridge.suite import CheckFailed, Suite
+
+NAME = "hist"
+
+
+def none(model, dataset, ablation, *, seed):
+    return None
+
+
+def stray(model, dataset, ablation, *, seed):
+    return Circuit(model.graph, ablation, frozenset({Edge.parse("tok->a9.h9.q")}))
+
+
+def zeros(model, dataset, ablation, *, seed):
+    return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+
+
+def ones(model, dataset, ablation, *, seed):
+    return zeros(model, dataset, ablation, seed=seed) + 1
+
+
+def not_finite(model, dataset, ablation, *, seed):
+    return zeros(model, dataset, ablation, seed=seed) / 0
+
+
+def misshapen(model, dataset, ablation, *, seed):
+    return torch.zeros(3)
+
+
+def other_ablation(model, dataset, ablation, *, seed):
+    return Circuit(model.graph, "mean", frozenset())
+
+
+def raises(model, dataset, ablation, *, seed):
+    raise RuntimeError("out of luck")
+
+
+def hangs(model, dataset, ablation, *, seed):
+    time.sleep(60)
+
+
+def seeded(model, dataset, ablation, *, seed):
+    return zeros(model, dataset, ablation, seed=seed) + seed / 100
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("none", "Expected a Circuit, a tensor of scores or a Discovery from method test_suite:none; got NoneType"),
+        ("stray", "Method test_suite:stray raised GraphError: Expected an edge of this graph of 13 edges"),
+        ("not_finite", "Expected finite scores from method test_suite:not_finite; 20 of 20 are not"),
+        ("misshapen", r"Expected scores of shape \(4, 5\) from method test_suite:misshapen; got \(3,\)"),
+        ("other_ablation", "under 'zero' ablation from method test_suite:other_ablation; got one .* under 'mean'"),
+        ("raises", "Method test_suite:raises raised RuntimeError: out of luck"),
+        ("hangs", "Method test_suite:hangs ran longer than the 0.5 s that it is given"),
+    ],
+)
+def test_a_method_that_breaks_the_contract_is_refused_by_name(method, message):
+    with pytest.raises(MethodError, match=message):
+        Suite(f"test_suite:{method}", seconds=0.5).recover(NAME, "zero")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("magic", "Expected a method among edge-pruning, .*, or package.module:function; got 'magic'"),
+        ("no_such_module:f", "'no_such_module:f' cannot be imported: ModuleNotFoundError"),
+        ("test_suite:missing", "Expected a function 'missing' in module 'test_suite'; there is none"),
+    ],
+)
+def test_an_unknown_method_is_refused(method, message):
+    with pytest.raises(UnknownMethod, match=message):
+        find_method(method)
+
+
+def test_scores_above_one_half_are_kept_and_the_seed_reaches_the_method(compiled):
+    program = compiled(NAME)
+    every = find_method("test_suite:ones")(program.model, program.dataset, "zero")
+    assert every.circuit.edges == set(program.model.graph.edges)
+    scored = find_method("test_suite:seeded")(program.model, program.dataset, "zero", seed=7)
+    assert scored.circuit.edges == frozenset()
+    assert float(scored.scores.max()) == pytest.approx(0.07)
+
+
+def test_a_recovery_that_is_not_exact_is_reported_edge_by_edge():
+    with pytest.raises(CheckFailed) as caught:
+        Suite("test_suite:zeros").check_recovery(load_program(NAME), "zero", seed=3, spec="some.py:hist")
+    report = str(caught.value)
+    assert report.startswith("hist, zero ablation: test_suite:zeros, seed 3, found 0 edges, not the true 6")
+    assert report.count("  missing  ") == 6
+    assert report.endswith(
+        "\nreproduce: edgeprune recover some.py:hist --ablation zero --method test_suite:zeros --seed 3"
+    )
+    with pytest.raises(CheckFailed) as caught:
+        Suite("test_suite:ones").check_recovery(load_program(NAME), "zero", seed=0, spec="hist")
+    assert str(caught.value).count("  extra  ") == 13 - 6
+
+
+def test_a_wrong_certificate_is_noticed():
+    suite, program = Suite(), load_program(NAME)
+    suite.check_truth(program, "resample")
+    truth = suite.truth(program, "resample")
+    edges = truth.circuit.edges
+    assert edges < truth.structural
+    for wrong, message in [
+        (truth.structural, "certified, yet not sufficient and irreducible"),
+        (frozenset(sorted(edges)[1:]), "certified, yet not sufficient and irreducible"),
+        (edges | {Edge.parse("pos->logits")}, "edges that can carry nothing: pos->logits"),
+    ]:
+        circuits = (Circuit(truth.circuit.graph, "resample", wrong),)
+        spoiled = replace(truth, certificate=replace(truth.certificate, circuits=circuits))
+        suite._truths[program, "resample"] = spoiled
+        with pytest.raises(CheckFailed, match=message):
+            suite.check_truth(program, "resample")
+
+
+def test_models_that_differ_are_noticed():
+    suite, program = Suite(), load_program(NAME)
+    suite.check_verify(program)
+    suite.compiled(program).model._token += 0.01
+    with pytest.raises(CheckFailed, match=r"hist: RASP, Tracr's model and PyTorch differ\n  "):
+        suite.check_verify(program)

@@ -1,0 +1,137 @@
+"""The checks that the pytest plugin runs on every program, each program compiled and certified once a session."""
+
+from edgeprune.graph import Ablation, edge_names
+from edgeprune.methods import Discovery, find_method
+from edgeprune.methods.custom import time_limit
+from tracr_bridge.catalogue import load_program
+from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.program import Program
+from tracr_bridge.recover import Assessment, assess, certify, effects
+from tracr_bridge.truth import Truth, is_true_circuit
+from tracr_bridge.verify import verify
+
+
+class CheckFailed(AssertionError):
+    """A check that does not hold; the message is the whole report."""
+
+
+class Suite:
+    """Compiles, certifies and discovers, and remembers what does not change.
+
+    Programs are given as `Program`s, or as the command line names them.
+
+    Args:
+        method: a name of the registry, or `package.module:function`.
+        seconds: how long one discovery may take.
+    """
+
+    def __init__(self, method: str = "edge-pruning", *, seconds: float = float("inf")) -> None:
+        self.method, self._seconds = method, seconds
+        self._discover = find_method(method)
+        self._compiled: dict[Program, Compiled] = {}
+        self._truths: dict[tuple[Program, Ablation], Truth] = {}
+
+    def compiled(self, program: Program | str) -> Compiled:
+        """The compiled program.
+
+        Raises:
+            EdgePruneError: the program is unusable.
+        """
+        program = load_program(program) if isinstance(program, str) else program
+        if program not in self._compiled:
+            self._compiled[program] = compile_program(program)
+        return self._compiled[program]
+
+    def truth(self, program: Program | str, ablation: Ablation) -> Truth:
+        """Its certified truth.
+
+        Raises:
+            DegenerateProgram: nothing could fail on it under this ablation.
+        """
+        compiled = self.compiled(program)
+        key = (compiled.program, ablation)
+        if key not in self._truths:
+            self._truths[key] = certify(compiled, ablation)
+        return self._truths[key]
+
+    def discover(self, program: Program | str, ablation: Ablation, *, seed: int = 0) -> Discovery:
+        """What the method finds, within its time.
+
+        Raises:
+            MethodError: it raised, took too long, or returned what no method may return.
+        """
+        compiled = self.compiled(program)
+        with time_limit(self._seconds, self.method):
+            return self._discover(compiled.model, compiled.dataset, ablation, seed=seed)
+
+    def recover(self, program: Program | str, ablation: Ablation, *, seed: int = 0) -> Assessment:
+        """What the method finds, beside the truth."""
+        truth = self.truth(program, ablation)
+        return assess(truth, self.discover(program, ablation, seed=seed).circuit)
+
+    def check_verify(self, program: Program) -> None:
+        """RASP, Tracr's model and ours agree.
+
+        Raises:
+            CheckFailed: they do not.
+        """
+        verification = verify(self.compiled(program))
+        if not verification.equal:
+            listed = "\n".join(f"  {text}" for text in verification.mismatches)
+            raise CheckFailed(f"{program.name}: RASP, Tracr's model and PyTorch differ\n{listed}")
+
+    def check_truth(self, program: Program, ablation: Ablation) -> None:
+        """Every certified circuit lies within the structural edges, is sufficient, and is irreducible.
+
+        Raises:
+            CheckFailed: one is not.
+        """
+        truth = self.truth(program, ablation)
+        for circuit in truth.certificate.circuits:
+            if not circuit.edges <= truth.structural:
+                stray = ", ".join(edge_names(circuit.graph, circuit.edges - truth.structural))
+                raise CheckFailed(
+                    f"{program.name}, {ablation}: a true circuit has edges that can carry nothing: {stray}"
+                )
+            if not is_true_circuit(truth.judge, circuit.graph, circuit.edges):
+                listed = ", ".join(circuit.names())
+                raise CheckFailed(
+                    f"{program.name}, {ablation}: certified, yet not sufficient and irreducible: {listed}"
+                )
+
+    def check_recovery(self, program: Program, ablation: Ablation, *, seed: int, spec: str) -> None:
+        """The method finds a true circuit exactly.
+
+        Args:
+            program: what to recover.
+            ablation: what removed edges carry.
+            seed: the method's.
+            spec: how the command line names the program, for the command that reproduces a failure.
+
+        Raises:
+            CheckFailed: it does not; the message lists missing and extra edges with their effects.
+        """
+        assessment = self.recover(program, ablation, seed=seed)
+        if not assessment.comparison.exact:
+            raise CheckFailed(
+                _report(assessment, f"{self.method}, seed {seed}", program.name)
+                + (f"\nreproduce: edgeprune recover {spec} --ablation {ablation} --method {self.method} --seed {seed}")
+            )
+
+
+def _report(assessment: Assessment, method: str, name: str) -> str:
+    """Missing and extra edges, each with what it does."""
+    graph, comparison = assessment.found.graph, assessment.comparison
+    certificate, measured = assessment.truth.certificate, effects(assessment)
+    lines = [
+        f"{name}, {assessment.found.ablation} ablation: {method}, found {len(assessment.found)} edges, not the true "
+        f"{len(assessment.reference)} (certificate: {certificate.status})"
+    ]
+    kinds = {
+        "missing": (comparison.missing, "without it the true circuit is off by"),
+        "extra": (comparison.extra, "without it the circuit found is off by"),
+    }
+    for kind, (edges, says) in kinds.items():
+        by_name = {str(edge): measured[edge] for edge in edges}
+        lines += [f"  {kind}  {edge:<24} {says} {by_name[edge]:.3g}" for edge in edge_names(graph, edges)]
+    return "\n".join(lines)
