@@ -20,7 +20,9 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
 	@echo "== pytest: tests, with branch coverage"
-	@$(BIN)/pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/pytest tests -n 2 --dist loadscope --cov --cov-report=term --cov-fail-under=90
+	@echo "== pytest: every program, verified, certified and recovered"
+	@$(BIN)/pytest programs -n 2
 
 sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
 	@echo "== pytest: seed sweep"

@@ -19,6 +19,7 @@ VALUE_ATOL: Final = 1e-2
 """Largest difference between a decoded number and RASP's: Tracr's own discretisation is approximate."""
 
 _SHOWN: Final = 5
+_UNOPTIMISED: Final = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def verify(compiled: Compiled, *, progress: bool = False) -> Verification:
         compiled: the program, its two models and its domain.
         progress: show a progress bar on standard error, if that is a terminal.
     """
-    forward = jax.jit(compiled.assembled.forward)
+    # Compiled once a length and run once: optimising would take longer than it saves.
+    forward = jax.jit(compiled.assembled.forward, compiler_options=_UNOPTIMISED)
     lengths = np.array([len(tokens) for tokens in compiled.domain.inputs])
     largest, mismatches = 0.0, list[str]()
     for length in tqdm(np.unique(lengths).tolist(), desc="verify", disable=None if progress else True):

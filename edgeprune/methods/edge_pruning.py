@@ -6,8 +6,9 @@ paper's own objective.
 Note: deviations from the paper.
     - The objective is `E[loss] + penalty * E[kept edges]` in place of a Lagrangian on a sparsity target: any penalty
       below the smallest effect of a needed edge gives the same circuit, so that nothing is chosen per program.
-    - The loss is the worst difference in the batch, bounded by 1, in place of a mean divergence: an edge that few
-      inputs need weighs as much as one that all need, and a confident wrong answer costs no more than none.
+    - The loss is the worst difference in the batch, bounded by 1, in place of a mean divergence: within a batch an edge
+      that one input needs weighs as much as one that all need, and a confident wrong answer costs no more than none.
+      An edge that almost no input needs, so that few batches hold one, is still lost.
     - The gradient is that of the likelihood ratio (REINFORCE) in place of the path through z. Compiled attention is
       saturated: almost everywhere the derivative by a query or key edge is zero, and the path sees its effect only in
       the rare sample in which z falls on the step. The ratio needs no derivative of the model, nor a backward pass.

@@ -107,16 +107,12 @@ def test_an_unknown_method_is_a_usage_error(run):
     result.stderr.fnmatch_lines(["*Expected a function 'missing' in module 'my_methods'; there is none"])
 
 
-def test_tests_are_chosen_by_name_and_seeds_above_0_are_marked(run):
-    result = run("--circuit-method=my_methods:nothing", "--circuit-seeds=3", "-k", "recovery", "-m", "sweep", "-x")
+def test_checks_are_chosen_by_name_by_mark_by_last_failure_and_by_id(run):
+    arguments = ("--circuit-method=my_methods:nothing", "--circuit-seeds=3")
+    result = run(*arguments, "-k", "recovery", "-m", "sweep", "-x")
     result.assert_outcomes(failed=1, deselected=3)
     assert "seed1" in result.stdout.str()
-
-
-def test_last_failed_runs_what_failed_and_an_id_runs_one_check(run):
-    method = "--circuit-method=my_methods:nothing"
-    run(method).assert_outcomes(passed=2, failed=1)
-    run(method, "--lf").assert_outcomes(failed=1)
+    run(*arguments, "--lf").assert_outcomes(failed=1)
     run("programs/is_a.py::is_a::truth[zero]").assert_outcomes(passed=1)
 
 
