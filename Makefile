@@ -1,6 +1,8 @@
 # The interpreter that builds .venv: `make test PYTHON=python3.12` takes another one.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Shapes and types are checked at run time in the tests; programs run as users run them.
+SHAPES := --jaxtyping-packages=edgeprune,tracr_bridge,programs,beartype.beartype
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
 	@echo "== pytest: tests, with branch coverage"
-	@$(BIN)/pytest tests -n 2 --dist loadscope --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/pytest tests -n 2 --dist loadscope $(SHAPES) --cov --cov-report=term --cov-fail-under=90
 	@echo "== pytest: every program, verified, certified and recovered"
 	@$(BIN)/pytest programs -n 2
 

@@ -19,6 +19,9 @@ PAIR_BUDGET: Final = 100_000
 _ROWS: Final = 16_384
 """Masked inputs in one forward; a bound on memory, and no larger than pays."""
 
+_PAIRS: Final = 1024
+"""Pairs whose ablated sources are held at a time."""
+
 
 class Judge:
     """Whether masks reproduce the full model under one ablation, on every input or pair of the domain.
@@ -59,10 +62,7 @@ class Judge:
 
     def differences(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
         """The largest difference from the full model's output that each mask makes anywhere."""
-        worst = torch.zeros(len(masks))
-        for start in range(0, self.pairs, _ROWS):
-            worst = torch.maximum(worst, self._chunked(masks, start, min(start + _ROWS, self.pairs)))
-        return worst
+        return self._chunked(masks, 0, self.pairs)
 
     def reproduces(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
         """Whether each mask reproduces the full model everywhere.
@@ -106,20 +106,20 @@ class Judge:
                 agree[:, column] &= ((change @ weight) == 0).all(-1).all(-1)
         return agree
 
-    def _chunked(self, masks: Tensor, start: int, stop: int) -> Tensor:
-        """Differences of masks over pairs `start` to `stop`, in forwards of bounded size."""
-        step = max(1, _ROWS // (stop - start))
-        parts = [self._run(masks[i : i + step], start, stop) for i in range(0, len(masks), step)]
-        return torch.cat(parts) if parts else torch.zeros(0)
-
     @torch.no_grad()
-    def _run(self, masks: Tensor, start: int, stop: int) -> Tensor:
+    def _chunked(self, masks: Tensor, start: int, stop: int) -> Tensor:
+        """Differences of masks over pairs `start` to `stop`, in forwards of bounded size.
+
+        What a chunk of pairs carries when ablated is computed once for all its masks.
+        """
         worst = torch.zeros(len(masks))
-        step = max(1, _ROWS // len(masks))
-        for first in range(start, stop, step):
-            last = min(first + step, stop)
+        for first in range(start, stop, _PAIRS):
+            last = min(first + _PAIRS, stop)
             batch = self.dataset.take(self._clean[first:last], self._corrupted[first:last])
-            outputs = self.model(batch.clean, masks, self._ablator(batch))
-            worst = torch.maximum(worst, largest_difference(outputs, batch.target, batch.scored).amax(-1))
+            ablated = self._ablator(batch)
+            for chunk in torch.arange(len(masks)).split(_ROWS // (last - first)):
+                outputs = self.model(batch.clean, masks[chunk], ablated)
+                difference = largest_difference(outputs, batch.target, batch.scored).amax(-1)
+                worst[chunk] = torch.maximum(worst[chunk], difference)
             self.rows += len(masks) * (last - first)
         return worst
