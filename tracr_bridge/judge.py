@@ -16,8 +16,11 @@ from edgeprune.model import MaskedModel
 PAIR_BUDGET: Final = 100_000
 """Pairs of clean and corrupted inputs that are run before a seeded sample stands in for all."""
 
-_ROWS: Final = 16_384
+_ROWS: Final = 4096
 """Masked inputs in one forward; a bound on memory, and no larger than pays."""
+
+_FIRST: Final = 168
+"""Pairs, 8 + 32 + 128, on which nearly every mask that fails at all is found out."""
 
 _PAIRS: Final = 1024
 """Pairs whose ablated sources are held at a time."""
@@ -52,6 +55,9 @@ class Judge:
             corrupted = dataset.partners(clean, generator)
         self._clean: Int[Tensor, " pair"] = clean
         self._corrupted: Int[Tensor, " pair"] = corrupted
+        self._counterexamples: dict[int, None] = {}
+        """Pairs on which a mask failed, in the order in which they were met."""
+
         self.rows = 0
         """Masked inputs run so far: what certification costs, whatever the machine."""
 
@@ -62,64 +68,81 @@ class Judge:
 
     def differences(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
         """The largest difference from the full model's output that each mask makes anywhere."""
-        return self._chunked(masks, 0, self.pairs)
+        return self._run(masks, torch.arange(self.pairs))[0]
 
     def reproduces(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
         """Whether each mask reproduces the full model everywhere.
 
-        A mask that fails on the first few pairs runs no further.
+        A mask that fails on the first few pairs runs no further, and the pair on which it failed is the first that
+        later masks are run on.
         """
-        verdict = torch.ones(len(masks), dtype=torch.bool)
-        start, size = 0, 8
+        verdict = self.seems_to_reproduce(masks)
+        start, size = min(_FIRST, self.pairs), 4 * _FIRST
         while start < self.pairs and verdict.any():
-            stop = min(start + size, self.pairs)
-            alive = torch.nonzero(verdict)[:, 0]
-            verdict[alive] = self._chunked(masks[alive], start, stop) <= self.atol
-            start, size = stop, size * 4
+            self._refute(masks, verdict, torch.arange(start, min(start + size, self.pairs)))
+            start, size = start + size, size * 4
         return verdict
+
+    def seems_to_reproduce(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
+        """Whether each mask reproduces a few pairs, those among them on which others failed: no proof, unlike a no."""
+        verdict = torch.ones(len(masks), dtype=torch.bool)
+        self._refute(masks, verdict, torch.tensor(list(self._counterexamples), dtype=torch.long))
+        start, size = 0, 8
+        while start < min(_FIRST, self.pairs) and verdict.any():
+            self._refute(masks, verdict, torch.arange(start, min(start + size, _FIRST, self.pairs)))
+            start, size = start + size, size * 4
+        return verdict
+
+    def _refute(self, masks: Tensor, verdict: Tensor, pairs: Tensor) -> None:
+        """Run the masks whose verdict still stands on `pairs`, and turn it where they fail."""
+        alive = torch.nonzero(verdict)[:, 0]
+        worst, where = self._run(masks[alive], pairs)
+        failed = worst > self.atol
+        verdict[alive[failed]] = False
+        for pair in where[failed].tolist():
+            self._counterexamples[pair] = None
 
     def screen(self, build: Callable[[slice], Tensor], count: int, *, size: int = 8) -> Bool[Tensor, " mask"]:
         """Whether each of `count` masks reproduces the first `size` pairs; `build` makes the masks of a slice."""
-        size = min(size, self.pairs)
-        step = _ROWS // size
-        parts = [
-            self._chunked(build(slice(start, start + step)), 0, size) <= self.atol for start in range(0, count, step)
-        ]
+        pairs = torch.arange(min(size, self.pairs))
+        step = _ROWS // len(pairs)
+        parts = [self._run(build(slice(start, start + step)), pairs)[0] <= self.atol for start in range(0, count, step)]
         return torch.cat(parts)
 
     @torch.no_grad()
-    def edges_agree(self, read: Sequence[Tensor]) -> Bool[Tensor, "source destination"]:
-        """Whether a source's clean and ablated values look the same to a destination on every pair, in a plain run.
+    def edges_agree(
+        self, read: Sequence[Tensor], edges: Bool[Tensor, "source destination"]
+    ) -> Bool[Tensor, "source destination"]:
+        """Which of `edges` carry a clean and an ablated value that look the same at the other end, in plain runs.
 
         Args:
             read: the weights `[d_model, out]` that each destination reads with.
+            edges: true where it is asked.
         """
-        graph = self.model.graph
-        agree = torch.ones(len(graph.sources), len(graph.destinations), dtype=torch.bool)
-        step = _ROWS // 16
-        for start in range(0, self.pairs, step):
-            rows = slice(start, start + step)
-            batch = self.dataset.take(self._clean[rows], self._corrupted[rows])
+        agree = edges.clone()
+        for pairs in torch.arange(self.pairs).split(_PAIRS):
+            batch = self.dataset.take(self._clean[pairs], self._corrupted[pairs])
             clean, ablated = self.model.sources(batch.clean), self._ablator(batch)
             change = (clean if ablated is None else clean - ablated).flatten(1, -2)
-            for column, weight in enumerate(read):
-                agree[:, column] &= ((change @ weight) == 0).all(-1).all(-1)
+            for column in torch.nonzero(agree.any(0))[:, 0].tolist():
+                rows = torch.nonzero(agree[:, column])[:, 0]
+                agree[rows, column] = ((change[rows] @ read[column]) == 0).all(-1).all(-1)
         return agree
 
     @torch.no_grad()
-    def _chunked(self, masks: Tensor, start: int, stop: int) -> Tensor:
-        """Differences of masks over pairs `start` to `stop`, in forwards of bounded size.
+    def _run(self, masks: Tensor, pairs: Int[Tensor, " pair"]) -> tuple[Tensor, Tensor]:
+        """The largest difference that each mask makes on `pairs`, and on which; in forwards of bounded size.
 
         What a chunk of pairs carries when ablated is computed once for all its masks.
         """
-        worst = torch.zeros(len(masks))
-        for first in range(start, stop, _PAIRS):
-            last = min(first + _PAIRS, stop)
-            batch = self.dataset.take(self._clean[first:last], self._corrupted[first:last])
+        worst, where = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.long)
+        for chunk in pairs.split(_PAIRS) if len(masks) and len(pairs) else ():
+            batch = self.dataset.take(self._clean[chunk], self._corrupted[chunk])
             ablated = self._ablator(batch)
-            for chunk in torch.arange(len(masks)).split(_ROWS // (last - first)):
-                outputs = self.model(batch.clean, masks[chunk], ablated)
-                difference = largest_difference(outputs, batch.target, batch.scored).amax(-1)
-                worst[chunk] = torch.maximum(worst[chunk], difference)
-            self.rows += len(masks) * (last - first)
-        return worst
+            for part in torch.arange(len(masks)).split(_ROWS // len(chunk)):
+                outputs = self.model(batch.clean, masks[part], ablated)
+                difference, index = largest_difference(outputs, batch.target, batch.scored).max(-1)
+                larger = difference > worst[part]
+                worst[part[larger]], where[part[larger]] = difference[larger], chunk[index[larger]]
+            self.rows += len(masks) * len(chunk)
+        return worst, where

@@ -129,10 +129,8 @@ def derive_truth(
     judge = Judge(model, dataset, ablation, atol=atol, seed=seed)
     graph = model.graph
     edges = sorted(structural, key=lambda e: graph.position(e)[::-1])
-    removed = torch.stack([mask_of(graph, edges), *(mask_of(graph, kept) for kept in _without_one(edges))])
-    single = judge.differences(removed)
-    assert single[0] <= atol, f"edges outside the structural set change the output by {float(single[0])}"
-    candidate = frozenset(e for e, d in zip(edges, single[1:].tolist(), strict=True) if d > atol)
+    full = mask_of(graph, edges)[None]
+    assert bool(judge.reproduces(full)), "edges outside the structural set change the output"
     empty = judge.differences(mask_of(graph, [])[None])[0]
     if empty <= atol:
         raise DegenerateProgram(
@@ -142,6 +140,8 @@ def derive_truth(
         )
     inert = inert_edges(judge, read, edges)
     varying = [edge for edge in edges if edge not in inert]
+    spared = judge.reproduces(torch.stack([mask_of(graph, set(edges) - {edge}) for edge in varying])).tolist()
+    candidate = frozenset(edge for edge, spare in zip(varying, spared, strict=True) if not spare)
     enumerated = _enumerate(judge, graph, varying)
     if enumerated is None:
         found = _eliminate(judge, graph, varying, candidate, orders=orders, seed=seed)
@@ -176,8 +176,8 @@ def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> 
     be without a masked run.
     """
     graph = judge.model.graph
-    agree = judge.edges_agree(read)
     edges = list(edges)
+    agree = judge.edges_agree(read, mask_of(graph, edges) > 0)
     inert: set[Edge] = set()
     for source in graph.sources:
         if all(edge in inert for edge in edges if edge.destination.owner == source):
@@ -229,29 +229,47 @@ def _eliminate(
 
     Each order takes edges out one at a time, from all of them, where the rest still reproduces, until no edge can go.
     The last order tries the edges outside `candidate` first, so that it ends in the candidate where that is true.
+
+    On the way a few pairs stand for all. Only where an order ends is everything run: a pair on which that fails joins
+    the few, and the order starts again. So what is handed back is proved, and most of what is run fails at once.
     """
     rng = np.random.default_rng(seed)
     ranking = np.stack([rng.permutation(len(edges)) for _ in range(orders)])
     inside = np.array([edge in candidate for edge in edges])
     ranking[-1] = np.argsort(inside, kind="stable")
-    kept = torch.ones(orders, len(edges), dtype=torch.bool)
-    lanes = torch.arange(orders)
+    order = torch.from_numpy(ranking)
+    kept = torch.ones(order.shape, dtype=torch.bool)
+    unproved = torch.arange(orders)
+    while len(unproved):
+        kept[unproved] = _take_out(judge, graph, edges, order[unproved])
+        ends, end_of = torch.unique(kept, dim=0, return_inverse=True)
+        unproved = torch.nonzero(~judge.reproduces(_masks(graph, edges, ends))[end_of])[:, 0]
+    return [
+        frozenset(edge for edge, keep in zip(edges, row, strict=True) if keep)
+        for row in torch.unique(kept, dim=0).tolist()
+    ]
+
+
+def _take_out(judge: Judge, graph: Graph, edges: Sequence[Edge], order: Tensor) -> Tensor:
+    """Where each order of elimination (`[order, edge]`) ends, as far as the judge's first pairs tell.
+
+    At its end no edge can go, which is certain; that what is left reproduces everywhere is not.
+    """
+    kept = torch.ones(order.shape, dtype=torch.bool)
+    lanes = torch.arange(len(order))
     changed = True
     while changed:
         before = kept.clone()
-        for step in torch.from_numpy(ranking).T:
+        for step in order.T:
             trial = kept.clone()
             trial[lanes, step] = False
             alive = kept[lanes, step]
             distinct, lane_of = torch.unique(trial[alive], dim=0, return_inverse=True)
             if len(distinct):
-                verdict = judge.reproduces(_masks(graph, edges, distinct))[lane_of]
+                verdict = judge.seems_to_reproduce(_masks(graph, edges, distinct))[lane_of]
                 kept[lanes[alive][verdict]] = trial[alive][verdict]
         changed = bool((kept != before).any())
-    return [
-        frozenset(edge for edge, keep in zip(edges, row, strict=True) if keep)
-        for row in torch.unique(kept, dim=0).tolist()
-    ]
+    return kept
 
 
 def _gap(judge: Judge, circuit: Circuit) -> Gap:
