@@ -1,10 +1,11 @@
 """A program → the compiled model, its PyTorch twin and its domain as a dataset."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-import jax
+import haiku as hk
 import numpy as np
 import torch
 from tracr.compiler import compiling, validating
@@ -21,7 +22,7 @@ INPUT_BUDGET: Final = 4096
 """Inputs of a domain that are run before a seeded sample stands in for it."""
 
 VALIDATED_INPUTS: Final = 256
-"""Inputs on which RASP is searched for aggregates that Tracr compiles to something else."""
+"""Inputs on which RASP is searched for expressions that Tracr compiles to something else."""
 
 _BOS: Final = compiling.COMPILER_BOS
 _PAD: Final = compiling.COMPILER_PAD
@@ -107,9 +108,8 @@ def compile_program(program: Program, *, budget: int = INPUT_BUDGET, seed: int =
 
 
 def _assemble(program: Program) -> AssembledTransformerModel:
-    try:
-        # Tracr draws random parameters only to overwrite them; JAX's default generator takes longest to compile.
-        with jax.default_prng_impl("unsafe_rbg"):
+    def compile_rasp() -> AssembledTransformerModel:
+        with hk.custom_creator(_no_random_parameters):
             return compiling.compile_rasp_to_model(
                 program.expression(),
                 vocab=set(program.vocab),
@@ -118,9 +118,20 @@ def _assemble(program: Program) -> AssembledTransformerModel:
                 compiler_bos=_BOS,
                 compiler_pad=_PAD,
             )
+
+    try:
+        # Haiku takes a creator of parameters inside a transform alone.
+        return hk.transform(compile_rasp).apply({}, None)
     except Exception as error:  # Tracr raises whatever its passes meet: NotImplementedError, TypeError, AssertionError
         reason = " ".join(str(error).split()) or "no reason given"
         raise UnsupportedProgram(f"Tracr cannot compile {program.name}: {type(error).__name__}: {reason}") from error
+
+
+def _no_random_parameters(
+    create: Callable[..., Any], shape: Sequence[int], dtype: Any, init: Callable[..., Any], _: Any
+) -> Any:
+    """Zeros for what Tracr would have drawn at random and then overwritten: JAX compiles a draw anew for each shape."""
+    return np.zeros(shape, dtype) if isinstance(init, hk.initializers.VarianceScaling) else create(shape, dtype, init)
 
 
 def _build_model(program: Program, assembled: AssembledTransformerModel) -> TracrModel:
@@ -168,7 +179,7 @@ def _static_reasons(program: Program) -> list[tuple[str, str]]:
 
 
 class _Validator(rasp.DefaultRASPEvaluator):
-    """Evaluates RASP and notes aggregates whose value Tracr does not reproduce.
+    """Evaluates RASP and notes expressions whose value Tracr does not reproduce.
 
     Tracr's own dynamic validation ignores causal masks, so it would reject programs that Tracr compiles.
     """
@@ -186,6 +197,11 @@ class _Validator(rasp.DefaultRASPEvaluator):
                 self.reasons.append((expr.name, reason))
             if rasp.is_numerical(expr) and not values <= {0, 1}:
                 reason = f"a numerical aggregate averages 0 and 1 only; got {sorted(values, key=repr)}"
+                self.reasons.append((expr.name, reason))
+        if isinstance(expr, rasp.Map) and rasp.is_numerical(expr) and rasp.is_categorical(expr.inner):
+            numbers: list[Any] = [value for value in output if value is not None]
+            if min(numbers, default=0) < 0:
+                reason = f"a Map of a categorical to a number below 0 is clipped at 0; got {min(numbers)!r}"
                 self.reasons.append((expr.name, reason))
         return output
 

@@ -147,6 +147,10 @@ UNSUPPORTED = [
         ).named("big"),
         "averages 0 and 1 only",
     ),
+    (
+        lambda: rasp.numerical(rasp.Map(lambda x: -2 if x == "a" else 1, rasp.tokens)).named("negative"),
+        "negative: a Map of a categorical to a number below 0 is clipped at 0; got -2",
+    ),
     (lambda: rasp.SequenceMap(lambda x, y: x, numbers(), rasp.tokens).named("mixed"), "mixed: (Non-linear)"),
 ]
 
