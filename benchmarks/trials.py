@@ -28,7 +28,8 @@ from tracr_bridge.recover import assess, certify
 DEFAULTS = PenaltyConfig()
 BASELINE = PenaltyConfig(
     gradient="path", loss="divergence", logit_scale=10.0, explored=1.0, initial_log_alpha=5.0, mask_samples=16,
-    batch_size=8, steps=300, learning_rate=0.1, betas=(0.9, 0.999), penalty=0.05, penalty_warmup=300,
+    batch_size=8, steps=300, learning_rate=0.1, betas=(0.9, 0.999), epsilon=1e-8, penalty=0.05, penalty_warmup=300,
+    hard_pairs=0,
 )  # fmt: skip
 TRIALS = {
     "baseline": BASELINE,
@@ -42,8 +43,12 @@ TRIALS = {
     "defaults, squared loss": replace(DEFAULTS, loss="squared"),
     "defaults, all explored": replace(DEFAULTS, explored=1.0),
     "defaults, a quarter explored": replace(DEFAULTS, explored=0.25),
-    "defaults, 16 masks": replace(DEFAULTS, mask_samples=16),
     "defaults, 8 inputs": replace(DEFAULTS, batch_size=8),
+    "defaults, 16 masks": replace(DEFAULTS, mask_samples=16),
+    "defaults, 32 masks": replace(DEFAULTS, mask_samples=32),
+    "defaults, no hard pairs": replace(DEFAULTS, hard_pairs=0),
+    "defaults, epsilon 1e-8": replace(DEFAULTS, epsilon=1e-8),
+    "defaults, epsilon 1e-3": replace(DEFAULTS, epsilon=1e-3),
     "defaults, longer memory": replace(DEFAULTS, betas=(0.9, 0.999)),
     "defaults, penalty 0.1": replace(DEFAULTS, penalty=0.1),
     "defaults, penalty 0.01": replace(DEFAULTS, penalty=0.01),

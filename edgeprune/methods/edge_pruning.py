@@ -6,9 +6,9 @@ paper's own objective.
 Note: deviations from the paper.
     - The objective is `E[loss] + penalty * E[kept edges]` in place of a Lagrangian on a sparsity target: any penalty
       below the smallest effect of a needed edge gives the same circuit, so that nothing is chosen per program.
-    - The loss is the worst difference in the batch, bounded by 1, in place of a mean divergence: within a batch an edge
-      that one input needs weighs as much as one that all need, and a confident wrong answer costs no more than none.
-      An edge that almost no input needs, so that few batches hold one, is still lost.
+    - The loss is the worst difference in the batch, on a logarithmic scale up to 1, in place of a mean divergence: an
+      edge that one input needs weighs as much as one that all need, a small effect is told from none, and a confident
+      wrong answer costs no more than none. Inputs that alone showed a mask to be wrong join later batches.
     - The gradient is that of the likelihood ratio (REINFORCE) in place of the path through z. Compiled attention is
       saturated: almost everywhere the derivative by a query or key edge is zero, and the path sees its effect only in
       the rare sample in which z falls on the step. The ratio needs no derivative of the model, nor a backward pass.
@@ -31,7 +31,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
 from edgeprune.masks import HardConcrete, LearnedMask, edges_of
 from edgeprune.methods.method import Discovery, Record
-from edgeprune.methods.objective import Loss, Objective, draw_batch
+from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
 from edgeprune.model import Mask, MaskedModel, Sources
 
 
@@ -51,7 +51,13 @@ class PenaltyConfig:
     """Masks sampled a step, all run in one batched forward."""
 
     batch_size: int = 32
-    """Inputs a step, shared by all its masks."""
+    """Fresh inputs a step, shared by all its masks."""
+
+    hard_pairs: int = 16
+    """Inputs that join them at the most; see `objective.HardPairs`. 0 for none."""
+
+    hard_pair_decay: float = 0.99
+    """What is left of a hard pair's merit after a step; from 1 to forgotten in 460 steps."""
 
     learning_rate: float = 0.2
     """Of Adam on log_alpha, in units of log_alpha a step; constant, then linearly to 0 over the second half."""
@@ -59,8 +65,12 @@ class PenaltyConfig:
     betas: tuple[float, float] = (0.9, 0.9)
     """Adam's decay rates. The second is short, so that a rare large gradient does not slow the penalty for long."""
 
+    epsilon: float = 1e-4
+    """Adam's, in units of the gradient. It is above the penalty's gradient at the ends of log_alpha's range, so that
+    entries which are settled rest there, and cause no noise for the others."""
+
     penalty: float = 0.03
-    """Loss that one expected edge costs, in units of the outputs' range; below the smallest effect of a needed edge."""
+    """Loss that one expected edge costs; below the effect of the least needed edge."""
 
     penalty_warmup: int = 100
     """Steps over which the penalty grows linearly from 0."""
@@ -96,6 +106,7 @@ class PenaltyConfig:
             "penalty_warmup",
             "batch_size",
             "learning_rate",
+            "epsilon",
             "penalty",
             "largest_log_alpha",
             "logit_scale",
@@ -103,6 +114,8 @@ class PenaltyConfig:
         faults = [f"{name} > 0, got {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
         if self.mask_samples < 2:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
+        if self.hard_pairs < 0:
+            faults.append(f"hard_pairs >= 0, got {self.hard_pairs}")
         if not 0 < self.explored <= 1:
             faults.append(f"0 < explored <= 1, got {self.explored}")
         if faults:
@@ -126,21 +139,26 @@ def prune_with_penalty(
     )
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
-    optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate, betas=config.betas)
+    hard = HardPairs(config.hard_pairs, config.hard_pair_decay)
+    optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
     history: list[Record] = []
     rounded, changed = masks.rounded(), 0
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, 2 * (1 - step / config.steps))
-        batch = draw_batch(dataset, config.batch_size, generator)
+        pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
+        batch = dataset.take(pairs[0], pairs[1])
         draw = masks.draw(config.mask_samples, generator, explored=config.explored)
         ablated = ablator(batch)
         penalty = config.penalty * min(1, step / config.penalty_warmup)
         if config.gradient == "path":
-            losses = objective(model(batch.clean, draw.mask, ablated), batch)
+            per_input = objective.per_input(model(batch.clean, draw.mask, ablated), batch)
+            losses = objective.reduce(per_input)
             (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
         else:
-            losses, baseline = sampled_losses(model, objective, batch, draw.mask, rounded, ablated)
+            per_input = losses_per_input(model, objective, batch, draw.mask, rounded, ablated)
+            losses, baseline = objective.reduce(per_input[1:]), objective.reduce(per_input[0])
             gradient = masks.likelihood_ratio_gradient(draw, losses - baseline)
+        hard.update(pairs, per_input.detach())
         expected = masks.expected_edges()
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
         masks.log_alpha.grad = gradient + penalty * penalty_gradient
@@ -158,18 +176,20 @@ def prune_with_penalty(
 
 
 @torch.no_grad()
-def sampled_losses(
+def losses_per_input(
     model: MaskedModel,
     objective: Objective,
     batch: Batch,
     sampled: Float[Tensor, "sample source destination"],
     rounded: Mask,
     ablated: Sources | None,
-) -> tuple[Float[Tensor, " sample"], Float[Tensor, ""]]:
-    """The losses of the sampled masks and of the rounded one, in one batched forward.
+) -> Float[Tensor, "mask batch"]:
+    """The losses of the rounded mask, and after it of the sampled ones, in one batched forward.
 
     Once most entries are settled, most samples equal the rounded mask, and are not run again.
     """
     differs = (sampled != rounded).flatten(1).any(-1)
-    losses = objective(model(batch.clean, torch.cat([rounded[None], sampled[differs]]), ablated), batch)
-    return losses[0].expand(len(sampled)).masked_scatter(differs, losses[1:]), losses[0]
+    run = objective.per_input(model(batch.clean, torch.cat([rounded[None], sampled[differs]]), ablated), batch)
+    losses = run[:1].repeat(1 + len(sampled), 1)
+    losses[1:][differs] = run[1:]
+    return losses

@@ -25,7 +25,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
 from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of
 from edgeprune.methods.method import Discovery, Record
-from edgeprune.methods.objective import Loss, Objective, draw_batch
+from edgeprune.methods.objective import Loss, Objective, draw_pairs
 from edgeprune.model import MaskedModel
 
 
@@ -122,7 +122,8 @@ def prune_to_target(
     ablator = Ablator(model, dataset, ablation)
     history: list[Record] = []
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
-        batch = draw_batch(dataset, config.batch_size, generator)
+        pairs = draw_pairs(dataset, config.batch_size, generator)
+        batch = dataset.take(pairs[0], pairs[1])
         mask = masks.draw(config.mask_samples, generator).mask
         loss = objective(model(batch.clean, mask, ablator(batch)), batch).mean()
         target = config.target_sparsity * min(1, step / (config.sparsity_warmup * config.steps))

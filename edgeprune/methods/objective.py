@@ -1,9 +1,10 @@
-"""How far masked outputs are from the full model's, as a training loss: one number for each mask sample."""
+"""How far masked outputs are from the full model's, as a training loss, and on which inputs it is asked."""
 
+import math
 from typing import Final, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
@@ -11,13 +12,24 @@ from edgeprune.metrics import kl_divergence, largest_difference, squared_error
 
 Loss = Literal["worst", "divergence", "squared"]
 """
-- `worst`: the largest difference from the full model's outputs anywhere in the batch, over the outputs' range, at
-  most 1. It asks what the truth asks: whether any input needs an edge.
+- `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 for
+  none, 1 for the outputs' range or more, and well above 0 from `RESOLUTION` on. It asks what the truth asks: whether
+  any input needs an edge at all.
 - `divergence`: KL(full model || circuit) where outputs are logits, else as `squared`.
 - `squared`: squared error over the outputs' variance, averaged over the batch.
 """
 
 LOSSES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
+
+RESOLUTION: Final = 0.01
+"""The difference before decoding below which outputs count as about the same: where the scale of `worst` bends."""
+
+
+_LEAST_MERIT: Final = 0.01
+"""Merit below which a pair is forgotten."""
+
+Pairs = Int[Tensor, "2 pair"]
+"""Rows of a dataset: clean inputs, and below them their corrupted inputs."""
 
 
 class Objective:
@@ -39,17 +51,59 @@ class Objective:
         self._logits = dataset.logits
 
     def __call__(self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch) -> Float[Tensor, "*masks"]:
-        """The loss of each mask."""
+        """The loss of each mask over the whole batch."""
+        return self.reduce(self.per_input(outputs, batch))
+
+    def per_input(
+        self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch
+    ) -> Float[Tensor, "*masks batch"]:
+        """The loss of each mask on each input."""
         if self._loss == "worst":
-            worst = largest_difference(outputs, batch.target, batch.scored).amax(-1)
-            return (worst / self._range).clamp(max=1)
+            largest = largest_difference(outputs, batch.target, batch.scored)
+            return (torch.log1p(largest / RESOLUTION) / math.log1p(self._range / RESOLUTION)).clamp(max=1)
         if self._loss == "divergence" and self._logits:
             scale = self._logit_scale
-            return kl_divergence(scale * outputs, scale * batch.target, batch.scored).mean(-1)
-        return (squared_error(outputs, batch.target, batch.scored) / self._variance).mean(-1)
+            return kl_divergence(scale * outputs, scale * batch.target, batch.scored)
+        return squared_error(outputs, batch.target, batch.scored) / self._variance
+
+    def reduce(self, losses: Float[Tensor, "*masks batch"]) -> Float[Tensor, "*masks"]:
+        """The loss of a batch from those of its inputs: the largest for `worst`, else the mean."""
+        return losses.amax(-1) if self._loss == "worst" else losses.mean(-1)
 
 
-def draw_batch(dataset: Dataset, size: int, generator: torch.Generator) -> Batch:
+def draw_pairs(dataset: Dataset, size: int, generator: torch.Generator) -> Pairs:
     """`size` inputs without replacement, or all where there are fewer, each with a corrupted input of its group."""
     clean = torch.randperm(len(dataset), generator=generator)[:size]
-    return dataset.take(clean, dataset.partners(clean, generator))
+    return torch.stack([clean, dataset.partners(clean, generator)])
+
+
+class HardPairs:
+    """Remembers the pairs of clean and corrupted inputs that alone showed what is wrong with a mask.
+
+    An edge that one input in a thousand needs is seen in one batch and forgotten in the next thirty. The pair that
+    showed it joins all later batches, for as long as some mask is found out by it alone. (As hard examples are mined:
+    Shrivastava et al., arXiv:1604.03540; and as counterexamples guide synthesis: Solar-Lezama, 2008.)
+
+    Args:
+        size: how many pairs, at the most.
+        decay: what is left of a pair's merit after a step in which it was not needed.
+    """
+
+    def __init__(self, size: int, decay: float) -> None:
+        self._size, self._decay = size, decay
+        self.pairs: Pairs = torch.zeros(2, 0, dtype=torch.long)
+        self._merit = torch.zeros(0)
+
+    def update(self, pairs: Pairs, losses: Float[Tensor, "mask pair"]) -> None:
+        """Take note of how masks fared on `pairs`, of which the last are those remembered.
+
+        A pair's merit grows by how much smaller the worst loss of each mask would be without it.
+        """
+        if pairs.shape[1] < 2:
+            return
+        worst = losses.topk(2, dim=-1)
+        merit = torch.cat([torch.zeros(pairs.shape[1] - len(self._merit)), self._decay * self._merit])
+        merit.index_add_(0, worst.indices[:, 0], worst.values[:, 0] - worst.values[:, 1])
+        best = merit.topk(min(self._size, len(merit)))
+        kept = best.indices[best.values > _LEAST_MERIT]
+        self.pairs, self._merit = pairs[:, kept], merit[kept]

@@ -9,12 +9,16 @@ import torch
 from edgeprune import methods
 from edgeprune.errors import ConfigError, UnknownMethod
 from edgeprune.masks import mask_of
-from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty, sampled_losses
+from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
-from edgeprune.methods.objective import LOSSES, Objective, draw_batch
+from edgeprune.methods.objective import LOSSES, RESOLUTION, HardPairs, Objective, draw_pairs
 
 FEW = PenaltyConfig(steps=5)
 EARLY = PenaltyConfig(steps=900)
+
+
+def draw_batch(dataset, size):
+    return dataset.take(*draw_pairs(dataset, size, torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -66,7 +70,7 @@ def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
 def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(compiled):
     program = compiled("hist")
     objective = Objective(program.dataset, "worst")
-    batch = draw_batch(program.dataset, 8, torch.Generator().manual_seed(0))
+    batch = draw_batch(program.dataset, 8)
     rounded = mask_of(program.model.graph, program.model.structural)
     sampled = rounded * torch.rand(6, *rounded.shape, generator=torch.Generator().manual_seed(0)).round()
     sampled[[1, 4]] = rounded
@@ -82,10 +86,10 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
         def sources(self, tokens):
             return program.model.sources(tokens)
 
-    losses, baseline = sampled_losses(Spy(), objective, batch, sampled, rounded, None)
+    losses = losses_per_input(Spy(), objective, batch, sampled, rounded, None)
     assert seen == [5]
-    torch.testing.assert_close(losses, objective(program.model(batch.clean, sampled), batch))
-    assert float(baseline) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(losses[1:], objective.per_input(program.model(batch.clean, sampled), batch))
+    assert float(losses[0].amax()) == pytest.approx(0, abs=1e-4)
 
 
 def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
@@ -108,7 +112,15 @@ def test_the_target_sparsity_is_met(compiled, sparsity):
 
 
 @pytest.mark.parametrize(
-    "fault", [{"steps": 0}, {"penalty": -1.0}, {"explored": 0.0}, {"mask_samples": 1}, {"learning_rate": float("nan")}]
+    "fault",
+    [
+        {"steps": 0},
+        {"penalty": -1.0},
+        {"explored": 0.0},
+        {"mask_samples": 1},
+        {"hard_pairs": -1},
+        {"learning_rate": float("nan")},
+    ],
 )
 def test_an_impossible_penalty_setting_is_refused(fault):
     with pytest.raises(ConfigError, match=next(iter(fault))):
@@ -128,7 +140,7 @@ def test_an_impossible_target_setting_is_refused(fault):
 def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compiled, name, loss):
     dataset = compiled(name).dataset
     objective = Objective(dataset, loss, logit_scale=10.0)
-    batch = draw_batch(dataset, 16, torch.Generator().manual_seed(0))
+    batch = draw_batch(dataset, 16)
     wrong = torch.stack([batch.target, batch.target + 0.1 * batch.target.flip(-1) + 0.1, 1 - batch.target])
     values = objective(wrong, batch)
     assert float(values[0]) == pytest.approx(0, abs=1e-6)
@@ -138,7 +150,7 @@ def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compile
 @pytest.mark.parametrize("loss", LOSSES)
 def test_positions_that_the_truth_does_not_score_cost_nothing(compiled, loss):
     dataset = compiled("shift_by").dataset
-    batch = draw_batch(dataset, 16, torch.Generator().manual_seed(0))
+    batch = draw_batch(dataset, 16)
     spoiled = torch.where(batch.scored[..., None], batch.target, 5.0)
     assert float(Objective(dataset, loss)(spoiled, batch)) == pytest.approx(0, abs=1e-6)
     assert not batch.scored[:, :2].any()  # BOS, and the position that has none before it
@@ -146,9 +158,44 @@ def test_positions_that_the_truth_does_not_score_cost_nothing(compiled, loss):
 
 def test_the_worst_loss_is_bounded_and_takes_a_breakdown_for_the_worst(compiled):
     dataset = compiled("hist").dataset
-    batch = draw_batch(dataset, 4, torch.Generator().manual_seed(0))
+    batch = draw_batch(dataset, 4)
     broken = torch.stack([batch.target + 1e9, torch.full_like(batch.target, torch.nan)])
     assert Objective(dataset, "worst")(broken, batch).tolist() == [1.0, 1.0]
+
+
+def test_the_worst_loss_sees_a_small_effect_in_any_range(compiled):
+    dataset = compiled("hist").dataset
+    batch = draw_batch(dataset, 4)
+    off = batch.target.clone()
+    off[0, 1, 0] += RESOLUTION
+    for scale in (1, 1000):
+        wide = replace(dataset, target=scale * dataset.target)
+        moved = replace(batch, target=scale * batch.target)
+        loss = float(Objective(wide, "worst")(scale * batch.target + (off - batch.target), moved))
+        assert 2 * PenaltyConfig().penalty < loss < 0.2
+
+
+def test_a_pair_that_alone_shows_a_mask_to_be_wrong_is_remembered_until_no_longer_needed():
+    hard = HardPairs(2, decay=0.5)
+    fresh = torch.arange(8).view(2, 4)
+    losses = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    hard.update(fresh, losses)
+    assert hard.pairs.tolist() == [[1], [5]]
+    hard.update(torch.cat([fresh, hard.pairs], dim=1), torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.4]]))
+    assert hard.pairs.tolist() == [[1], [5]]
+    for _ in range(20):
+        hard.update(torch.cat([fresh, hard.pairs], dim=1), torch.zeros(3, 4 + hard.pairs.shape[1]))
+    assert hard.pairs.shape == (2, 0)
+
+
+def test_no_more_pairs_are_remembered_than_asked_for():
+    losses = torch.eye(6) * torch.arange(1, 7)
+    hard = HardPairs(2, decay=0.5)
+    hard.update(torch.arange(12).view(2, 6), losses)
+    assert sorted(hard.pairs[0].tolist()) == [4, 5]
+    none = HardPairs(0, decay=0.5)
+    none.update(torch.arange(12).view(2, 6), losses)
+    assert none.pairs.shape == (2, 0)
 
 
 def test_a_batch_holds_each_input_once():
@@ -160,6 +207,6 @@ def test_a_batch_holds_each_input_once():
         target=torch.zeros(10, 1, 1),
         group=torch.tensor([0] * 4 + [1] * 6),
     )
-    batch = draw_batch(dataset, 99, torch.Generator().manual_seed(0))
+    batch = draw_batch(dataset, 99)
     assert sorted(batch.clean.flatten().tolist()) == list(range(10))
     assert ((batch.clean < 4) == (batch.corrupted < 4)).all()
