@@ -142,6 +142,7 @@ def derive_truth(
     varying = [edge for edge in edges if edge not in inert]
     spared = judge.reproduces(torch.stack([mask_of(graph, set(edges) - {edge}) for edge in varying])).tolist()
     candidate = frozenset(edge for edge, spare in zip(varying, spared, strict=True) if not spare)
+    assert bool(judge.reproduces(mask_of(graph, varying)[None])), "an edge that carries the same either way matters"
     enumerated = _enumerate(judge, graph, varying)
     if enumerated is None:
         found = _eliminate(judge, graph, varying, candidate, orders=orders, seed=seed)

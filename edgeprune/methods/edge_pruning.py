@@ -44,8 +44,8 @@ class PenaltyConfig:
     """Optimiser steps, at the most."""
 
     patience: int = 300
-    """Steps without a change of the circuit after which a run ends early. At the full learning rate an entry crosses
-    the whole range of log_alpha in 120 steps, so that one on its way to the other side would have arrived."""
+    """Steps without a change of the circuit after which a run ends early: enough for the penalty alone to bring an
+    entry down from a log_alpha of 7."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -67,7 +67,8 @@ class PenaltyConfig:
 
     epsilon: float = 1e-4
     """Adam's, in units of the gradient. It is above the penalty's gradient at the ends of log_alpha's range, so that
-    entries which are settled rest there, and cause no noise for the others."""
+    entries which are settled rest there, and cause no noise for the others. One above 8 that becomes superfluous
+    hardly falls."""
 
     penalty: float = 0.03
     """Loss that one expected edge costs; below the effect of the least needed edge."""

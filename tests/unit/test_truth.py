@@ -88,12 +88,12 @@ def test_enumeration_agrees_with_a_plain_search_of_all_structural_subsets(ablati
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("name", ["sort", "induction", "rare_pattern"])
 def test_elimination_ends_where_enumeration_does(compiled, truth, name, ablation, first, monkeypatch):
-    program = compiled(name)
+    program, enumerated = compiled(name), truth(name, ablation)
+    assert enumerated.certificate.enumerated > 0
     monkeypatch.setattr("tracr_bridge.truth.SUBSET_BUDGET", 1)
     monkeypatch.setattr("tracr_bridge.judge._FIRST", first)
     model = program.model
     eliminated = derive_truth(model, program.dataset, model.structural, model.read, ablation, orders=16)
-    enumerated = truth(name, ablation)
     assert eliminated.certificate.enumerated == 0
     assert eliminated.certificate.orders == 16
     assert {c.edges for c in eliminated.certificate.circuits} <= {c.edges for c in enumerated.certificate.circuits}
