@@ -3,6 +3,7 @@
     python benchmarks/recover.py                             the table of docs/exact-recovery.md
     python benchmarks/recover.py --ablations mean            the same under mean ablation
     python benchmarks/recover.py --method edge-pruning-target --programs reverse xproportion
+    python benchmarks/recover.py --programs benchmarks/corpus/*.py
 
 Seconds are wall-clock, one thread a process; discovery's are the mean over seeds. Progress goes to standard error.
 """
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from edgeprune.errors import DegenerateProgram
 from edgeprune.graph import ABLATIONS, Ablation
 from edgeprune.methods import METHODS
-from tracr_bridge.catalogue import catalogue
+from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.compile import compile_program
 from tracr_bridge.recover import assess, certify
 
@@ -30,11 +31,11 @@ def measure(name: str, ablations: list[Ablation], method: str, seeds: int) -> li
     """One row for each ablation of a program."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    compiled = compile_program(catalogue()[name])
+    compiled = compile_program(load_program(name))
     compile_seconds = time.perf_counter() - start
     rows: list[dict[str, Any]] = []
     for ablation in ablations:
-        row: dict[str, Any] = {"program": name, "ablation": ablation, "compile": compile_seconds}
+        row: dict[str, Any] = {"program": compiled.program.name, "ablation": ablation, "compile": compile_seconds}
         start = time.perf_counter()
         try:
             truth = certify(compiled, ablation)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.graph import ABLATIONS, parse_ablation
+from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
 
 if TYPE_CHECKING:
     from tracr_bridge.recover import Recovery
@@ -69,7 +69,22 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("programs", "list the programs that come with the toolkit", _programs)
+    programs = add("programs", "list the programs that come with the toolkit", _programs)
+    programs.add_argument("--coverage", action="store_true", help="show which constructs of RASP each of them uses")
+    bench = add("bench", "recover the circuits of random programs, and count how many are exact", _bench)
+    bench.add_argument("--random", type=int, required=True, metavar="N", help="how many programs to draw, by --seed")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench"),
+        metavar="DIR",
+        help="results.jsonl and every program not recovered; a second run goes on there (default: %(default)s)",
+    )
+    bench.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
+    bench.add_argument(
+        "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
+    )
     verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", _verify)
     truth = add("truth", "derive and certify a program's true circuit", _truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", _recover)
@@ -98,6 +113,8 @@ def _programs(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
     from tracr_bridge.catalogue import catalogue
 
+    if options.coverage:
+        return _coverage(options)
     programs = catalogue().values()
     if options.json:
         listed = [
@@ -115,6 +132,21 @@ def _programs(options: argparse.Namespace) -> bool:
     else:
         rows = [(p.name, p.doc, " ".join(map(str, p.vocab)), f"{p.min_seq_len}-{p.max_seq_len}") for p in programs]
         report.print_table("Programs", ("name", "computes", "vocabulary", "length"), rows)
+    return True
+
+
+def _coverage(options: argparse.Namespace) -> bool:
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import catalogue
+    from tracr_bridge.coverage import CONSTRUCTS, constructs
+
+    used = {name: constructs(program) for name, program in catalogue().items()}
+    by_construct = {what: [name for name, found in used.items() if what in found] for what in CONSTRUCTS}
+    if options.json:
+        print(report.as_json({"constructs": by_construct}), file=options.output)
+    else:
+        rows = [(what, str(len(names)), " ".join(names)) for what, names in by_construct.items()]
+        report.print_table(f"Constructs of {len(used)} programs", ("construct", "programs", ""), rows)
     return True
 
 
@@ -175,6 +207,38 @@ def _recover(options: argparse.Namespace) -> bool:
         report.print_recovery(recovery)
     _write_outputs(options, recovery)
     return recovery.exact
+
+
+def _bench(options: argparse.Namespace) -> bool:
+    from tracr_bridge import report
+    from tracr_bridge.bench import draw_programs, rates, sweep
+
+    chosen: list[str] = options.ablation or ["zero", "resample"]
+    ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
+    programs = draw_programs(options.random, seed=options.seed)
+    rows = sweep(
+        programs, ablations, options.out, method=options.method, seed=0, jobs=options.jobs, progress=True
+    )  # fmt: skip
+    found = rates(rows)
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("refused", "broken")}
+    if options.json:
+        listed = [
+            {"ablation": a, "status": s, "exact": rate.exact, "runs": rate.runs, "interval": rate.interval()}
+            for (a, s), rate in found.items()
+        ]
+        failures = [row for row in rows if row["outcome"] in ("inexact", "broken")]
+        print(report.as_json({"rates": listed, **counts, "failures": failures}), file=options.output)
+    else:
+        lines = [
+            (a, s, f"{rate.exact}/{rate.runs}", "{:.1%} to {:.1%}".format(*rate.interval()))
+            for (a, s), rate in found.items()
+        ]
+        report.print_table(
+            f"{len(programs)} random programs", ("ablation", "certificate", "exact", "95 % interval"), lines
+        )
+        print(f"refused, as nothing could fail on them: {counts['refused']}; broken: {counts['broken']}")
+        print(f"results: {(options.out / 'results.jsonl').resolve()}")
+    return not counts["broken"] and all(rate.exact == rate.runs for rate in found.values())
 
 
 def _use_one_thread() -> None:

@@ -1,0 +1,48 @@
+"""The corpus covers the language, and what is said to be covered is."""
+
+from pathlib import Path
+
+import pytest
+from tracr.rasp import rasp
+
+from tracr_bridge import rasp_program
+from tracr_bridge.catalogue import catalogue, load_file
+from tracr_bridge.coverage import CONSTRUCTS, constructs, shape
+
+USED = {name: constructs(program) for name, program in catalogue().items()}
+
+
+CORPUS = Path(__file__).parents[2] / "benchmarks" / "corpus"
+
+
+def test_the_programs_and_the_corpus_together_have_every_construct():
+    corpus = [program for file in CORPUS.glob("*.py") for program in load_file(file).values()]
+    assert len(corpus) + len(USED) >= 60
+    assert set(CONSTRUCTS) == set().union(*USED.values(), *map(constructs, corpus))
+
+
+def test_no_construct_is_found_that_is_not_listed():
+    assert set().union(*USED.values()) <= set(CONSTRUCTS)
+
+
+@pytest.mark.parametrize("name", ["reverse", "sort_freq", "xproportion", "shuffle_dyck1"])
+def test_the_shape_is_that_of_the_compiled_model(compiled, name):
+    graph = compiled(name).model.graph
+    layers = 1 + max(node.layer for node in graph.sources)
+    heads = sum(node.kind == "a" and node.layer == 0 for node in graph.sources)
+    assert shape(catalogue()[name]) == (layers, heads)
+
+
+def test_a_program_has_the_constructs_that_are_written_in_it():
+    @rasp_program(vocab=("a", "b"), max_seq_len=3, causal=True, min_seq_len=2)
+    def small() -> rasp.SOp:
+        """Made of a few things."""
+        constant = rasp.Map(lambda token: "a", rasp.tokens).named("constant")
+        count = rasp.SelectorWidth(~rasp.Select(constant, rasp.tokens, rasp.Comparison.LT)).named("count")
+        return rasp.SequenceMap(lambda x, y: x, count, rasp.tokens).named("small")
+
+    assert constructs(small) == {
+        "tokens alone", "Map", "Map that ignores its input", "SelectorWidth", "combined selectors",
+        "selector on computed sequences", "SequenceMap", "SequenceMap that ignores an input", "categorical output",
+        "causal", "restricted domain", "1 head", "3 layers",
+    }  # fmt: skip

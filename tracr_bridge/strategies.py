@@ -1,0 +1,365 @@
+"""Random programs and their inputs, for Hypothesis.
+
+    @given(rasp_programs())
+    def test_mine(program): ...
+
+A program is drawn from its output inwards: first what an expression is, then what it reads, so that Hypothesis shrinks
+one by putting `rasp.tokens` in the place of what is read. Every draw is valid by construction: only what Tracr compiles
+is drawn, each function is total on the values that Tracr may hand it, and RASP's interpreter is asked whether a value
+can be undefined. Draws whose output never varies, or never reads a token, are drawn anew.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise, product
+from typing import Any, Final
+
+from hypothesis import strategies as st
+from tracr.rasp import causal_eval, rasp
+
+from edgeprune.errors import DegenerateProgram, InvalidProgram
+from tracr_bridge.program import Program, Tokens, check_interpreter
+
+VOCABULARIES: Final = (("a", "b"), (0, 1), ("a", "b", "c"), (0, 1, 2), ("a", "b", "c", "d"))
+"""Vocabularies that are drawn from, smallest first."""
+
+MOST_INPUTS: Final = 128
+"""The largest domain drawn."""
+
+_MOST_VALUES: Final = 6
+"""Values that a drawn expression may take: each is a dimension of the compiled model."""
+
+
+_Draw = Callable[..., Any]
+"""Hypothesis's own name for it cannot be checked at run time."""
+
+
+@dataclass(frozen=True)
+class DrawnProgram(Program):
+    """A random program, with the text that declares it."""
+
+    source: str = ""
+    """The whole program file."""
+
+    def __repr__(self) -> str:
+        return f"\n{self.source}"
+
+
+def program_from(source: str) -> DrawnProgram:
+    """The program that a drawn file declares."""
+    namespace: dict[str, Any] = {"__name__": "drawn"}
+    exec(compile(source, "<drawn program>", "exec"), namespace)
+    (program,) = (value for value in namespace.values() if isinstance(value, Program))
+    return DrawnProgram(**vars(program), source=source)
+
+
+@st.composite
+def rasp_programs(draw: _Draw, *, max_expressions: int = 9) -> DrawnProgram:
+    """Programs that Tracr compiles, with small domains and varied outputs.
+
+    They shrink toward fewer expressions, then a smaller vocabulary, then shorter inputs.
+
+    Args:
+        draw: given by Hypothesis.
+        max_expressions: maps, aggregates and widths in one program, at the most.
+    """
+    return draw(_sources(max_expressions=max_expressions).map(program_from).filter(_is_varied))
+
+
+def inputs_for(program: Program, *, budget: int = MOST_INPUTS) -> st.SearchStrategy[Tokens]:
+    """Inputs of the domain of `program`, shortest first; of a seeded sample of it beyond `budget`."""
+    return st.sampled_from(program.domain(budget=budget, seed=0).inputs)
+
+
+def _is_varied(program: Program) -> bool:
+    try:
+        program.check()
+        check_interpreter(program, program.domain(budget=MOST_INPUTS, seed=0))
+    except (DegenerateProgram, InvalidProgram):
+        return False
+    return True
+
+
+@st.composite
+def _sources(draw: _Draw, *, max_expressions: int) -> str:
+    vocab = draw(st.sampled_from(VOCABULARIES))
+    longest = max(n for n in range(1, 7) if sum(len(vocab) ** k for k in range(1, n + 1)) <= MOST_INPUTS)
+    length = draw(st.integers(1, longest))
+    causal = draw(st.booleans())
+    writer = _Writer(draw, vocab, length, causal, left=max_expressions)
+    output = writer.computed(4) if draw(st.integers(0, 2)) < 2 else writer.numerical(4)
+    body = "\n".join(f"    {line}" for line in writer.lines)
+    return f'''from tracr.rasp import rasp
+
+from tracr_bridge import rasp_program
+
+
+@rasp_program(vocab={vocab!r}, max_seq_len={length}{", causal=True" if causal else ""})
+def drawn() -> rasp.SOp:
+    """A random program."""
+{body}
+    return {output.name}
+'''
+
+
+@dataclass(frozen=True)
+class _Expression:
+    """What has been written so far under one name."""
+
+    name: str
+    sop: rasp.SOp
+    values: tuple[Any, ...]
+    """Every value that Tracr reckons with, in order; those that occur are among them, or lie between if numerical."""
+
+    occurring: frozenset[Any]
+    undefined: bool
+    """Whether it is None anywhere."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether values are whole numbers, so that there is arithmetic on them."""
+        return all(isinstance(value, int) for value in self.values)
+
+
+class _Remembering(rasp.DefaultRASPEvaluator):
+    """RASP's interpreter on one input, each expression evaluated once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, Any] = {}
+
+    def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
+        if id(expr) not in self._known:
+            self._known[id(expr)] = super().evaluate(expr, xs)
+        return self._known[id(expr)]
+
+
+class _RememberingCausal(_Remembering, causal_eval.CausalEvaluator):
+    """The same under a causal mask."""
+
+
+@dataclass
+class _Writer:
+    """Writes a program line by line, drawing what each line is."""
+
+    draw: _Draw
+    vocab: Tokens
+    length: int
+    causal: bool
+    left: int
+    """Expressions that may still be written."""
+
+    lines: list[str] = field(default_factory=list)
+    written: list[_Expression] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        kind = _RememberingCausal if self.causal else _Remembering
+        domain = [tokens for n in range(1, self.length + 1) for tokens in product(self.vocab, repeat=n)]
+        self._runs = [(kind(), list(tokens)) for tokens in domain]
+        self._tokens = self._expression("rasp.tokens", rasp.tokens, self.vocab)
+        self._indices = self._expression("rasp.indices", rasp.indices, tuple(range(self.length)))
+
+    # What an expression may read
+
+    def categorical(self, depth: int, *, defined: bool = False) -> _Expression:
+        """Something categorical: the tokens, the positions, something written before, or something new."""
+        return self.draw(_made([partial(self._categorical, defined=defined)], depth))
+
+    def computed(self, depth: int) -> _Expression:
+        """Something new and categorical."""
+        makers = (self._map, self._sequence_map, self._width, self._aggregate, self._threshold)
+        return self.draw(_made(makers, depth - 1))
+
+    def numerical(self, depth: int) -> _Expression:
+        """Something new and numerical."""
+        makers = (self._to_number, self._fraction, self._linear, self._rescaled)
+        return self.draw(_made(makers if depth > 0 and self.left > 1 else makers[:1], depth - 1))
+
+    def _categorical(self, depth: int, *, defined: bool) -> _Expression:
+        known = [e for e in self.written if rasp.is_categorical(e.sop) and not (defined and e.undefined)]
+        leaf = self.draw(st.integers(0, 3 if depth > 0 and self.left > 0 else 2))
+        if leaf == 3:
+            new = self.computed(depth)
+            return new if not (defined and new.undefined) else self._tokens
+        if leaf == 2 and known:
+            return self.draw(st.sampled_from(known))
+        return self._indices if leaf == 1 else self._tokens
+
+    # Categorical expressions
+
+    def _map(self, depth: int) -> _Expression:
+        read = self.categorical(depth)
+        one = self.draw(st.sampled_from(read.values))
+        table = dict.fromkeys(read.values, 0) | self.draw(_tables(read.values))
+        function = self.draw(st.sampled_from([f"lambda x: x == {one!r}", f"lambda x: {table!r}[x]"]))
+        return self._write(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
+
+    def _sequence_map(self, depth: int) -> _Expression:
+        first = self.categorical(depth)
+        second = self.categorical(depth)
+        if second.sop is first.sop:
+            second = self._indices if first.sop is self._tokens.sop else self._tokens
+        pairs = self.draw(st.sets(st.tuples(st.sampled_from(first.values), st.sampled_from(second.values))))
+        choices = ["lambda x, y: x == y", f"lambda x, y: (x, y) in {_listed(pairs)}", "lambda x, y: x"]
+        if first.whole and second.whole:
+            choices += ["lambda x, y: max(x, y)", "lambda x, y: (x - y) % 3", "lambda x, y: x + y"]
+        function = self.draw(st.sampled_from(choices))
+        values = _image(function, first.values, second.values)
+        if len(values) > _MOST_VALUES:
+            function = "lambda x, y: (x + y) % 2"
+            values = _image(function, first.values, second.values)
+        return self._write(f"rasp.SequenceMap({function}, {first.name}, {second.name})", values=values)
+
+    def _width(self, depth: int) -> _Expression:
+        return self._write(f"rasp.SelectorWidth({self._selector(depth)})", values=tuple(range(self.length + 1)))
+
+    def _aggregate(self, depth: int) -> _Expression:
+        """A categorical aggregate: whatever is selected, it has one value."""
+        # Tracr has no room for more values in a head than the head has keys to look for.
+        moved = self.categorical(depth)
+        if len(moved.values) > self.length + 1:
+            moved = self._indices
+        # Of several equal values RASP takes the mean, which words do not have and None would spoil.
+        if moved.whole and not moved.undefined and self.draw(st.booleans()):
+            selector = self._of_one_value(depth, moved)
+        else:
+            selector = self._at_one_position(depth)
+        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values)
+
+    def _threshold(self, depth: int) -> _Expression:
+        read = self.numerical(depth)
+        bounds = [b for b in (0, 0.5, 1) if _agrees(lambda x, b=b: x > b, read)]
+        if not bounds:
+            return self._map(depth)
+        bound = self.draw(st.sampled_from(bounds))
+        return self._write(f"rasp.Map(lambda x: x > {bound}, {read.name})", values=(False, True))
+
+    # Selectors
+
+    def _selector(self, depth: int) -> str:
+        """Any selector at all."""
+        keys, queries = self.categorical(depth), self.categorical(depth)
+        pairs = self.draw(st.sets(st.tuples(st.sampled_from(keys.values), st.sampled_from(queries.values)), min_size=1))
+        choices = [f"lambda key, query: (key, query) in {_listed(pairs)}"]
+        defined = not keys.undefined and not queries.undefined
+        if defined:
+            value = self.draw(st.sampled_from(keys.values))
+            choices = ["rasp.Comparison.TRUE", f"lambda key, query: key == {value!r}", *choices]
+        if defined and {type(v) for v in keys.values} == {type(v) for v in queries.values}:
+            choices += [f"rasp.Comparison.{name}" for name in ("EQ", "LT", "LEQ", "GT", "GEQ", "NEQ")]
+        one, other = (
+            f"rasp.Select({keys.name}, {queries.name}, {self.draw(st.sampled_from(choices))})" for _ in range(2)
+        )
+        form = self.draw(st.sampled_from(("plain", "plain", "plain", "and", "or", "not")))
+        if form == "plain" or (form == "not" and not defined):
+            return one
+        return {"and": f"({one} & {other})", "or": f"({one} | {other})", "not": f"~{one}"}[form]
+
+    def _of_one_value(self, depth: int, keys: _Expression) -> str:
+        """A selector of those keys that have one value, which depends on the query."""
+        queries = self.categorical(depth)
+        table = self.draw(_tables(queries.values, st.sampled_from(keys.values)))
+        return f"rasp.Select({keys.name}, {queries.name}, lambda key, query: key == {table!r}.get(query))"
+
+    def _at_one_position(self, depth: int) -> str:
+        """A selector of one position for each value of the queries."""
+        queries = self.categorical(depth)
+        table = self.draw(_tables(queries.values, st.sampled_from(self._indices.values)))
+        choices = [f"lambda key, query: key == {table!r}.get(query)"]
+        if queries.whole and not queries.undefined:
+            choices = ["lambda key, query: key == query", "lambda key, query: key == query - 1", *choices]
+        predicate = self.draw(st.sampled_from(choices))
+        return f"rasp.Select(rasp.indices, {queries.name}, {predicate})"
+
+    # Numerical expressions
+
+    def _to_number(self, depth: int) -> _Expression:
+        read = self.categorical(depth, defined=True)
+        # Nothing below 0, to which Tracr would clip it.
+        table = dict.fromkeys(read.values, 0) | self.draw(_tables(read.values, st.sampled_from((1, 2, 0.5, 10))))
+        return self._write_number(f"rasp.Map(lambda x: {table!r}[x], {read.name})", values=tuple(table.values()))
+
+    def _fraction(self, depth: int) -> _Expression:
+        """A numerical aggregate, of 0 and 1 alone."""
+        selector = self._selector(depth)
+        read = self.categorical(depth, defined=True)
+        chosen = self.draw(st.sets(st.sampled_from(read.values), min_size=1))
+        function = f"lambda x: int(x in {_listed(chosen)})"
+        binary = self._write_number(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
+        # Tracr reckons with no 2/3, though it occurs, nor with the default.
+        values = tuple(value / n for value in binary.values for n in range(1, self.length + 1))
+        return self._write_number(f"rasp.Aggregate({selector}, {binary.name}, default=0)", values=values)
+
+    def _linear(self, depth: int) -> _Expression:
+        first, second = self.numerical(depth), self.numerical(depth)
+        one, other = (self.draw(st.sampled_from((1, -1, 2, 0.5))) for _ in range(2))
+        values = tuple(one * x + other * y for x in first.values for y in second.values)
+        code = f"rasp.LinearSequenceMap({first.name}, {second.name}, {one}, {other})"
+        return self._write_number(code, values=values)
+
+    def _rescaled(self, depth: int) -> _Expression:
+        read = self.numerical(depth)
+        choices = [f for f in ("lambda x: 2 * (x > 0)", "lambda x: 1 - x", "lambda x: x * x") if _agrees(eval(f), read)]
+        if isinstance(read.sop, rasp.Map):  # the two become one map, which Tracr may clip at 0
+            choices = [f for f in choices if min(_image(f, read.values)) >= 0]
+        if not choices:
+            return read
+        function = self.draw(st.sampled_from(choices))
+        return self._write_number(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
+
+    # Writing
+
+    def _write(self, code: str, *, values: Sequence[Any]) -> _Expression:
+        """Add a line, and find out what it gives."""
+        self.left -= 1
+        name = f"s{len(self.written) + 1}"
+        self.lines.append(f'{name} = {code}.named("{name}")')
+        names = {e.name: e.sop for e in self.written}
+        sop: rasp.SOp = eval(f'{code}.named("{name}")', {"rasp": rasp, **names})
+        self.written.append(self._expression(name, sop, values))
+        return self.written[-1]
+
+    def _write_number(self, code: str, *, values: Sequence[Any]) -> _Expression:
+        return self._write(f"rasp.numerical({code})", values=values)
+
+    def _expression(self, name: str, sop: rasp.SOp, values: Sequence[Any]) -> _Expression:
+        outputs: set[Any] = {value for run, tokens in self._runs for value in run.evaluate(sop, tokens)}
+        return _Expression(name, sop, tuple(sorted(set(values))), frozenset(outputs - {None}), None in outputs)
+
+
+@st.composite
+def _made(draw: _Draw, makers: Sequence[Callable[[int], _Expression]], depth: int) -> _Expression:
+    """An expression from one of `makers`, marked as one draw: Hypothesis may put one that it reads in its place."""
+    return draw(st.sampled_from(makers))(depth)
+
+
+def _tables(keys: Sequence[Any], values: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[dict[Any, Any]]:
+    """Partial tables from `keys`, to 0, 1 and 2 unless told otherwise."""
+    return st.dictionaries(st.sampled_from(keys), st.integers(0, 2) if values is None else values)
+
+
+def _listed(values: set[Any]) -> str:
+    return repr(tuple(sorted(values)))
+
+
+def _image(function: str, *values: Sequence[Hashable]) -> tuple[Any, ...]:
+    """Every value that the function takes."""
+    call: Callable[..., Any] = eval(function)
+    return tuple({call(*arguments): None for arguments in product(*values)})
+
+
+def _agrees(function: Callable[[float], float], read: _Expression) -> bool:
+    """Whether Tracr's map of a numerical expression is right on every number that occurs.
+
+    It takes each number for the nearest of those that it reckons with, by a step halfway between two neighbours.
+    """
+    known = sorted(set(read.values))
+    steps = [(low + high) / 2 for low, high in pairwise(known)]
+    if any(high - low < 0.05 for low, high in pairwise(known)):
+        return False
+    for number in read.occurring:
+        nearest = min(known, key=lambda value: abs(value - number))
+        if any(abs(number - step) < 0.02 for step in steps) or function(nearest) != function(number):
+            return False
+    return True
