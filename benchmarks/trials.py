@@ -21,7 +21,7 @@ from edgeprune.graph import Ablation
 from edgeprune.methods import Discovery
 from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
-from tracr_bridge.catalogue import catalogue
+from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.compile import Compiled, compile_program
 from tracr_bridge.recover import assess, certify
 
@@ -48,11 +48,14 @@ TRIALS = {
     "defaults, 32 masks": replace(DEFAULTS, mask_samples=32),
     "defaults, no hard pairs": replace(DEFAULTS, hard_pairs=0),
     "defaults, epsilon 1e-8": replace(DEFAULTS, epsilon=1e-8),
+    "defaults, epsilon 1e-6": replace(DEFAULTS, epsilon=1e-6),
+    "defaults, epsilon 1e-5": replace(DEFAULTS, epsilon=1e-5),
     "defaults, epsilon 1e-3": replace(DEFAULTS, epsilon=1e-3),
     "defaults, longer memory": replace(DEFAULTS, betas=(0.9, 0.999)),
     "defaults, penalty 0.1": replace(DEFAULTS, penalty=0.1),
     "defaults, penalty 0.01": replace(DEFAULTS, penalty=0.01),
     "defaults, patience 50": replace(DEFAULTS, patience=50),
+    "defaults, range 6": replace(DEFAULTS, largest_log_alpha=6.0),
     "defaults": DEFAULTS,
 }
 """Each changes one thing of the baseline, or takes one thing away from the defaults."""
@@ -81,7 +84,8 @@ def discover(compiled: Compiled, ablation: Ablation, config: PenaltyConfig | Tar
 def run(name: str, *, trials: dict[str, PenaltyConfig | TargetConfig], seeds: int) -> dict[str, list[str]]:
     """For each trial what its runs on one program got wrong: "" for nothing."""
     torch.set_num_threads(1)
-    compiled = compile_program(catalogue()[name])
+    compiled = compile_program(load_program(name))
+    name = compiled.program.name
     results: dict[str, list[str]] = {trial: [] for trial in trials}
     for ablation in ("zero", "resample"):
         try:
@@ -102,7 +106,7 @@ def main() -> None:
     """Run the trials that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(TRIALS))
-    parser.add_argument("--programs", nargs="+", default=None, help="names (default: all)")
+    parser.add_argument("--programs", nargs="+", default=None, help="as on the command line (default: all)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()

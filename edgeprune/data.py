@@ -1,6 +1,7 @@
 """Inputs that a circuit is discovered and judged on."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,13 +52,17 @@ class Dataset:
 
     def partners(self, clean: Int[Tensor, "*lead"], generator: torch.Generator) -> Int[Tensor, "*lead"]:
         """For each row a uniformly drawn row of its own group."""
-        order = torch.argsort(self.group, stable=True)
-        counts = torch.bincount(self.group)
-        starts = counts.cumsum(0) - counts
+        order, starts, counts = self._by_group
         group = self.group[clean]
         draw = torch.rand(clean.shape, generator=generator)
         offset = (draw * counts[group]).long().clamp(max=counts[group] - 1)
         return order[starts[group] + offset]
+
+    @cached_property
+    def _by_group(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows in order of their groups; where each group starts, and how many it has."""
+        counts = torch.bincount(self.group)
+        return torch.argsort(self.group, stable=True), counts.cumsum(0) - counts, counts
 
     def pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
         """All ordered pairs of rows of one group: the domain of resample ablation."""

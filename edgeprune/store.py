@@ -1,16 +1,22 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written; circuits as JSON."""
 
+import json
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.graph import Circuit, Edge, Graph, Node, parse_ablation
 
 
 class UnwritableFile(EdgePruneError):
     """A file that cannot be written where it was asked for."""
+
+
+class CircuitFileError(EdgePruneError):
+    """A file that holds no circuit."""
 
 
 def check_writable(path: Path) -> None:
@@ -38,3 +44,41 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise UnwritableFile(f"Expected a file that can be written; got {str(path)!r}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as `write_atomically` does."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_circuit(circuit: Circuit, path: Path) -> None:
+    """Write `circuit` as JSON: its ablation, its graph's sources and destinations, and its edges, all by name.
+
+    Raises:
+        UnwritableFile: the folder does not exist, or cannot be written to.
+    """
+    content = {
+        "ablation": circuit.ablation,
+        "sources": [str(node) for node in circuit.graph.sources],
+        "destinations": [str(node) for node in circuit.graph.destinations],
+        "edges": circuit.names(),
+    }
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def load_circuit(path: Path) -> Circuit:
+    """The circuit that `save_circuit` wrote.
+
+    Raises:
+        CircuitFileError: there is no such file, or it holds no circuit.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        graph = Graph(*(tuple(map(Node.parse, content[kind])) for kind in ("sources", "destinations")))
+        return Circuit(graph, parse_ablation(content["ablation"]), frozenset(map(Edge.parse, content["edges"])))
+    except OSError as error:
+        raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
+    except KeyError as error:
+        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; it has no {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:  # not JSON, not of this form, no such node or edge
+        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error

@@ -5,32 +5,30 @@ Every run is one line of a JSON-lines file, written once it is known: a sweep th
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import seed as seeded
 from tqdm import tqdm
 
 from edgeprune.errors import DegenerateProgram, EdgePruneError
 from edgeprune.graph import Ablation
 from edgeprune.methods import find_method
-from edgeprune.store import write_atomically
+from edgeprune.store import UnwritableFile, write_text
 from tracr_bridge.compile import compile_program
 from tracr_bridge.coverage import constructs
 from tracr_bridge.recover import assess, certify
-from tracr_bridge.strategies import DrawnProgram, program_from, rasp_programs
+from tracr_bridge.strategies import DrawnProgram, program_from
 from tracr_bridge.verify import verify
 
-_Z: Final = 1.959964
-"""The standard normal quantile of a 95 % interval."""
+
+class ResultsError(EdgePruneError):
+    """A results file that is none of ours."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +40,12 @@ class Rate:
 
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the rate (Wilson, JASA 22, 1927); 0 to 1 where nothing was run."""
+        from scipy.stats import binomtest
+
         if not self.runs:
             return 0.0, 1.0
-        n, p, z = self.runs, self.exact / self.runs, _Z
-        centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
-
-
-def draw_programs(count: int, *, seed: int) -> list[DrawnProgram]:
-    """`count` different random programs; the same for the same seed and version of Hypothesis."""
-    drawn: dict[str, DrawnProgram] = {}
-
-    def collect(program: DrawnProgram) -> None:
-        drawn.setdefault(program.source, program)
-
-    quiet = settings(
-        max_examples=max(100, count),
-        phases=[Phase.generate],
-        database=None,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-    )
-    attempt = 0
-    while len(drawn) < count:
-        seeded(seed + 2**32 * attempt)(quiet(given(rasp_programs())(collect)))()
-        attempt += 1
-    return list(drawn.values())[:count]
+        interval = binomtest(self.exact, self.runs).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
 
 def sweep(
@@ -92,9 +70,14 @@ def sweep(
         progress: show a progress bar on standard error, if that is a terminal.
     """
     find_method(method)
-    (out / "failures").mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
+    try:
+        (out / "failures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableFile(f"Expected a folder for results; got {str(out)!r}: {error.strerror}") from error
     known = {row_key(row): row for row in read_rows(results)}
+    # Written anew, so that a line which was cut off does not spoil the one after it.
+    write_text(results, "".join(json.dumps(row) + "\n" for row in known.values()))
     wanted = [(identify(p.source), ablation, method, seed) for p in programs for ablation in ablations]
     left: dict[str, list[Ablation]] = {}
     for program in programs:
@@ -114,12 +97,8 @@ def sweep(
     sources = {identify(p.source): p.source for p in programs}
     for row in rows:
         if row["outcome"] in ("inexact", "broken"):
-            write_atomically(out / "failures" / f"drawn_{row['program']}.py", partial(_write, sources[row["program"]]))
+            write_text(out / "failures" / f"drawn_{row['program']}.py", sources[row["program"]])
     return rows
-
-
-def _write(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode())
 
 
 def identify(source: str) -> str:
@@ -132,13 +111,25 @@ def row_key(row: dict[str, Any]) -> tuple[str, str, str, int]:
     return row["program"], row["ablation"], row["method"], row["seed"]
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a results file; a last line that was cut off is left out."""
-    for line in path.read_text().splitlines() if path.exists() else ():
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file, without a last line that was cut off; none where there is no file.
+
+    Raises:
+        ResultsError: another line is no row.
+    """
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+            row: dict[str, Any] = json.loads(line)
+            row_key(row)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ResultsError(
+                f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r}; "
+                "name another folder"
+            ) from error
+        rows.append(row)
+    return rows
 
 
 def rates(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Rate]:

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     programs = add("programs", "list the programs that come with the toolkit", _programs)
     programs.add_argument("--coverage", action="store_true", help="show which constructs of RASP each of them uses")
     bench = add("bench", "recover the circuits of random programs, and count how many are exact", _bench)
-    bench.add_argument("--random", type=int, required=True, metavar="N", help="how many programs to draw, by --seed")
+    bench.add_argument("--random", type=_count, required=True, metavar="N", help="how many programs to draw, by --seed")
     bench.add_argument(
         "--out",
         type=Path,
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="results.jsonl and every program not recovered; a second run goes on there (default: %(default)s)",
     )
-    bench.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
     bench.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
     bench.add_argument(
         "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
     recover.add_argument("--picture", type=Path, metavar="FILE", help="draw the circuit (.svg, .png or .pdf)")
     recover.add_argument("--report", type=Path, metavar="FILE.html", help="write a page that opens offline")
+    recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
     return parser
 
 
@@ -107,6 +108,13 @@ def _seed(text: str) -> int:
     if not 0 <= seed < 2**32:
         raise argparse.ArgumentTypeError(f"expected a seed from 0 to 2**32 - 1, got {text}")
     return seed
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return count
 
 
 def _programs(options: argparse.Namespace) -> bool:
@@ -210,15 +218,16 @@ def _recover(options: argparse.Namespace) -> bool:
 
 
 def _bench(options: argparse.Namespace) -> bool:
+    from edgeprune.methods import find_method
     from tracr_bridge import report
-    from tracr_bridge.bench import draw_programs, rates, sweep
+    from tracr_bridge.bench import rates, sweep
+    from tracr_bridge.sample import draw_programs
 
     chosen: list[str] = options.ablation or ["zero", "resample"]
     ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
-    programs = draw_programs(options.random, seed=options.seed)
-    rows = sweep(
-        programs, ablations, options.out, method=options.method, seed=0, jobs=options.jobs, progress=True
-    )  # fmt: skip
+    find_method(options.method)
+    programs = draw_programs(options.random, seed=options.seed, progress=True)
+    rows = sweep(programs, ablations, options.out, method=options.method, seed=0, jobs=options.jobs, progress=True)
     found = rates(rows)
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("refused", "broken")}
     if options.json:
@@ -252,7 +261,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     """Refuse what `_write_outputs` could not write, before the work begins."""
     from edgeprune.store import check_writable
 
-    for path in filter(None, (options.picture, options.report)):
+    for path in filter(None, (options.picture, options.report, options.save)):
         check_writable(path)
     if options.picture is not None:
         from edgeprune.draw import check_format
@@ -269,6 +278,11 @@ def _write_outputs(options: argparse.Namespace, recovery: "Recovery") -> None:
 
         save_figure(recovery_figure(recovery), options.picture)
         print(f"picture: {options.picture.resolve()}", file=stream)
+    if options.save is not None:
+        from edgeprune.store import save_circuit
+
+        save_circuit(recovery.discovery.circuit, options.save)
+        print(f"circuit: {options.save.resolve()}", file=stream)
     if options.report is not None:
         from tracr_bridge.page import write_page
 

@@ -51,7 +51,7 @@ class TracrModel:
     def __init__(self, weights: Weights, *, token_ids: list[int], pad_id: int) -> None:
         heads = len(weights.layers[0].heads)
         self.graph = Graph.transformer(embeddings=("tok", "pos"), layers=len(weights.layers), heads=heads)
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._causal = weights.causal
         self._key_size = weights.layers[0].heads[0].query.shape[1]
         self._d_model = weights.token.shape[1]
@@ -120,9 +120,13 @@ class TracrModel:
         pattern = torch.softmax(torch.where(visible, scores, -1e30), dim=-1)
         return pattern @ value @ head.output
 
+    def is_token(self, tokens: Tokens) -> Bool[Tensor, "*lead batch pos"]:
+        """Whether each position holds a token or BOS, and not PAD."""
+        return tokens != self.pad_id
+
     def _visible(self, tokens: Tensor) -> Tensor:
         """Which key each query sees: never PAD, and nothing later in a causal program; `[*lead, batch, query, key]`."""
-        visible = (tokens != self._pad_id)[..., None, :]
+        visible = self.is_token(tokens)[..., None, :]
         if self._causal:
             length = tokens.shape[-1]
             visible = visible & torch.ones(length, length, dtype=torch.bool).tril()

@@ -178,8 +178,8 @@ class _Writer:
 
     def _categorical(self, depth: int, *, defined: bool) -> _Expression:
         known = [e for e in self.written if rasp.is_categorical(e.sop) and not (defined and e.undefined)]
-        leaf = self.draw(st.integers(0, 3 if depth > 0 and self.left > 0 else 2))
-        if leaf == 3:
+        leaf = self.draw(st.integers(0, 5 if depth > 0 and self.left > 0 else 2))
+        if leaf > 2:
             new = self.computed(depth)
             return new if not (defined and new.undefined) else self._tokens
         if leaf == 2 and known:

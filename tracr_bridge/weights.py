@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import haiku as hk
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from tracr.compiler.assemble import AssembledTransformerModel
@@ -82,4 +81,4 @@ def _unembedding(assembled: AssembledTransformerModel, d_model: int) -> np.ndarr
         return assembled.get_compiled_model().unembed(residual, use_unembed_argmax=False)
 
     apply = hk.without_apply_rng(hk.transform(unembed)).apply
-    return np.array(apply(assembled.params, jnp.eye(d_model)), dtype=np.float32).reshape(d_model, -1)
+    return np.array(apply(assembled.params, np.eye(d_model, dtype=np.float32)), dtype=np.float32).reshape(d_model, -1)

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.adam import adam
 from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
@@ -141,11 +142,10 @@ def prune_with_penalty(
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
     hard = HardPairs(config.hard_pairs, config.hard_pair_decay)
-    optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
+    optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     history: list[Record] = []
     rounded, changed = masks.rounded(), 0
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
-        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, 2 * (1 - step / config.steps))
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
         batch = dataset.take(pairs[0], pairs[1])
         draw = masks.draw(config.mask_samples, generator, explored=config.explored)
@@ -162,9 +162,9 @@ def prune_with_penalty(
         hard.update(pairs, per_input.detach())
         expected = masks.expected_edges()
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
-        masks.log_alpha.grad = gradient + penalty * penalty_gradient
-        optimizer.step()
+        learning_rate = config.learning_rate * min(1, 2 * (1 - step / config.steps))
         with torch.no_grad():
+            optimizer.step(gradient + penalty * penalty_gradient, learning_rate)
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
         history.append(Record(step, float(losses.detach().mean()), float(expected.detach())))
         before, rounded = rounded, masks.rounded()
@@ -174,6 +174,27 @@ def prune_with_penalty(
             break
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))
     return Discovery(circuit, masks.mean().detach(), tuple(history))
+
+
+class Adam:
+    """Adam (Kingma and Ba, arXiv:1412.6980) on one tensor.
+
+    torch's own class loads its whole compiler, which takes longer than the discovery of a small circuit.
+    """
+
+    def __init__(self, parameter: Tensor, betas: tuple[float, float], epsilon: float) -> None:
+        self._parameter, self._betas, self._epsilon = parameter, betas, epsilon
+        self._first, self._second = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        self._step = torch.tensor(0.0)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """One step against `gradient`."""
+        adam(
+            [self._parameter], [gradient], [self._first], [self._second], [], [self._step],
+            amsgrad=False, beta1=self._betas[0], beta2=self._betas[1], lr=learning_rate, weight_decay=0,
+            eps=self._epsilon, maximize=False,
+        )  # fmt: skip
 
 
 @torch.no_grad()
