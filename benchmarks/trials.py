@@ -55,6 +55,10 @@ TRIALS = {
     "defaults, penalty 0.1": replace(DEFAULTS, penalty=0.1),
     "defaults, penalty 0.01": replace(DEFAULTS, penalty=0.01),
     "defaults, patience 50": replace(DEFAULTS, patience=50),
+    "defaults, patience 75": replace(DEFAULTS, patience=75),
+    "defaults, patience 100": replace(DEFAULTS, patience=100),
+    "defaults, no second look": replace(DEFAULTS, second_look=False),
+    "defaults, no second look, patience 300": replace(DEFAULTS, second_look=False, patience=300),
     "defaults, range 6": replace(DEFAULTS, largest_log_alpha=6.0),
     "defaults": DEFAULTS,
 }

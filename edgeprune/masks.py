@@ -127,6 +127,11 @@ class LearnedMask:
         times = torch.bincount(draw.entries.flatten(), minlength=count + 1).clamp(min=1)
         return (total / times)[:count]
 
+    @torch.no_grad()
+    def lower_to(self, log_alpha: float) -> None:
+        """Bring every entry that is above `log_alpha` down to it."""
+        self.log_alpha.clamp_(max=log_alpha)
+
     def _settled(self) -> Tensor:
         return (self.hard_concrete.mean(self.log_alpha.detach()) > 0.5).float()
 

@@ -6,13 +6,13 @@ Every run is one line of a JSON-lines file, written once it is known: a sweep th
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -25,6 +25,8 @@ from tracr_bridge.coverage import constructs
 from tracr_bridge.recover import assess, certify
 from tracr_bridge.strategies import DrawnProgram, program_from
 from tracr_bridge.verify import verify
+
+_T = TypeVar("_T")
 
 
 class ResultsError(EdgePruneError):
@@ -66,7 +68,7 @@ def sweep(
         out: a folder: `results.jsonl`, and in `failures/` every program that was not recovered, as a program file.
         method: the discovery method.
         seed: the method's.
-        jobs: processes.
+        jobs: processes; with one, everything runs in this one.
         progress: show a progress bar on standard error, if that is a terminal.
     """
     find_method(method)
@@ -84,11 +86,11 @@ def sweep(
         todo: list[Ablation] = [a for a in ablations if (identify(program.source), a, method, seed) not in known]
         if todo:
             left[program.source] = todo
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, results.open("a") as file:
-        work = [pool.submit(partial(_run, source, todo, method, seed)) for source, todo in left.items()]
-        bar = tqdm(as_completed(work), total=len(work), desc="programs", disable=None if progress else True)
-        for job in bar:
-            for row in job.result():
+    work = [partial(_run, source, todo, method, seed) for source, todo in left.items()]
+    bar = tqdm(_each(work, jobs), total=len(work), desc="programs", disable=None if progress else True)
+    with results.open("a") as file:
+        for found in bar:
+            for row in found:
                 known[row_key(row)] = row
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -99,6 +101,16 @@ def sweep(
         if row["outcome"] in ("inexact", "broken"):
             write_text(out / "failures" / f"drawn_{row['program']}.py", sources[row["program"]])
     return rows
+
+
+def _each(work: Sequence[Callable[[], _T]], jobs: int) -> Iterator[_T]:
+    """What each piece of work gives, as soon as it does; with one job, in this process."""
+    if jobs == 1:
+        yield from (run() for run in work)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for job in as_completed([pool.submit(run) for run in work]):
+            yield job.result()
 
 
 def identify(source: str) -> str:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tracr_bridge.strategies import DrawnProgram, rasp_programs
 
 _BATCH = 64
-"""Programs drawn at a time."""
+"""Programs drawn at a time, at the most."""
 
 
 def draw_programs(count: int, *, seed: int, progress: bool = False) -> list[DrawnProgram]:
@@ -37,12 +37,12 @@ def draw_programs(count: int, *, seed: int, progress: bool = False) -> list[Draw
         for batch in itertools.count():
             if len(drawn) >= count:
                 break
-            _draw(collect, seed=f"{seed}/{batch}")
+            _draw(collect, min(2**batch, _BATCH), seed=f"{seed}/{batch}")
     return list(drawn.values())[:count]
 
 
-def _draw(collect: Callable[[DrawnProgram], None], *, seed: str) -> None:
-    """Hand `_BATCH` programs to `collect`."""
+def _draw(collect: Callable[[DrawnProgram], None], count: int, *, seed: str) -> None:
+    """Hand `count` programs to `collect`."""
 
     class Seeded(_Uniform):
         def __init__(self, conjecturedata: Any, /) -> None:
@@ -53,7 +53,7 @@ def _draw(collect: Callable[[DrawnProgram], None], *, seed: str) -> None:
     try:
         plain = settings(
             backend="edgeprune-uniform",
-            max_examples=_BATCH,
+            max_examples=count,
             phases=[Phase.generate],
             database=None,
             deadline=None,

@@ -11,7 +11,6 @@ can be undefined. Draws whose output never varies, or never reads a token, are d
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise, product
 from typing import Any, Final
 
@@ -30,6 +29,10 @@ MOST_INPUTS: Final = 128
 _MOST_VALUES: Final = 6
 """Values that a drawn expression may take: each is a dimension of the compiled model."""
 
+
+CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold")
+NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled")
+"""What writes an expression, simplest first."""
 
 _Draw = Callable[..., Any]
 """Hypothesis's own name for it cannot be checked at run time."""
@@ -86,16 +89,18 @@ def _sources(draw: _Draw, *, max_expressions: int) -> str:
     vocab = draw(st.sampled_from(VOCABULARIES))
     longest = max(n for n in range(1, 7) if sum(len(vocab) ** k for k in range(1, n + 1)) <= MOST_INPUTS)
     length = draw(st.integers(1, longest))
+    shortest = draw(st.sampled_from((1, 1, 1, length)))
     causal = draw(st.booleans())
-    writer = _Writer(draw, vocab, length, causal, left=max_expressions)
-    output = writer.computed(4) if draw(st.integers(0, 2)) < 2 else writer.numerical(4)
+    writer = _Writer(draw, vocab, shortest, length, causal, left=max_expressions)
+    output = writer.output(4)
+    lengths = f"max_seq_len={length}" + (f", min_seq_len={shortest}" if shortest > 1 else "")
     body = "\n".join(f"    {line}" for line in writer.lines)
     return f'''from tracr.rasp import rasp
 
 from tracr_bridge import rasp_program
 
 
-@rasp_program(vocab={vocab!r}, max_seq_len={length}{", causal=True" if causal else ""})
+@rasp_program(vocab={vocab!r}, {lengths}{", causal=True" if causal else ""})
 def drawn() -> rasp.SOp:
     """A random program."""
 {body}
@@ -145,6 +150,7 @@ class _Writer:
 
     draw: _Draw
     vocab: Tokens
+    shortest: int
     length: int
     causal: bool
     left: int
@@ -155,7 +161,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         kind = _RememberingCausal if self.causal else _Remembering
-        domain = [tokens for n in range(1, self.length + 1) for tokens in product(self.vocab, repeat=n)]
+        domain = [tokens for n in range(self.shortest, self.length + 1) for tokens in product(self.vocab, repeat=n)]
         self._runs = [(kind(), list(tokens)) for tokens in domain]
         self._tokens = self._expression("rasp.tokens", rasp.tokens, self.vocab)
         self._indices = self._expression("rasp.indices", rasp.indices, tuple(range(self.length)))
@@ -164,17 +170,20 @@ class _Writer:
 
     def categorical(self, depth: int, *, defined: bool = False) -> _Expression:
         """Something categorical: the tokens, the positions, something written before, or something new."""
-        return self.draw(_made([partial(self._categorical, defined=defined)], depth))
+        # A strategy of its own, so that Hypothesis may put what such an expression reads in its place.
+        return self.draw(st.builds(self._categorical, st.just(depth), defined=st.just(defined)))
+
+    def output(self, depth: int) -> _Expression:
+        """Something new."""
+        return self.draw(_new(self, depth, CATEGORICAL + NUMERICAL))
 
     def computed(self, depth: int) -> _Expression:
         """Something new and categorical."""
-        makers = (self._map, self._sequence_map, self._width, self._aggregate, self._threshold)
-        return self.draw(_made(makers, depth - 1))
+        return self.draw(_new(self, depth, CATEGORICAL))
 
     def numerical(self, depth: int) -> _Expression:
         """Something new and numerical."""
-        makers = (self._to_number, self._fraction, self._linear, self._rescaled)
-        return self.draw(_made(makers if depth > 0 and self.left > 1 else makers[:1], depth - 1))
+        return self.draw(_new(self, depth, NUMERICAL if depth > 0 and self.left > 1 else NUMERICAL[:1]))
 
     def _categorical(self, depth: int, *, defined: bool) -> _Expression:
         known = [e for e in self.written if rasp.is_categorical(e.sop) and not (defined and e.undefined)]
@@ -329,9 +338,10 @@ class _Writer:
 
 
 @st.composite
-def _made(draw: _Draw, makers: Sequence[Callable[[int], _Expression]], depth: int) -> _Expression:
-    """An expression from one of `makers`, marked as one draw: Hypothesis may put one that it reads in its place."""
-    return draw(st.sampled_from(makers))(depth)
+def _new(draw: _Draw, writer: _Writer, depth: int, makers: Sequence[str]) -> _Expression:
+    """An expression from one of `makers`, drawn by its place among all: a choice means the same wherever it is put."""
+    maker: str = draw(st.sampled_from(CATEGORICAL + NUMERICAL).filter(makers.__contains__))
+    return getattr(writer, maker)(depth - 1)
 
 
 def _tables(keys: Sequence[Any], values: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[dict[Any, Any]]:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from tracr_bridge.compile import Compiled
 
 LAYER_ATOL: Final = 1e-4
-"""Largest difference between Tracr's and our residuals and attention scores, after any half-layer."""
+"""Largest difference between Tracr's and our residuals, after any half-layer, and attention scores, relative to
+themselves where they are above 1."""
 
 VALUE_ATOL: Final = 1e-2
 """Largest difference between a decoded number and RASP's: Tracr's own discretisation is approximate."""
@@ -42,7 +43,7 @@ class Verification:
     """Whether that is the whole domain, and not a seeded sample of it."""
 
     max_abs_diff: float
-    """Largest difference between Tracr's model and ours: residuals, attention scores and outputs."""
+    """Largest difference between Tracr's model and ours: residuals, attention scores (see `LAYER_ATOL`) and outputs."""
 
     mismatches: tuple[str, ...]
     """The first disagreements, in words."""
@@ -116,7 +117,9 @@ def _layer_difference(compiled: Compiled, tokens: Tensor, theirs: Any) -> float:
             # A head that the compiler padded the layer with computes zeros, and our model leaves it out.
             ours = torch.zeros(logits[:, head].shape) if own is None else own
             seen = real[..., None] & torch.from_numpy(np.asarray(logits[:, head]) > _HIDDEN)
-            largest = max(largest, _difference(ours, logits[:, head], where=seen))
+            # Tracr scales scores up, and the rounding of what they are made of with them.
+            scale = np.maximum(1, np.abs(np.where(seen.numpy(), logits[:, head], 0)))
+            largest = max(largest, _difference(ours / torch.from_numpy(scale), logits[:, head] / scale, where=seen))
     return largest
 
 

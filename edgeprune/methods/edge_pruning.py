@@ -15,6 +15,8 @@ Note: deviations from the paper.
     - Each mask sample draws a share of the entries; the others stand at their rounded mean, and the loss of the rounded
       mask is the baseline. An effect is so measured among settled edges, and where nothing drawn matters the gradient
       is exactly that of the penalty.
+    - A circuit that has settled is doubted once, by letting its edges start over among edges that are settled (warm
+      restarts: Loshchilov and Hutter, arXiv:1608.03983).
 """
 
 from dataclasses import dataclass, field
@@ -44,9 +46,13 @@ class PenaltyConfig:
     steps: int = 1000
     """Optimiser steps, at the most."""
 
-    patience: int = 300
-    """Steps without a change of the circuit after which a run ends early: enough for the penalty alone to bring an
-    entry down from a log_alpha of 7."""
+    patience: int = 150
+    """Steps without a change of the circuit after which it counts as settled."""
+
+    second_look: bool = True
+    """Whether a settled circuit is doubted once: every entry above `initial_log_alpha` goes back to it, and only a
+    circuit that settles the same again ends the run. An edge that was driven high while others were unsettled, and is
+    superfluous now, falls then."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -68,8 +74,7 @@ class PenaltyConfig:
 
     epsilon: float = 1e-4
     """Adam's, in units of the gradient. It is above the penalty's gradient at the ends of log_alpha's range, so that
-    entries which are settled rest there, and cause no noise for the others. One above 8 that becomes superfluous
-    hardly falls."""
+    entries which are settled rest there, and cause no noise for the others."""
 
     penalty: float = 0.03
     """Loss that one expected edge costs; below the effect of the least needed edge."""
@@ -81,7 +86,7 @@ class PenaltyConfig:
     """Start of every log_alpha: P(z > 0) is 0.97."""
 
     largest_log_alpha: float = 12.0
-    """log_alpha is kept within plus and minus this, so that no entry is out of reach."""
+    """log_alpha is kept within plus and minus this."""
 
     explored: float = 0.1
     """Share of mask entries that a sample draws; the others stand at their rounded mean. 1 draws all."""
@@ -118,6 +123,8 @@ class PenaltyConfig:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
         if self.hard_pairs < 0:
             faults.append(f"hard_pairs >= 0, got {self.hard_pairs}")
+        if not 0 <= self.hard_pair_decay < 1:
+            faults.append(f"0 <= hard_pair_decay < 1, got {self.hard_pair_decay}")
         if not 0 < self.explored <= 1:
             faults.append(f"0 < explored <= 1, got {self.explored}")
         if faults:
@@ -145,35 +152,52 @@ def prune_with_penalty(
     optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     history: list[Record] = []
     rounded, changed = masks.rounded(), 0
+    doubted: Mask | None = None
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
         batch = dataset.take(pairs[0], pairs[1])
-        draw = masks.draw(config.mask_samples, generator, explored=config.explored)
-        ablated = ablator(batch)
-        penalty = config.penalty * min(1, step / config.penalty_warmup)
-        if config.gradient == "path":
-            per_input = objective.per_input(model(batch.clean, draw.mask, ablated), batch)
-            losses = objective.reduce(per_input)
-            (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
-        else:
-            per_input = losses_per_input(model, objective, batch, draw.mask, rounded, ablated)
-            losses, baseline = objective.reduce(per_input[1:]), objective.reduce(per_input[0])
-            gradient = masks.likelihood_ratio_gradient(draw, losses - baseline)
-        hard.update(pairs, per_input.detach())
+        per_input, losses, gradient = _run_samples(model, objective, masks, batch, ablator(batch), generator, config)
+        hard.update(pairs, per_input)
         expected = masks.expected_edges()
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
+        penalty = config.penalty * min(1, step / config.penalty_warmup)
         learning_rate = config.learning_rate * min(1, 2 * (1 - step / config.steps))
         with torch.no_grad():
             optimizer.step(gradient + penalty * penalty_gradient, learning_rate)
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
-        history.append(Record(step, float(losses.detach().mean()), float(expected.detach())))
+        history.append(Record(step, float(losses.mean()), float(expected.detach())))
         before, rounded = rounded, masks.rounded()
         if not torch.equal(before, rounded):
             changed = step
         elif step - changed == config.patience:
-            break
+            if not config.second_look or (doubted is not None and torch.equal(doubted, rounded)):
+                break
+            doubted, changed = rounded, step
+            masks.lower_to(config.initial_log_alpha)
+            optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))
     return Discovery(circuit, masks.mean().detach(), tuple(history))
+
+
+def _run_samples(
+    model: MaskedModel,
+    objective: Objective,
+    masks: LearnedMask,
+    batch: Batch,
+    ablated: Sources | None,
+    generator: torch.Generator,
+    config: PenaltyConfig,
+) -> tuple[Float[Tensor, "mask batch"], Float[Tensor, " sample"], Float[Tensor, " entry"]]:
+    """The losses of masks on each input, those of the samples among them, and the gradient of their mean."""
+    draw = masks.draw(config.mask_samples, generator, explored=config.explored)
+    if config.gradient == "path":
+        per_input = objective.per_input(model(batch.clean, draw.mask, ablated), batch)
+        losses = objective.reduce(per_input)
+        (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
+        return per_input.detach(), losses.detach(), gradient
+    per_input = losses_per_input(model, objective, batch, draw.mask, masks.rounded(), ablated)
+    losses, baseline = objective.reduce(per_input[1:]), objective.reduce(per_input[0])
+    return per_input, losses, masks.likelihood_ratio_gradient(draw, losses - baseline)
 
 
 class Adam:

@@ -1,30 +1,38 @@
 """What holds of every program holds of random ones; and random ones are what they are said to be."""
 
+import re
+from random import Random
+
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from tracr_bridge.bench import draw_programs
+from edgeprune.errors import DegenerateProgram
+from edgeprune.masks import circuit_mask, mask_of
+from edgeprune.methods import find_method
+from edgeprune.store import load_circuit, save_circuit
 from tracr_bridge.compile import compile_program
+from tracr_bridge.coverage import CONSTRUCTS, constructs
+from tracr_bridge.recover import assess, certify
+from tracr_bridge.sample import draw_programs
 from tracr_bridge.strategies import inputs_for, program_from, rasp_programs
+from tracr_bridge.verify import verify
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-FEW = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=SLOW, phases=[Phase.generate])
+few = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=SLOW)
+
+RARE = {"3 heads", "4 heads", "6 layers", "7 layers", "8 layers"}
+"""Constructs that fewer than one draw in a hundred has."""
 
 
-@given(st.data())
-@settings(FEW, max_examples=20)
-def test_inputs_are_of_the_domain(data):
-    program = data.draw(rasp_programs())
-    tokens = data.draw(inputs_for(program))
-    assert set(tokens) <= set(program.vocab)
-    assert program.min_seq_len <= len(tokens) <= program.max_seq_len
+def lines_of(program) -> list[str]:
+    return [line for line in program.source.splitlines() if ".named(" in line]
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_programs(60, seed=0)
+    return draw_programs(100, seed=0)
 
 
 def test_draws_are_valid_named_and_varied(drawn):
@@ -35,14 +43,97 @@ def test_draws_are_valid_named_and_varied(drawn):
         assert "unnamed" not in repr(program)
 
 
-def test_the_same_seed_draws_the_same_programs():
-    assert [p.source for p in draw_programs(20, seed=5)] == [p.source for p in draw_programs(20, seed=5)]
-    assert [p.source for p in draw_programs(20, seed=5)] != [p.source for p in draw_programs(20, seed=6)]
+def test_draws_have_every_common_construct(drawn):
+    assert set(CONSTRUCTS) - set().union(*map(constructs, drawn)) <= RARE
 
 
-def test_a_drawn_program_prints_as_the_file_that_declares_it():
-    (program,) = draw_programs(1, seed=0)
-    assert program_from(repr(program).lstrip()).source.split() == program.source.split()
-    assert torch.equal(
-        compile_program(program).dataset.target, compile_program(program_from(program.source)).dataset.target
+def test_the_same_seed_draws_the_same_programs(drawn):
+    assert [p.source for p in draw_programs(5, seed=0)] == [p.source for p in drawn[:5]]
+    assert [p.source for p in draw_programs(5, seed=1)] != [p.source for p in drawn[:5]]
+
+
+def test_a_drawn_program_prints_as_the_file_that_declares_it(drawn):
+    program = drawn[0]
+    again = program_from(repr(program).lstrip())
+    assert again.source.split() == program.source.split()
+    assert torch.equal(compile_program(program).dataset.target, compile_program(again).dataset.target)
+
+
+@given(st.data())
+@settings(few, max_examples=20)
+def test_inputs_are_of_the_domain(data):
+    program = data.draw(rasp_programs())
+    tokens = data.draw(inputs_for(program))
+    assert set(tokens) <= set(program.vocab)
+    assert program.min_seq_len <= len(tokens) <= program.max_seq_len
+
+
+@pytest.mark.parametrize(
+    ("construct", "expressions"),
+    [
+        ("SelectorWidth", 1),
+        pytest.param("categorical Aggregate", 1, marks=pytest.mark.sweep),
+        pytest.param("numerical Aggregate", 2, marks=pytest.mark.sweep),
+        pytest.param("LinearSequenceMap", 3, marks=pytest.mark.sweep),
+    ],
+)
+def test_a_planted_failure_shrinks_to_few_expressions_a_small_vocabulary_and_short_inputs(construct, expressions):
+    smallest = find(
+        rasp_programs(),
+        lambda program: construct in constructs(program),
+        settings=settings(max_examples=300, database=None, deadline=None, suppress_health_check=SLOW),
+        random=Random(0),
     )
+    assert len(lines_of(smallest)) <= expressions
+    assert len(smallest.vocab) == 2
+    assert smallest.max_seq_len <= 2
+
+
+@given(rasp_programs())
+@settings(few, phases=[Phase.explicit, Phase.generate, Phase.shrink])
+def test_rasp_tracr_and_torch_agree_and_the_certificate_holds(tmp_path_factory, program):
+    compiled = compile_program(program)
+    assert verify(compiled).equal
+    assert compiled.model.structural <= set(compiled.model.graph.edges)
+    for ablation in ("zero", "resample"):
+        try:
+            truth = certify(compiled, ablation)
+        except DegenerateProgram:
+            continue
+        for circuit in truth.certificate.circuits:
+            assert circuit.edges <= compiled.model.structural
+            assert truth.judge.differences(circuit_mask(circuit)[None])[0] <= truth.certificate.atol
+            for edge in circuit.edges:
+                without = mask_of(circuit.graph, circuit.edges - {edge})
+                assert truth.judge.differences(without[None])[0] > truth.certificate.atol
+        file = tmp_path_factory.mktemp("circuit") / "circuit.json"
+        save_circuit(truth.circuit, file)
+        assert load_circuit(file) == truth.circuit
+
+
+@given(rasp_programs())
+@settings(few, max_examples=3)
+def test_new_names_dead_code_and_another_compilation_change_no_edge(program):
+    letters = dict(zip("abcd", "klmn", strict=True))  # in the same order, for programs that compare tokens
+    renamed = re.sub(r"'([abcd])'", lambda match: repr(letters[match[1]]), program.source)
+    dead = "    dead = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)).named('dead')\n"
+    padded = program.source.replace("    return ", f"{dead}    return ")
+    wanted = [circuit.edges for circuit in true_circuits(program)]
+    for source in (renamed, padded, program.source):
+        assert [circuit.edges for circuit in true_circuits(program_from(source))] == wanted
+
+
+def true_circuits(program):
+    try:
+        return certify(compile_program(program), "zero").certificate.circuits
+    except DegenerateProgram:
+        return ()
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_edge_pruning_recovers_the_certified_circuit(drawn, number, ablation):
+    compiled = compile_program([program for program in drawn if len(lines_of(program)) > 3][number])
+    truth = certify(compiled, ablation)
+    found = find_method("edge-pruning")(compiled.model, compiled.dataset, ablation, seed=0).circuit
+    assert assess(truth, found).comparison.exact

@@ -138,7 +138,17 @@ def test_unusable_input_is_one_line_on_standard_error_and_status_2(capsys, argum
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["discover"], ["recover"], ["recover", "reverse", "--seed", "x"], ["truth", "reverse", "--fast"]]
+    "arguments",
+    [
+        [],
+        ["discover"],
+        ["recover"],
+        ["recover", "reverse", "--seed", "x"],
+        ["truth", "reverse", "--fast"],
+        ["bench"],
+        ["bench", "--random", "0"],
+        ["bench", "--random", "2", "--jobs", "0"],
+    ],
 )
 def test_unusable_arguments_are_one_line_too(capsys, arguments):
     with pytest.raises(SystemExit) as caught:

@@ -12,6 +12,7 @@ from edgeprune.masks import mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import LOSSES, RESOLUTION, HardPairs, Objective, draw_pairs
+from tracr_bridge.recover import certify
 
 FEW = PenaltyConfig(steps=5)
 EARLY = PenaltyConfig(steps=900)
@@ -62,7 +63,23 @@ def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
     assert 100 < len(discovery.history) < EARLY.steps
     longer = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=200))
     assert longer.circuit == discovery.circuit
-    assert len(longer.history) == len(discovery.history) + 100
+    assert len(longer.history) == len(discovery.history) + 200  # settled twice
+    once = prune_with_penalty(
+        program.model, program.dataset, "resample", config=replace(EARLY, patience=100, second_look=False)
+    )
+    assert len(once.history) == len(discovery.history) - 100
+
+
+def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(compiled):
+    program = compiled("cancels_out")
+    true = certify(program, "zero").circuit
+
+    def found(**settings):
+        config = PenaltyConfig(**settings)
+        return prune_with_penalty(program.model, program.dataset, "zero", seed=3, config=config).circuit
+
+    assert true.edges < found(second_look=False, patience=300).edges
+    assert found() == true
     assert discovery.history == longer.history[: len(discovery.history)]
     assert discovery.history[-1].expected_edges == pytest.approx(len(discovery.circuit), abs=0.5)
 
