@@ -66,6 +66,11 @@ class Judge:
         """Inputs, or pairs under resample, that a verdict covers."""
         return len(self._clean)
 
+    @property
+    def counterexamples(self) -> int:
+        """How many pairs a mask has failed on so far; later masks are run on them first."""
+        return len(self._counterexamples)
+
     def differences(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
         """The largest difference from the full model's output that each mask makes anywhere."""
         return self._run(masks, torch.arange(self.pairs))[0]

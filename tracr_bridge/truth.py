@@ -242,9 +242,11 @@ def _eliminate(
     kept = torch.ones(order.shape, dtype=torch.bool)
     unproved = torch.arange(orders)
     while len(unproved):
+        known = judge.counterexamples
         kept[unproved] = _take_out(judge, graph, edges, order[unproved])
         ends, end_of = torch.unique(kept, dim=0, return_inverse=True)
         unproved = torch.nonzero(~judge.reproduces(_masks(graph, edges, ends))[end_of])[:, 0]
+        assert not len(unproved) or judge.counterexamples > known, "a pair fails in one batch and not in another"
     return [
         frozenset(edge for edge, keep in zip(edges, row, strict=True) if keep)
         for row in torch.unique(kept, dim=0).tolist()

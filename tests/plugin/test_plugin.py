@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tracr_bridge.verify import verify
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 PROGRAM = '''
@@ -37,14 +39,21 @@ def nothing(model, dataset, ablation, *, seed):
 """
 
 
+@pytest.fixture(scope="session")
+def loaded(compiled, recover):
+    """What a run inside this process loads, pytester unloads; torch cannot be loaded twice, so all is loaded before."""
+    recover("length", "zero")
+    verify(compiled("length"))
+
+
 @pytest.fixture
-def run(pytester):
+def run(pytester, loaded):
     """Run pytest on one small program, with methods at hand, and hand back what came of it."""
     pytester.makepyfile(**{"programs/is_a": PROGRAM, "my_methods": METHODS})
+    pytester.syspathinsert()
 
-    # In a process of its own: what a run inside this one loads, pytester unloads, and torch cannot be loaded twice.
     def run(*arguments):
-        return pytester.runpytest_subprocess("--circuit-ablation=zero", *arguments)
+        return pytester.runpytest_inprocess("--circuit-ablation=zero", *arguments)
 
     return run
 

@@ -1,0 +1,108 @@
+"""Would the suite notice? Plants one bug at a time in a copy of the packages, and runs the tests until one fails.
+
+    python tests/mutants/run.py                        the table: bug, first test that fails
+    python tests/mutants/run.py --only "1 - z for z"   one of them
+
+Exit status 1 if a bug survives.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("edgeprune", "tracr_bridge", "programs", "tests", "_edgeprune_pytest.py", "pyproject.toml")
+SUITE = (
+    "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
+    "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
+    "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py", "programs",
+)  # fmt: skip
+"""What is run, quickest first: part of what plain `pytest` runs."""
+
+SECONDS = 900
+"""After which a run counts as hanging."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A planted bug."""
+
+    name: str
+    file: str
+    before: str
+    """What stands in the file, exactly once."""
+
+    after: str
+
+    def apply(self, text: str) -> str:
+        """The file's text with the bug in it."""
+        assert text.count(self.before) == 1, f"{self.name}: expected once in {self.file}: {self.before!r}"
+        return text.replace(self.before, self.after)
+
+
+MUTANTS = [
+    Mutant(**planted) for planted in tomllib.loads((Path(__file__).parent / "planted.toml").read_text())["mutant"]
+]
+
+
+def first_failure(mutant: Mutant | None) -> str | None:
+    """The first test that fails with the bug planted; None if all pass.
+
+    Args:
+        mutant: the bug; None for the code as it is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "mutants")
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=ignored)
+            else:
+                shutil.copy(source, copy / name)
+        if mutant is not None:
+            file = copy / mutant.file
+            file.write_text(mutant.apply(file.read_text()))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *SUITE]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        try:
+            done = subprocess.run(
+                command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"(nothing ends within {SECONDS} s)"
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    assert found is not None, f"pytest did not run:\n{done.stdout}\n{done.stderr}"
+    return found[1]
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[mutant.name for mutant in MUTANTS], metavar="NAME")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.only is None or mutant.name in options.only]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failures = list(tqdm(pool.map(first_failure, chosen), total=len(chosen), desc="mutants", disable=None))
+    print("| bug | first test that fails |\n|---|---|")
+    for mutant, failure in zip(chosen, failures, strict=True):
+        print(f"| {mutant.name} | {failure or '**none**'} |")
+    killed = sum(failure is not None for failure in failures)
+    print(f"\n{killed} of {len(chosen)} killed")
+    return 0 if killed == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
