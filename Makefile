@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test sweep clean help
+.PHONY: demo test sweep mutants clean help
 
 demo: $(INSTALLED) ## recover the circuit of `reverse` and draw it
 	$(BIN)/edgeprune recover reverse --picture reverse.svg
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## run every check but the seed sweep
 sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
 	@echo "== pytest: seed sweep"
 	@$(BIN)/pytest programs --circuit-seeds 5 -m sweep -n 2
+
+mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
+	@$(BIN)/python tests/mutants/run.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== installing into .venv (minutes, the first time)"

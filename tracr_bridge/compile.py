@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import haiku as hk
+import jax
 import numpy as np
 import torch
 from tracr.compiler import compiling, validating
 from tracr.compiler.assemble import AssembledTransformerModel
 from tracr.rasp import causal_eval, rasp
+from tracr.transformer.model import Transformer
 
 from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedProgram
@@ -109,7 +111,7 @@ def compile_program(program: Program, *, budget: int = INPUT_BUDGET, seed: int =
 
 def _assemble(program: Program) -> AssembledTransformerModel:
     def compile_rasp() -> AssembledTransformerModel:
-        with hk.custom_creator(_no_random_parameters):
+        with hk.custom_creator(_no_random_parameters), hk.intercept_methods(_only_shapes):
             return compiling.compile_rasp_to_model(
                 program.expression(),
                 vocab=set(program.vocab),
@@ -127,11 +129,21 @@ def _assemble(program: Program) -> AssembledTransformerModel:
         raise UnsupportedProgram(f"Tracr cannot compile {program.name}: {type(error).__name__}: {reason}") from error
 
 
+# To learn which parameters there are, Tracr runs its model on random ones, and JAX compiles every operation anew for
+# each shape. Embeddings are real from the start; all else Tracr overwrites, so that zeros and shapes alone are enough.
+
+
 def _no_random_parameters(
-    create: Callable[..., Any], shape: Sequence[int], dtype: Any, init: Callable[..., Any], _: Any
+    create: Callable[..., Any], shape: Sequence[int], dtype: Any, init: Callable[..., Any], context: Any
 ) -> Any:
-    """Zeros for what Tracr would have drawn at random and then overwritten: JAX compiles a draw anew for each shape."""
-    return np.zeros(shape, dtype) if isinstance(init, hk.initializers.VarianceScaling) else create(shape, dtype, init)
+    return create(shape, dtype, init) if "embed" in context.module_name else np.zeros(shape, dtype)
+
+
+def _only_shapes(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    if not isinstance(context.module, Transformer) or context.method_name != "__call__":
+        return run(*args, **kwargs)
+    shapes = jax.eval_shape(partial(run, **kwargs), *args)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _build_model(program: Program, assembled: AssembledTransformerModel) -> TracrModel:

@@ -94,12 +94,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if options.only is None or mutant.name in options.only]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        failures = list(tqdm(pool.map(first_failure, chosen), total=len(chosen), desc="mutants", disable=None))
     print("| bug | first test that fails |\n|---|---|")
-    for mutant, failure in zip(chosen, failures, strict=True):
-        print(f"| {mutant.name} | {failure or '**none**'} |")
-    killed = sum(failure is not None for failure in failures)
+    killed = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, failure in zip(chosen, tqdm(pool.map(first_failure, chosen), total=len(chosen), disable=None)):
+            tqdm.write(f"| {mutant.name} | {failure or '**none**'} |")
+            sys.stdout.flush()
+            killed += failure is not None
     print(f"\n{killed} of {len(chosen)} killed")
     return 0 if killed == len(chosen) else 1
 
