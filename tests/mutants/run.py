@@ -97,7 +97,8 @@ def main() -> int:
     print("| bug | first test that fails |\n|---|---|")
     killed = 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, failure in zip(chosen, tqdm(pool.map(first_failure, chosen), total=len(chosen), disable=None)):
+        failures = tqdm(pool.map(first_failure, chosen), total=len(chosen), desc="mutants", disable=None)
+        for mutant, failure in zip(chosen, failures, strict=True):
             tqdm.write(f"| {mutant.name} | {failure or '**none**'} |")
             sys.stdout.flush()
             killed += failure is not None
