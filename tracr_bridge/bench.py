@@ -6,12 +6,14 @@ Every run is one line of a JSON-lines file, written once it is known: a sweep th
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import quantiles
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -21,7 +23,7 @@ from edgeprune.graph import Ablation
 from edgeprune.methods import find_method
 from edgeprune.store import UnwritableFile, write_text
 from tracr_bridge.compile import compile_program
-from tracr_bridge.coverage import constructs
+from tracr_bridge.coverage import CONSTRUCTS, constructs
 from tracr_bridge.recover import assess, certify
 from tracr_bridge.strategies import DrawnProgram, program_from
 from tracr_bridge.verify import verify
@@ -153,6 +155,19 @@ def rates(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Rate]:
             before = found.get(key, Rate(0, 0))
             found[key] = Rate(before.exact + (row["outcome"] == "exact"), before.runs + 1)
     return dict(sorted(found.items()))
+
+
+def distribution(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the programs of `rows` are made of: how many have each construct, and how many true edges they have."""
+    by_program = {row["program"]: row.get("constructs", []) for row in rows}
+    counts = Counter(name for found in by_program.values() for name in found)
+    lines = [(name, f"{counts[name]} of {len(by_program)}") for name in CONSTRUCTS]
+    for ablation in dict.fromkeys(row["ablation"] for row in rows):
+        edges = sorted(row["true"] for row in rows if row["ablation"] == ablation and "true" in row)
+        if len(edges) > 1:
+            low, _, high = quantiles(edges, n=4, method="inclusive")
+            lines.append((f"true edges, {ablation}", f"{edges[0]} to {edges[-1]}, half of them {low:g} to {high:g}"))
+    return lines
 
 
 def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int) -> list[dict[str, Any]]:

@@ -220,7 +220,7 @@ def _recover(options: argparse.Namespace) -> bool:
 def _bench(options: argparse.Namespace) -> bool:
     from edgeprune.methods import find_method
     from tracr_bridge import report
-    from tracr_bridge.bench import rates, sweep
+    from tracr_bridge.bench import distribution, rates, sweep
     from tracr_bridge.sample import draw_programs
 
     chosen: list[str] = options.ablation or ["zero", "resample"]
@@ -236,8 +236,10 @@ def _bench(options: argparse.Namespace) -> bool:
             for (a, s), rate in found.items()
         ]
         failures = [row for row in rows if row["outcome"] in ("inexact", "broken")]
-        print(report.as_json({"rates": listed, **counts, "failures": failures}), file=options.output)
+        content = {"rates": listed, **counts, "failures": failures, "distribution": dict(distribution(rows))}
+        print(report.as_json(content), file=options.output)
     else:
+        report.print_table("What was drawn", ("", "programs"), distribution(rows))
         lines = [
             (a, s, f"{rate.exact}/{rate.runs}", "{:.1%} to {:.1%}".format(*rate.interval()))
             for (a, s), rate in found.items()

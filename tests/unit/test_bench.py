@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edgeprune.store import UnwritableFile
-from tracr_bridge.bench import Rate, ResultsError, rates, read_rows, sweep
+from tracr_bridge.bench import Rate, ResultsError, distribution, rates, read_rows, sweep
 from tracr_bridge.catalogue import load_file
 from tracr_bridge.cli import main
 from tracr_bridge.sample import draw_programs
@@ -25,6 +25,18 @@ def test_rates_count_what_was_exact_and_what_was_not_and_nothing_else():
     rows = [ROW, ROW | {"outcome": "inexact"}, ROW | {"status": "minimal"}]
     rows += [{**ROW, "outcome": outcome, "status": None} for outcome in ("refused", "broken")]
     assert rates(rows) == {("zero", "unique"): Rate(1, 2), ("zero", "minimal"): Rate(1, 1)}
+
+
+def test_the_distribution_counts_programs_and_not_runs():
+    rows = [
+        {"program": name, "ablation": ablation, "constructs": [made_of], "true": edges}
+        for name, made_of, edges in (("p", "Map", 2), ("q", "Map", 6), ("r", "SelectorWidth", 4))
+        for ablation in ("zero", "resample")
+    ]
+    found = dict(distribution([*rows, {"program": "broken", "ablation": "zero"}]))
+    assert found["Map"] == "2 of 4"
+    assert found["8 layers"] == "0 of 4"
+    assert found["true edges, zero"] == "2 to 6, half of them 3 to 5"
 
 
 def test_a_line_that_was_cut_off_is_left_out_and_any_other_that_is_no_row_is_refused(tmp_path):
