@@ -216,7 +216,7 @@ class _Writer:
         function = self.draw(st.sampled_from(choices))
         values = _image(function, first.values, second.values)
         if len(values) > _MOST_VALUES:
-            function = "lambda x, y: (x + y) % 2"
+            function = choices[0]
             values = _image(function, first.values, second.values)
         return self._write(f"rasp.SequenceMap({function}, {first.name}, {second.name})", values=values)
 
