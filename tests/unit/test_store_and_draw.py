@@ -4,7 +4,7 @@ import pytest
 
 from edgeprune.draw import UnknownFormat, draw_comparison, save_figure
 from edgeprune.graph import Circuit, Comparison, Edge, Graph, compare
-from edgeprune.store import UnwritableFile, write_atomically
+from edgeprune.store import CircuitFileError, UnwritableFile, load_circuit, save_circuit, write_atomically
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
 
@@ -59,3 +59,34 @@ def test_a_failed_write_leaves_what_stood_there_and_nothing_else(tmp_path):
 def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(UnwritableFile, match="Expected a file that can be written"):
         write_atomically(tmp_path / "no" / "file.txt", lambda stream: stream.write(b""))
+
+
+def test_a_circuit_is_read_back_as_it_was_saved(tmp_path):
+    found, _ = comparison()
+    save_circuit(found, tmp_path / "circuit.json")
+    assert load_circuit(tmp_path / "circuit.json") == found
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        ("[]", "in '.*circuit.json'"),
+        ("{}", "it has no 'sources'"),
+        ('{"sources": [], "destinations": [], "edges": []}', "it has no 'ablation'"),
+        ('{"sources": [], "destinations": [], "edges": [], "ablation": "noise"}', "among zero, mean, resample"),
+        ('{"sources": ["tok"], "destinations": ["logits"], "edges": ["m0->logits"], "ablation": "zero"}', "m0->logits"),
+        ('{"sources": ["tokens"], "destinations": [], "edges": [], "ablation": "zero"}', "got 'tokens'"),
+        ('{"sources": 3, "destinations": [], "edges": [], "ablation": "zero"}', "not iterable"),
+    ],
+)
+def test_a_file_that_holds_no_circuit_is_refused(tmp_path, text, message):
+    (tmp_path / "circuit.json").write_text(text)
+    with pytest.raises(CircuitFileError, match=message):
+        load_circuit(tmp_path / "circuit.json")
+
+
+def test_a_missing_circuit_is_refused(tmp_path):
+    with pytest.raises(CircuitFileError, match="No such file"):
+        load_circuit(tmp_path / "none.json")
