@@ -88,21 +88,19 @@ def sweep(
         todo: list[Ablation] = [a for a in ablations if (identify(program.source), a, method, seed) not in known]
         if todo:
             left[program.source] = todo
+    sources = {identify(source): source for source in left}
     work = [partial(_run, source, todo, method, seed) for source, todo in left.items()]
     bar = tqdm(_each(work, jobs), total=len(work), desc="programs", disable=None if progress else True)
     with results.open("a") as file:
         for found in bar:
             for row in found:
                 known[row_key(row)] = row
+                if row["outcome"] in ("inexact", "broken"):
+                    write_text(out / "failures" / f"drawn_{row['program']}.py", sources[row["program"]])
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-    rows = [known[key] for key in wanted]
-    sources = {identify(p.source): p.source for p in programs}
-    for row in rows:
-        if row["outcome"] in ("inexact", "broken"):
-            write_text(out / "failures" / f"drawn_{row['program']}.py", sources[row["program"]])
-    return rows
+    return [known[key] for key in wanted]
 
 
 def _each(work: Sequence[Callable[[], _T]], jobs: int) -> Iterator[_T]:
