@@ -31,7 +31,7 @@ sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
 	@$(BIN)/pytest programs --circuit-seeds 5 -m sweep -n 2
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
-	@$(BIN)/python tests/mutants/run.py
+	@$(BIN)/python tests/mutants/run_mutants.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== installing into .venv (minutes, the first time)"

@@ -3,7 +3,6 @@
     python benchmarks/recover.py                             the table of docs/exact-recovery.md
     python benchmarks/recover.py --ablations mean            the same under mean ablation
     python benchmarks/recover.py --method edge-pruning-target --programs reverse xproportion
-    python benchmarks/recover.py --programs benchmarks/corpus/*.py
 
 Seconds are wall-clock, one thread a process; discovery's are the mean over seeds. Progress goes to standard error.
 """

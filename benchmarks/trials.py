@@ -29,7 +29,7 @@ DEFAULTS = PenaltyConfig()
 BASELINE = PenaltyConfig(
     gradient="path", loss="divergence", logit_scale=10.0, explored=1.0, initial_log_alpha=5.0, mask_samples=16,
     batch_size=8, steps=300, learning_rate=0.1, betas=(0.9, 0.999), epsilon=1e-8, penalty=0.05, penalty_warmup=300,
-    hard_pairs=0, patience=300, second_look=False,
+    hard_pairs=0, patience=300, second_look=False, rounded=False,
 )  # fmt: skip
 TRIALS = {
     "baseline": BASELINE,
@@ -38,7 +38,9 @@ TRIALS = {
     "baseline, 64 masks": replace(BASELINE, mask_samples=64),
     "baseline, a tenth explored": replace(BASELINE, explored=0.1),
     "baseline, likelihood ratio": replace(BASELINE, gradient="likelihood-ratio"),
-    "defaults, path": replace(DEFAULTS, gradient="path"),
+    "defaults, path": replace(DEFAULTS, gradient="path", rounded=False),
+    "defaults, samples not rounded": replace(DEFAULTS, rounded=False),
+    "I3": replace(DEFAULTS, initial_log_alpha=3.0),
     "defaults, divergence": replace(DEFAULTS, loss="divergence", logit_scale=10.0),
     "defaults, squared loss": replace(DEFAULTS, loss="squared"),
     "defaults, all explored": replace(DEFAULTS, explored=1.0),

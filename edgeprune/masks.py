@@ -52,6 +52,11 @@ class HardConcrete:
         """The mask of evaluation: the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13)."""
         return (torch.sigmoid(log_alpha) * (self.high - self.low) + self.low).clamp(0, 1)
 
+    def probability_kept(self, log_alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """P(z > 1/2), of a sample that is rounded."""
+        middle = (0.5 - self.low) / (self.high - self.low)
+        return torch.sigmoid(log_alpha - self.temperature * math.log(middle / (1 - middle)))
+
     def score(self, log_alpha: Float[Tensor, "*shape"], uniform: Float[Tensor, "*sample"]) -> Float[Tensor, "*sample"]:
         """The derivative of log p(z) by `log_alpha`, for the likelihood-ratio gradient.
 
@@ -75,6 +80,9 @@ class Draw:
     noise: Float[Tensor, "sample drawn"]
     """u for each of them."""
 
+    rounded: bool
+    """Whether the masks are."""
+
 
 class LearnedMask:
     """log_alpha for every edge and, if wanted, for every source, whose mask multiplies those of all its edges.
@@ -93,8 +101,8 @@ class LearnedMask:
         count = self._edges + (len(graph.sources) if node_masks else 0)
         self.log_alpha: Float[Tensor, " entry"] = torch.full((count,), initial, requires_grad=True)
 
-    def draw(self, samples: int, generator: torch.Generator, *, explored: float = 1.0) -> Draw:
-        """Sample masks, differentiable in `log_alpha`.
+    def draw(self, samples: int, generator: torch.Generator, *, explored: float = 1.0, rounded: bool = False) -> Draw:
+        """Sample masks, differentiable in `log_alpha` unless rounded.
 
         Args:
             samples: how many.
@@ -102,6 +110,7 @@ class LearnedMask:
             explored: the share of entries that each sample draws; every other entry stands at its rounded mean, so that
                 a sample tells what its few drawn entries do among edges that are settled. Entries take turns, so that
                 all are drawn about as often. 1 is plain sampling.
+            rounded: whether each z is rounded to 0 or 1.
         """
         turns = max(1, round(1 / explored))
         rounds, count = math.ceil(samples / turns), len(self.log_alpha)
@@ -112,8 +121,10 @@ class LearnedMask:
         noise = torch.rand(entries.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
         padded = torch.cat([self.log_alpha, self.log_alpha.new_zeros(1)])
         z = self.hard_concrete.sample(padded[entries], noise)
+        if rounded:
+            z = (z.detach() > 0.5).float()
         settled = torch.cat([self._settled(), padded.new_zeros(1)]).expand(samples, -1)
-        return Draw(self._assemble(settled.scatter(1, entries, z)[:, :count]), entries, noise)
+        return Draw(self._assemble(settled.scatter(1, entries, z)[:, :count]), entries, noise, rounded)
 
     def likelihood_ratio_gradient(self, draw: Draw, advantage: Float[Tensor, " sample"]) -> Float[Tensor, " entry"]:
         """The mean of `advantage * d log p(z) / d log_alpha` over the samples that drew each entry.
@@ -122,7 +133,13 @@ class LearnedMask:
         """
         count = len(self.log_alpha)
         padded = torch.cat([self.log_alpha.detach(), self.log_alpha.new_zeros(1)])
-        terms = advantage[:, None] * self.hard_concrete.score(padded[draw.entries], draw.noise)
+        log_alpha = padded[draw.entries]
+        if draw.rounded:
+            kept = self.hard_concrete.sample(log_alpha, draw.noise) > 0.5
+            score = kept.float() - self.hard_concrete.probability_kept(log_alpha)
+        else:
+            score = self.hard_concrete.score(log_alpha, draw.noise)
+        terms = advantage[:, None] * score
         total = terms.new_zeros(count + 1).index_add_(0, draw.entries.flatten(), terms.flatten())
         times = torch.bincount(draw.entries.flatten(), minlength=count + 1).clamp(min=1)
         return (total / times)[:count]
@@ -149,9 +166,10 @@ class LearnedMask:
         """The deterministic mask: means of edges times means of nodes, 0 where there is no edge."""
         return self._assemble(self.hard_concrete.mean(self.log_alpha))
 
-    def expected_edges(self) -> Float[Tensor, ""]:
-        """How many edges are expected to be above 0."""
-        return self._assemble(self.hard_concrete.probability_positive(self.log_alpha)).sum()
+    def expected_edges(self, *, rounded: bool = False) -> Float[Tensor, ""]:
+        """How many edges are expected to be above 0, of samples that are rounded or not."""
+        probability = self.hard_concrete.probability_kept if rounded else self.hard_concrete.probability_positive
+        return self._assemble(probability(self.log_alpha)).sum()
 
 
 def edge_exists(graph: Graph) -> Bool[Tensor, "source destination"]:

@@ -25,7 +25,11 @@ def check_writable(path: Path) -> None:
     Raises:
         UnwritableFile: the folder does not exist or cannot be written to, or `path` is itself a folder.
     """
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    try:
+        usable = not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError:  # a name that is too long
+        usable = False
+    if not usable:
         raise UnwritableFile(f"Expected a file in an existing, writable folder; got {str(path)!r}")
 
 
@@ -80,5 +84,10 @@ def load_circuit(path: Path) -> Circuit:
         raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
     except KeyError as error:
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; it has no {error}") from error
-    except (TypeError, AttributeError, ValueError) as error:  # not JSON, not of this form, no such node or edge
+    except (
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, not of this form, no such node or edge
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error

@@ -10,16 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import quantiles
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
 
-from edgeprune.errors import DegenerateProgram, EdgePruneError
-from edgeprune.graph import Ablation
+import edgeprune
+import tracr_bridge
+from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
+from edgeprune.graph import Ablation, parse_ablation
 from edgeprune.methods import find_method
 from edgeprune.store import UnwritableFile, write_text
 from tracr_bridge.compile import compile_program
@@ -32,7 +34,12 @@ _T = TypeVar("_T")
 
 
 class ResultsError(EdgePruneError):
-    """A results file that is none of ours."""
+    """A results file that cannot be read, or is none of ours."""
+
+
+_FIELDS: Final[dict[str, type]] = {
+    "program": str, "ablation": str, "method": str, "seed": int, "code": str, "outcome": str
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,15 @@ def sweep(
     known = {row_key(row): row for row in read_rows(results)}
     # Written anew, so that a line which was cut off does not spoil the one after it.
     write_text(results, "".join(json.dumps(row) + "\n" for row in known.values()))
-    wanted = [(identify(p.source), ablation, method, seed) for p in programs for ablation in ablations]
+    wanted = {
+        (identify(program.source), ablation, method, seed, _code()): program.source
+        for program in programs
+        for ablation in ablations
+    }
     left: dict[str, list[Ablation]] = {}
-    for program in programs:
-        todo: list[Ablation] = [a for a in ablations if (identify(program.source), a, method, seed) not in known]
-        if todo:
-            left[program.source] = todo
+    for key, source in wanted.items():
+        if key not in known:
+            left.setdefault(source, []).append(parse_ablation(key[1]))
     sources = {identify(source): source for source in left}
     work = [partial(_run, source, todo, method, seed) for source, todo in left.items()]
     bar = tqdm(_each(work, jobs), total=len(work), desc="programs", disable=None if progress else True)
@@ -109,8 +119,11 @@ def _each(work: Sequence[Callable[[], _T]], jobs: int) -> Iterator[_T]:
         yield from (run() for run in work)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for job in as_completed([pool.submit(run) for run in work]):
-            yield job.result()
+        try:
+            for job in as_completed([pool.submit(run) for run in work]):
+                yield job.result()
+        finally:  # whoever stops here waits for what is running, and not for all that is left
+            pool.shutdown(cancel_futures=True)
 
 
 def identify(source: str) -> str:
@@ -118,9 +131,17 @@ def identify(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def row_key(row: dict[str, Any]) -> tuple[str, str, str, int]:
-    """What makes a run the same run."""
-    return row["program"], row["ablation"], row["method"], row["seed"]
+def row_key(row: dict[str, Any]) -> tuple[str, str, str, int, str]:
+    """What makes a run the same run: of the same program and method, by the same code of this toolkit."""
+    return row["program"], row["ablation"], row["method"], row["seed"], row["code"]
+
+
+@cache
+def _code() -> str:
+    """A short name for what this toolkit's files hold."""
+    packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
+    files = sorted(file for package in packages for file in package.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -129,17 +150,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         ResultsError: another line is no row.
     """
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    try:
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"Expected a results file; got {str(path)!r}: {error}") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
+        row: dict[str, Any] = {}
         try:
-            row: dict[str, Any] = json.loads(line)
-            row_key(row)
+            row = json.loads(line)
+            wrong = [name for name, kind in _FIELDS.items() if not isinstance(row[name], kind)]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
+            wrong = [str(error)]
+        if wrong:
             raise ResultsError(
                 f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r}; "
                 "name another folder"
-            ) from error
+            )
         rows.append(row)
     return rows
 
@@ -173,7 +200,7 @@ def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int) -> 
     import torch
 
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"program": identify(source), "method": method, "seed": seed}
+    row: dict[str, Any] = {"program": identify(source), "method": method, "seed": seed, "code": _code()}
     try:
         program = program_from(source)
         row["constructs"] = sorted(constructs(program))
@@ -190,7 +217,11 @@ def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int) -> 
         except DegenerateProgram as refused:
             rows.append(row | {"ablation": ablation, "outcome": "refused", "reason": str(refused)})
             continue
-        found = find_method(method)(compiled.model, compiled.dataset, ablation, seed=seed).circuit
+        try:
+            found = find_method(method)(compiled.model, compiled.dataset, ablation, seed=seed).circuit
+        except MethodError as error:
+            rows.append(row | {"ablation": ablation, "outcome": "broken", "reason": str(error)})
+            continue
         assessment = assess(truth, found)
         comparison = assessment.comparison
         rows.append(

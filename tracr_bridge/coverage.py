@@ -58,7 +58,7 @@ CONSTRUCTS: Final = (
     "7 layers",
     "8 layers",
 )
-"""Everything that the corpus is to cover."""
+"""Everything that the shipped programs are to cover."""
 
 _RUN: Final = 128
 """Inputs on which values are looked at."""

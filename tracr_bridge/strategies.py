@@ -11,6 +11,7 @@ can be undefined. Draws whose output never varies, or never reads a token, are d
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise, product
 from typing import Any, Final
 
@@ -27,8 +28,10 @@ MOST_INPUTS: Final = 128
 """The largest domain drawn."""
 
 _MOST_VALUES: Final = 6
-"""Values that a drawn expression may take: each is a dimension of the compiled model."""
+"""Values that a drawn sequence map may take: each is a dimension of the compiled model."""
 
+_LARGEST: Final = 10
+"""The largest number that is squared: of larger squares single precision keeps too few digits."""
 
 CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold")
 NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled")
@@ -121,6 +124,10 @@ class _Expression:
     undefined: bool
     """Whether it is None anywhere."""
 
+    at_bos: bool
+    """Whether Tracr's model gives it a value at BOS too, where a selector finds it though RASP has nothing there: so it
+    is for what is mapped from numbers, which are 0 at BOS."""
+
     @property
     def whole(self) -> bool:
         """Whether values are whole numbers, so that there is arithmetic on them."""
@@ -168,10 +175,17 @@ class _Writer:
 
     # What an expression may read
 
-    def categorical(self, depth: int, *, defined: bool = False) -> _Expression:
-        """Something categorical: the tokens, the positions, something written before, or something new."""
+    def categorical(self, depth: int, *, defined: bool = False, attended: bool = False) -> _Expression:
+        """Something categorical: the tokens, the positions, something written before, or something new.
+
+        Args:
+            depth: how deeply it may be nested.
+            defined: whether it must have a value everywhere.
+            attended: whether it is looked for or moved by a selector, and must have no value at BOS.
+        """
         # A strategy of its own, so that Hypothesis may put what such an expression reads in its place.
-        return self.draw(st.builds(self._categorical, st.just(depth), defined=st.just(defined)))
+        fits = partial(_fits, defined=defined, attended=attended)
+        return self.draw(st.builds(self._categorical, st.just(depth), st.just(fits)))
 
     def output(self, depth: int) -> _Expression:
         """Something new."""
@@ -185,12 +199,12 @@ class _Writer:
         """Something new and numerical."""
         return self.draw(_new(self, depth, NUMERICAL if depth > 0 and self.left > 1 else NUMERICAL[:1]))
 
-    def _categorical(self, depth: int, *, defined: bool) -> _Expression:
-        known = [e for e in self.written if rasp.is_categorical(e.sop) and not (defined and e.undefined)]
+    def _categorical(self, depth: int, fits: Callable[[_Expression], bool]) -> _Expression:
+        known = [e for e in self.written if rasp.is_categorical(e.sop) and fits(e)]
         leaf = self.draw(st.integers(0, 5 if depth > 0 and self.left > 0 else 2))
         if leaf > 2:
             new = self.computed(depth)
-            return new if not (defined and new.undefined) else self._tokens
+            return new if fits(new) else self._tokens
         if leaf == 2 and known:
             return self.draw(st.sampled_from(known))
         return self._indices if leaf == 1 else self._tokens
@@ -202,7 +216,8 @@ class _Writer:
         one = self.draw(st.sampled_from(read.values))
         table = dict.fromkeys(read.values, 0) | self.draw(_tables(read.values))
         function = self.draw(st.sampled_from([f"lambda x: x == {one!r}", f"lambda x: {table!r}[x]"]))
-        return self._write(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
+        values = _image(function, read.values)
+        return self._write(f"rasp.Map({function}, {read.name})", values=values, at_bos=read.at_bos)
 
     def _sequence_map(self, depth: int) -> _Expression:
         first = self.categorical(depth)
@@ -218,7 +233,8 @@ class _Writer:
         if len(values) > _MOST_VALUES:
             function = choices[0]
             values = _image(function, first.values, second.values)
-        return self._write(f"rasp.SequenceMap({function}, {first.name}, {second.name})", values=values)
+        code = f"rasp.SequenceMap({function}, {first.name}, {second.name})"
+        return self._write(code, values=values, at_bos=first.at_bos and second.at_bos)
 
     def _width(self, depth: int) -> _Expression:
         return self._write(f"rasp.SelectorWidth({self._selector(depth)})", values=tuple(range(self.length + 1)))
@@ -226,7 +242,7 @@ class _Writer:
     def _aggregate(self, depth: int) -> _Expression:
         """A categorical aggregate: whatever is selected, it has one value."""
         # Tracr has no room for more values in a head than the head has keys to look for.
-        moved = self.categorical(depth)
+        moved = self.categorical(depth, attended=True)
         if len(moved.values) > self.length + 1:
             moved = self._indices
         # Of several equal values RASP takes the mean, which words do not have and None would spoil.
@@ -242,13 +258,13 @@ class _Writer:
         if not bounds:
             return self._map(depth)
         bound = self.draw(st.sampled_from(bounds))
-        return self._write(f"rasp.Map(lambda x: x > {bound}, {read.name})", values=(False, True))
+        return self._write(f"rasp.Map(lambda x: x > {bound}, {read.name})", values=(False, True), at_bos=True)
 
     # Selectors
 
     def _selector(self, depth: int) -> str:
         """Any selector at all."""
-        keys, queries = self.categorical(depth), self.categorical(depth)
+        keys, queries = self.categorical(depth, attended=True), self.categorical(depth)
         pairs = self.draw(st.sets(st.tuples(st.sampled_from(keys.values), st.sampled_from(queries.values)), min_size=1))
         choices = [f"lambda key, query: (key, query) in {_listed(pairs)}"]
         defined = not keys.undefined and not queries.undefined
@@ -292,7 +308,7 @@ class _Writer:
     def _fraction(self, depth: int) -> _Expression:
         """A numerical aggregate, of 0 and 1 alone."""
         selector = self._selector(depth)
-        read = self.categorical(depth, defined=True)
+        read = self.categorical(depth, defined=True, attended=True)
         chosen = self.draw(st.sets(st.sampled_from(read.values), min_size=1))
         function = f"lambda x: int(x in {_listed(chosen)})"
         binary = self._write_number(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
@@ -310,6 +326,8 @@ class _Writer:
     def _rescaled(self, depth: int) -> _Expression:
         read = self.numerical(depth)
         choices = [f for f in ("lambda x: 2 * (x > 0)", "lambda x: 1 - x", "lambda x: x * x") if _agrees(eval(f), read)]
+        if max(map(abs, read.values)) > _LARGEST:
+            choices = [f for f in choices if "*" not in f or ">" in f]
         if isinstance(read.sop, rasp.Map):  # the two become one map, which Tracr may clip at 0
             choices = [f for f in choices if min(_image(f, read.values)) >= 0]
         if not choices:
@@ -319,22 +337,22 @@ class _Writer:
 
     # Writing
 
-    def _write(self, code: str, *, values: Sequence[Any]) -> _Expression:
+    def _write(self, code: str, *, values: Sequence[Any], at_bos: bool = False) -> _Expression:
         """Add a line, and find out what it gives."""
         self.left -= 1
         name = f"s{len(self.written) + 1}"
         self.lines.append(f'{name} = {code}.named("{name}")')
         names = {e.name: e.sop for e in self.written}
         sop: rasp.SOp = eval(f'{code}.named("{name}")', {"rasp": rasp, **names})
-        self.written.append(self._expression(name, sop, values))
+        self.written.append(self._expression(name, sop, values, at_bos=at_bos))
         return self.written[-1]
 
     def _write_number(self, code: str, *, values: Sequence[Any]) -> _Expression:
         return self._write(f"rasp.numerical({code})", values=values)
 
-    def _expression(self, name: str, sop: rasp.SOp, values: Sequence[Any]) -> _Expression:
+    def _expression(self, name: str, sop: rasp.SOp, values: Sequence[Any], *, at_bos: bool = False) -> _Expression:
         outputs: set[Any] = {value for run, tokens in self._runs for value in run.evaluate(sop, tokens)}
-        return _Expression(name, sop, tuple(sorted(set(values))), frozenset(outputs - {None}), None in outputs)
+        return _Expression(name, sop, tuple(sorted(set(values))), frozenset(outputs - {None}), None in outputs, at_bos)
 
 
 @st.composite
@@ -342,6 +360,10 @@ def _new(draw: _Draw, writer: _Writer, depth: int, makers: Sequence[str]) -> _Ex
     """An expression from one of `makers`, drawn by its place among all: a choice means the same wherever it is put."""
     maker: str = draw(st.sampled_from(CATEGORICAL + NUMERICAL).filter(makers.__contains__))
     return getattr(writer, maker)(depth - 1)
+
+
+def _fits(expression: _Expression, *, defined: bool, attended: bool) -> bool:
+    return not (defined and expression.undefined) and not (attended and expression.at_bos)
 
 
 def _tables(keys: Sequence[Any], values: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[dict[Any, Any]]:

@@ -15,7 +15,8 @@ Note: deviations from the paper.
     - Each mask sample draws a share of the entries; the others stand at their rounded mean, and the loss of the rounded
       mask is the baseline. An effect is so measured among settled edges, and where nothing drawn matters the gradient
       is exactly that of the penalty.
-    - A circuit that has settled is doubted once, by letting its edges start over among edges that are settled (warm
+    - Samples are rounded. A circuit keeps an edge or does not, and half an edge may break what is whole either way.
+    - A circuit that has settled is doubted, by letting its edges start over among edges that are settled (warm
       restarts: Loshchilov and Hutter, arXiv:1608.03983).
 """
 
@@ -50,9 +51,9 @@ class PenaltyConfig:
     """Steps without a change of the circuit after which it counts as settled."""
 
     second_look: bool = True
-    """Whether a settled circuit is doubted once: every entry above `initial_log_alpha` goes back to it, and only a
-    circuit that settles the same again ends the run. An edge that was driven high while others were unsettled, and is
-    superfluous now, falls then."""
+    """Whether a settled circuit is doubted: every entry above `initial_log_alpha` goes back to it, and only a circuit
+    that settles the same again ends the run before `steps`. An edge that was driven high while others were unsettled,
+    and is superfluous now, falls then."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -83,10 +84,13 @@ class PenaltyConfig:
     """Steps over which the penalty grows linearly from 0."""
 
     initial_log_alpha: float = 2.0
-    """Start of every log_alpha: P(z > 0) is 0.97."""
+    """Start of every log_alpha: a rounded sample keeps the edge with probability 0.88."""
 
     largest_log_alpha: float = 12.0
     """log_alpha is kept within plus and minus this."""
+
+    rounded: bool = True
+    """Whether sampled masks are rounded to 0 and 1, as the circuit is; the path gradient needs them as they are."""
 
     explored: float = 0.1
     """Share of mask entries that a sample draws; the others stand at their rounded mean. 1 draws all."""
@@ -115,10 +119,13 @@ class PenaltyConfig:
             "learning_rate",
             "epsilon",
             "penalty",
+            "initial_log_alpha",
             "largest_log_alpha",
             "logit_scale",
         )
         faults = [f"{name} > 0, got {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
+        if self.gradient == "path" and self.rounded:
+            faults.append("rounded=False for the path gradient, which does not pass through rounding")
         if self.mask_samples < 2:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
         if self.hard_pairs < 0:
@@ -158,7 +165,7 @@ def prune_with_penalty(
         batch = dataset.take(pairs[0], pairs[1])
         per_input, losses, gradient = _run_samples(model, objective, masks, batch, ablator(batch), generator, config)
         hard.update(pairs, per_input)
-        expected = masks.expected_edges()
+        expected = masks.expected_edges(rounded=config.rounded)
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
         penalty = config.penalty * min(1, step / config.penalty_warmup)
         learning_rate = config.learning_rate * min(1, 2 * (1 - step / config.steps))
@@ -189,7 +196,7 @@ def _run_samples(
     config: PenaltyConfig,
 ) -> tuple[Float[Tensor, "mask batch"], Float[Tensor, " sample"], Float[Tensor, " entry"]]:
     """The losses of masks on each input, those of the samples among them, and the gradient of their mean."""
-    draw = masks.draw(config.mask_samples, generator, explored=config.explored)
+    draw = masks.draw(config.mask_samples, generator, explored=config.explored, rounded=config.rounded)
     if config.gradient == "path":
         per_input = objective.per_input(model(batch.clean, draw.mask, ablated), batch)
         losses = objective.reduce(per_input)

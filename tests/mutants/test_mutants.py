@@ -3,24 +3,31 @@
 import ast
 
 import pytest
-from run import MUTANTS, ROOT, first_failure
+from run_mutants import MUTANTS, ROOT, copy_of_the_code, first_failure
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_bug_can_be_planted(mutant):
-    ast.parse(mutant.apply((ROOT / mutant.file).read_text()))
+    text = (ROOT / mutant.file).read_text()
+    assert mutant.apply(text) != text
+    ast.parse(mutant.apply(text))
 
 
 def test_there_are_enough_of_them_and_each_has_a_name():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 30
 
 
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory):
+    return copy_of_the_code(tmp_path_factory.mktemp("frozen"))
+
+
 @pytest.mark.mutants
-def test_nothing_fails_without_a_bug():
-    assert first_failure(None) is None
+def test_nothing_fails_without_a_bug(frozen):
+    assert first_failure(None, frozen) is None
 
 
 @pytest.mark.mutants
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_bug_is_noticed(mutant):
-    assert first_failure(mutant) is not None
+def test_the_bug_is_noticed(mutant, frozen):
+    assert first_failure(mutant, frozen) is not None

@@ -174,3 +174,15 @@ def test_the_threshold_keeps_as_many_edges_as_the_mean_mask_in_sum(seed):
 def test_an_empty_mean_mask_keeps_nothing():
     exists = edge_exists(GRAPH)
     assert not keep_by_mean_sparsity(torch.zeros(exists.shape), exists).any()
+
+
+def test_rounded_samples_are_of_the_rounded_distribution_and_their_gradient_is_right():
+    graph = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
+    masks = LearnedMask(graph, HardConcrete(), initial=0.7, node_masks=False)
+    draw = masks.draw(40_000, torch.Generator().manual_seed(0), rounded=True)
+    assert set(draw.mask.unique().tolist()) == {0.0, 1.0}
+    kept = draw.mask.sum((-1, -2))
+    expected = masks.expected_edges(rounded=True)
+    assert float(kept.mean()) == pytest.approx(expected.item(), rel=0.01)
+    (exact,) = torch.autograd.grad(expected, masks.log_alpha)
+    torch.testing.assert_close(masks.likelihood_ratio_gradient(draw, kept - kept.mean()), exact, atol=0.03, rtol=0)

@@ -10,7 +10,15 @@ from tracr_bridge.catalogue import load_file
 from tracr_bridge.cli import main
 from tracr_bridge.sample import draw_programs
 
-ROW = {"program": "p", "ablation": "zero", "method": "m", "seed": 0, "outcome": "exact", "status": "unique"}
+ROW = {
+    "program": "p",
+    "ablation": "zero",
+    "method": "m",
+    "seed": 0,
+    "code": "c",
+    "outcome": "exact",
+    "status": "unique",
+}
 
 
 def test_a_rate_comes_with_its_interval():
@@ -44,10 +52,26 @@ def test_a_line_that_was_cut_off_is_left_out_and_any_other_that_is_no_row_is_ref
     assert read_rows(file) == []
     file.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:20])
     assert read_rows(file) == [ROW]
-    for spoiled in ("nonsense", "[]", '{"program": "p"}'):
+    for spoiled in ("nonsense", "[]", '{"program": "p"}', json.dumps(ROW | {"program": ["p"]})):
         file.write_text(f"{json.dumps(ROW)}\n{spoiled}\n{json.dumps(ROW)}\n")
         with pytest.raises(ResultsError, match=r"results\.jsonl', line 2: .*name another folder"):
             read_rows(file)
+
+
+def test_a_results_file_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(ResultsError, match="Expected a results file"):
+        read_rows(tmp_path / "results.jsonl")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ResultsError, match="Expected a results file"):
+        read_rows(tmp_path / "bytes")
+
+
+def test_a_method_that_fails_is_an_outcome_and_an_ablation_named_twice_is_run_once(tmp_path):
+    programs = draw_programs(1, seed=0)
+    (row,) = sweep(programs, ["zero", "zero"], tmp_path, method="test_suite:none", seed=0, jobs=1)
+    assert row["outcome"] == "broken"
+    assert "test_suite:none" in row["reason"]
 
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(tmp_path):
@@ -75,11 +99,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         sweep([], ["zero"], tmp_path / "file" / "bench", method="edge-pruning", seed=0, jobs=1)
 
 
-def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path):
+def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeypatch):
     arguments = ["bench", "--random", "2", "--ablation", "resample", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert sum(rate["runs"] for rate in result["rates"]) + result["refused"] == 2
     assert all(rate["exact"] == rate["runs"] for rate in result["rates"])
-    assert main(arguments) == 0  # nothing is run again
+    monkeypatch.setattr("tracr_bridge.bench._run", None)  # nothing is run again
+    assert main(arguments) == 0
     assert "results.jsonl" in capsys.readouterr().out.replace("\n", "")

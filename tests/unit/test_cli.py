@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from edgeprune.store import load_circuit
 from tracr_bridge.cli import main
 
 ONE = """
@@ -82,10 +83,21 @@ def test_truth_lists_edges_and_the_certificate(capsys, program_file):
 
 
 def test_recover_compares_and_draws(capsys, program_file, tmp_path):
-    picture, page = tmp_path / "p.svg", tmp_path / "p.html"
+    picture, page, saved = tmp_path / "p.svg", tmp_path / "p.html", tmp_path / "c.json"
     spec = program_file()
     status, out, err = run(
-        capsys, "recover", spec, "--json", "--seed", "1", "--picture", str(picture), "--report", str(page)
+        capsys,
+        "recover",
+        spec,
+        "--json",
+        "--seed",
+        "1",
+        "--picture",
+        str(picture),
+        "--report",
+        str(page),
+        "--save",
+        str(saved),
     )
     found = json.loads(out)
     assert status == 0
@@ -95,6 +107,7 @@ def test_recover_compares_and_draws(capsys, program_file, tmp_path):
     assert found["seconds"].keys() == {"compile", "truth", "discover"}
     assert str(picture) in err
     assert "<svg" in picture.read_text()
+    assert load_circuit(saved).names() == json.loads(out)["found"]
     text = page.read_text()
     assert "<svg" in text
     assert "a0.h0-&gt;logits" in text
@@ -213,7 +226,7 @@ def test_a_seed_out_of_range_is_one_line(capsys, seed):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--picture", "--report"])
+@pytest.mark.parametrize("option", ["--picture", "--report", "--save"])
 def test_a_result_that_could_not_be_written_is_refused_before_the_work(capsys, monkeypatch, option):
     monkeypatch.setattr("tracr_bridge.recover.recover", None)
     status, _, err = run(capsys, "recover", "reverse", "--json", option, "/no/such/folder/p.svg")

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 import torch
+from tracr.compiler import compiling
 
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
@@ -23,6 +26,27 @@ def test_rasp_tracr_and_pytorch_agree_layer_by_layer_on_the_whole_domain(compile
     assert found.equal
     assert found.exhaustive
     assert found.max_abs_diff <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["shuffle_dyck1", "xproportion"])
+def test_weights_are_those_of_tracrs_own_compiler(compiled, name):
+    program = catalogue()[name]
+    plain = compiling.compile_rasp_to_model(
+        program.expression(), vocab=set(program.vocab), max_seq_len=program.max_seq_len, causal=program.causal,
+        compiler_bos=compiling.COMPILER_BOS, compiler_pad=compiling.COMPILER_PAD,
+    )  # fmt: skip
+    ours = compiled(name).assembled
+    assert ours.residual_labels == plain.residual_labels
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours.params, plain.params))
+
+
+@pytest.mark.parametrize("name", ["sort_unique", "xproportion"])
+def test_what_is_verified_is_what_tracrs_own_call_returns(compiled, name):
+    program = compiled(name)
+    for row in (0, len(program.domain.inputs) // 2, -1):
+        decoded = program.assembled.apply([compiling.COMPILER_BOS, *program.domain.inputs[row]]).decoded[1:]
+        expected = torch.tensor(program.expected[row]).float()
+        torch.testing.assert_close(torch.tensor(decoded).float(), expected, atol=1e-2, rtol=0)
 
 
 def test_a_wrong_weight_is_noticed(compiled):

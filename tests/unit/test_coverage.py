@@ -1,4 +1,4 @@
-"""The corpus covers the language, and what is said to be covered is."""
+"""The shipped programs cover the language, and what is said to be covered is."""
 
 import pytest
 from tracr.rasp import rasp

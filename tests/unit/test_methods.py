@@ -1,6 +1,7 @@
 """Discovery methods: seeds, settings and what they hand back."""
 
 import inspect
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from edgeprune.masks import mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import LOSSES, RESOLUTION, HardPairs, Objective, draw_pairs
+from edgeprune.metrics import kl_divergence
 from tracr_bridge.recover import certify
 
 FEW = PenaltyConfig(steps=5)
@@ -113,8 +115,8 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
 def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
     program = compiled("xproportion")
     config = replace(
-        PenaltyConfig(), gradient="path", loss="divergence", explored=1.0, initial_log_alpha=5.0, node_masks=True,
-        mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
+        PenaltyConfig(), gradient="path", rounded=False, loss="divergence", explored=1.0, initial_log_alpha=5.0,
+        node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
     )  # fmt: skip
     found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
     assert found.circuit == truth("xproportion", "resample").circuit
@@ -163,6 +165,13 @@ def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compile
     values = objective(wrong, batch)
     assert float(values[0]) == pytest.approx(0, abs=1e-6)
     assert 0 < float(values[1]) < float(values[2])
+
+
+def test_divergence_is_from_the_full_model_to_the_circuit():
+    target = torch.tensor([0.9, 0.1]).log()[None, None]
+    outputs = torch.tensor([0.5, 0.5]).log()[None, None]
+    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert float(kl_divergence(outputs, target, torch.tensor([[True]]))) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
