@@ -81,10 +81,10 @@ def inputs_for(program: Program, *, budget: int = MOST_INPUTS) -> st.SearchStrat
 def _is_varied(program: Program) -> bool:
     try:
         program.check()
-        check_interpreter(program, program.domain(budget=MOST_INPUTS, seed=0))
+        outputs = check_interpreter(program, program.domain(budget=MOST_INPUTS, seed=0))
     except (DegenerateProgram, InvalidProgram):
         return False
-    return True
+    return len(set(map(tuple, outputs))) > 1
 
 
 @st.composite

@@ -112,7 +112,7 @@ def test_recover_compares_and_draws(capsys, program_file, tmp_path):
     assert "<svg" in text
     assert "a0.h0-&gt;logits" in text
     assert "src=" not in text
-    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["mine.py", "p.html", "p.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["c.json", "mine.py", "p.html", "p.svg"]
 
 
 def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, program_file, monkeypatch):
@@ -132,7 +132,7 @@ def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, p
 
 
 BAD = [
-    (["recover", "revers"], "did you mean reverse?"),
+    (["recover", "revers"], "did you mean reverse"),
     (["verify", "no/such/file.py:f"], "there is no file"),
     (["truth", "reverse", "--ablation", "noise"], "among zero, mean, resample; got 'noise'"),
     (["recover", "reverse", "--ablation", "noise"], "among zero, mean, resample; got 'noise'"),

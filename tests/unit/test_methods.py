@@ -80,11 +80,22 @@ def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(co
     true = certify(program, "zero").circuit
 
     def found(**settings):
-        config = PenaltyConfig(**settings)
+        config = PenaltyConfig(rounded=False, **settings)
         return prune_with_penalty(program.model, program.dataset, "zero", seed=3, config=config).circuit
 
     assert true.edges < found(second_look=False, patience=300).edges
     assert found() == true
+
+
+def test_an_edge_of_which_half_is_worse_than_all_or_nothing_falls_among_rounded_samples(compiled, truth):
+    program, true = compiled("all_or_nothing"), truth("all_or_nothing", "resample").circuit
+
+    def found(*, rounded):
+        config = PenaltyConfig(rounded=rounded)
+        return prune_with_penalty(program.model, program.dataset, "resample", config=config).circuit
+
+    assert true.edges < found(rounded=False).edges
+    assert found(rounded=True) == true
 
 
 def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(compiled):

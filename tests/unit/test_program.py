@@ -247,7 +247,7 @@ def test_an_unusable_file_is_refused(tmp_path, text, spec, error, message):
 
 
 def test_a_name_outside_the_catalogue_is_refused_with_those_close_to_it():
-    with pytest.raises(UnknownProgram, match=r"did you mean reverse\?"):
+    with pytest.raises(UnknownProgram, match=r"did you mean reverse"):
         load_program("revers")
 
 
