@@ -49,3 +49,17 @@ class MaskedModel(Protocol):
             ablated: what removed edges carry; zero where it is None.
         """
         ...
+
+
+class OnlyMasked:
+    """A model with nothing to it but what `MaskedModel` promises: what a discovery method is handed, so that it cannot
+    lean on what only a compiled model knows of itself."""
+
+    def __init__(self, model: MaskedModel) -> None:
+        self.graph = model.graph
+        self.sources = model.sources
+        self._run = model.__call__
+
+    def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
+        """See `MaskedModel`."""
+        return self._run(tokens, mask, ablated)

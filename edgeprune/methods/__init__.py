@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Final
 
+from edgeprune.data import Dataset
 from edgeprune.errors import UnknownMethod
+from edgeprune.graph import Ablation
 from edgeprune.methods.custom import load_method
 from edgeprune.methods.edge_pruning import prune_with_penalty
 from edgeprune.methods.edge_pruning_target import prune_to_target
 from edgeprune.methods.method import Discovery as Discovery
 from edgeprune.methods.method import Method as Method
+from edgeprune.model import MaskedModel, OnlyMasked
 
 METHODS: Final[Mapping[str, Method]] = {
     "edge-pruning": prune_with_penalty,
@@ -18,13 +21,18 @@ METHODS: Final[Mapping[str, Method]] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name, or one of your own, named `package.module:function`.
+    """The method of that name, or one of your own, named `package.module:function`; it sees a `MaskedModel` alone.
 
     Raises:
         UnknownMethod: there is none.
     """
-    if ":" in name:
-        return load_method(name)
-    if name not in METHODS:
+    if ":" not in name and name not in METHODS:
         raise UnknownMethod(f"Expected a method among {', '.join(METHODS)}, or package.module:function; got {name!r}")
-    return METHODS[name]
+    method = load_method(name) if ":" in name else METHODS[name]
+
+    def discover(
+        model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
+    ) -> Discovery:
+        return method(OnlyMasked(model), dataset, ablation, seed=seed, progress=progress)
+
+    return discover

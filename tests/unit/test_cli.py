@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from edgeprune.store import load_circuit
 from tracr_bridge.cli import main
@@ -112,7 +113,12 @@ def test_recover_compares_and_draws(capsys, program_file, tmp_path):
     assert "<svg" in text
     assert "a0.h0-&gt;logits" in text
     assert "src=" not in text
-    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["c.json", "mine.py", "p.html", "p.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == [
+        "c.json",
+        "mine.py",
+        "p.html",
+        "p.svg",
+    ]
 
 
 def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, program_file, monkeypatch):
@@ -122,8 +128,8 @@ def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, p
 
     def wrong(model, dataset, ablation, *, seed=0, progress=False):
         edges = frozenset(map(Edge.parse, ["tok->a0.h0.v", "tok->m0"]))
-        mask = model.structural_mask.float()
-        return Discovery(Circuit(model.graph, ablation, edges), mask, ())
+        scores = torch.ones(len(model.graph.sources), len(model.graph.destinations))
+        return Discovery(Circuit(model.graph, ablation, edges), scores, ())
 
     monkeypatch.setattr(methods, "METHODS", {"wrong": wrong})
     status, out, _ = run(capsys, "recover", program_file(), "--method", "wrong")

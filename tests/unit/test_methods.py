@@ -31,6 +31,16 @@ def test_every_method_has_the_one_signature(name):
     assert {"seed", "progress"} <= parameters.keys()
 
 
+def test_a_method_is_handed_a_masked_model_and_nothing_of_its_structure(compiled, monkeypatch):
+    seen = []
+    monkeypatch.setattr(methods, "METHODS", {"spy": lambda model, *_, **__: seen.append(model)})
+    program = compiled("hist")
+    methods.find_method("spy")(program.model, program.dataset, "zero")
+    assert {name for name in dir(seen[0]) if not name.startswith("_")} == {"graph", "sources"}
+    tokens = program.dataset.tokens[:3]
+    assert torch.equal(seen[0](tokens), program.model(tokens))
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(UnknownMethod, match=r"Expected a method among edge-pruning, .*; got 'magic'"):
         methods.find_method("magic")
