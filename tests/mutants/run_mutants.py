@@ -33,6 +33,7 @@ SUITE = (
 
 OWN = {
     "edgeprune/methods": "tests/unit/test_methods.py",
+    "edgeprune/metrics": "tests/unit/test_methods.py",
     "tracr_bridge/model": "tests/property/test_model.py",
     "tracr_bridge/compile": "tests/unit/test_compile.py",
     "tracr_bridge/verify": "tests/unit/test_compile.py",
