@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +13,15 @@ from tracr.rasp import rasp
 
 from edgeprune.ablation import Ablator
 from edgeprune.errors import DegenerateProgram
-from edgeprune.graph import Circuit, Edge
+from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import mask_of
 from tracr_bridge import rasp_program
 from tracr_bridge import truth as truth_module
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
+from tracr_bridge.judge import Judge
 from tracr_bridge.recover import assess, certify, effects
-from tracr_bridge.truth import derive_truth, is_true_circuit
+from tracr_bridge.truth import derive_truth, inert_edges, is_true_circuit
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
 
@@ -194,3 +196,16 @@ def test_the_cost_grows_with_structural_edges_not_with_all(compiled, truth):
     assert large.graph.total > 2 * small.graph.total
     rows = {name: truth(name, "resample").judge.rows for name in ("sort", "sort_freq")}
     assert rows["sort_freq"] / rows["sort"] < len(large.structural) / len(small.structural) * 1.5
+
+
+@pytest.mark.parametrize(("embedding_agrees", "expected"), [(True, {"tok->m0", "m0->logits"}), (False, set())])
+def test_an_edge_is_inert_only_where_all_that_its_source_reads_is(embedding_agrees, expected):
+    graph = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
+    edges = [Edge.parse("tok->m0"), Edge.parse("m0->logits")]
+    agree = torch.zeros(len(graph.sources), len(graph.destinations), dtype=torch.bool)
+    agree[graph.position(edges[0])] = embedding_agrees
+    agree[graph.position(edges[1])] = True  # in plain runs; once tok->m0 is ablated, m0 may write something else
+    judge = Judge.__new__(Judge)
+    judge.model = SimpleNamespace(graph=graph)
+    judge.edges_agree = lambda read, asked: agree & asked
+    assert {str(edge) for edge in inert_edges(judge, [], edges)} == expected
