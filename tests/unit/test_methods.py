@@ -9,6 +9,7 @@ import torch
 
 from edgeprune import methods
 from edgeprune.errors import ConfigError, UnknownMethod
+from edgeprune.graph import Circuit
 from edgeprune.masks import mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
@@ -33,7 +34,13 @@ def test_every_method_has_the_one_signature(name):
 
 def test_a_method_is_handed_a_masked_model_and_nothing_of_its_structure(compiled, monkeypatch):
     seen = []
-    monkeypatch.setattr(methods, "METHODS", {"spy": lambda model, *_, **__: seen.append(model)})
+
+    def spy(model, dataset, ablation, *, seed=0, progress=False):
+        seen.append(model)
+        scores = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+        return methods.Discovery(Circuit(model.graph, ablation, frozenset()), scores, ())
+
+    monkeypatch.setattr(methods, "METHODS", {"spy": spy})
     program = compiled("hist")
     methods.find_method("spy")(program.model, program.dataset, "zero")
     assert {name for name in dir(seen[0]) if not name.startswith("_")} == {"graph", "sources"}
