@@ -96,8 +96,8 @@ class LearnedMask:
 
     def __init__(self, graph: Graph, hard_concrete: HardConcrete, *, initial: float, node_masks: bool) -> None:
         self.graph, self.hard_concrete, self.node_masks = graph, hard_concrete, node_masks
-        self._rows, self._columns = torch.nonzero(edge_exists(graph), as_tuple=True)
-        self._edges = len(self._rows)
+        self._cells = torch.nonzero(edge_exists(graph).flatten())[:, 0]
+        self._edges = len(self._cells)
         count = self._edges + (len(graph.sources) if node_masks else 0)
         self.log_alpha: Float[Tensor, " entry"] = torch.full((count,), initial, requires_grad=True)
 
@@ -154,8 +154,9 @@ class LearnedMask:
 
     def _assemble(self, entries: Float[Tensor, "*sample entry"]) -> Float[Tensor, "*sample source destination"]:
         """Masks from the values of all entries, 0 where there is no edge."""
-        mask = entries.new_zeros(*entries.shape[:-1], len(self.graph.sources), len(self.graph.destinations))
-        mask[..., self._rows, self._columns] = entries[..., : self._edges]
+        shape = (len(self.graph.sources), len(self.graph.destinations))
+        cells = entries.new_zeros(*entries.shape[:-1], math.prod(shape))
+        mask = cells.index_copy(-1, self._cells, entries[..., : self._edges]).unflatten(-1, shape)
         return mask * entries[..., self._edges :, None] if self.node_masks else mask
 
     def rounded(self) -> Float[Tensor, "source destination"]:

@@ -1,94 +1,133 @@
-"""The disentangled residual stream: every source's contribution kept apart, mixed anew for each destination."""
+"""The disentangled residual stream: every source's contribution kept apart, mixed anew for each destination.
+
+What a source writes is held slot by slot, as `[slot, pos, *lead, batch]`. Compiled models are a few columns wide and
+run on thousands of masked inputs at once: with those innermost, every operation goes over long rows.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Slots:
-    """One entry for every residual column that a source can write: (source, column) pairs, by source.
-
-    A dense stream holds `source * d_model` numbers a position. Where the weights show which columns a source can
-    write at all, the rest is zero whatever the input and need not be held, moved or multiplied.
-    """
-
-    source: Int[Tensor, " slot"]
-    column: Int[Tensor, " slot"]
-    starts: tuple[int, ...]
-    """Where each source's slots start; one more entry holds the total."""
-
-    @staticmethod
-    def from_supports(supports: Sequence[Int[Tensor, " _"]]) -> "Slots":
-        """Slots for sources that write the given columns."""
-        counts = [len(support) for support in supports]
-        starts = [0]
-        for count in counts:
-            starts.append(starts[-1] + count)
-        source = torch.repeat_interleave(torch.arange(len(supports)), torch.tensor(counts))
-        return Slots(source, torch.cat(list(supports)), tuple(starts))
+Columns = Float[Tensor, "column pos *lead batch"]
+"""Some columns of the residual stream, or of what a destination makes of it."""
 
 
 @dataclass(frozen=True)
 class Read:
     """How one destination reads: the slots that its weights reach, and the weights themselves."""
 
-    destination: int
-    """Column of the mask."""
+    number: int
+    """Its place among all reads."""
 
     slots: Int[Tensor, " read"]
-    sources: Int[Tensor, " read"]
-    """Row of the mask for each slot read."""
+    weight: Float[Tensor, "out read"]
 
-    weight: Float[Tensor, "read out"]
+
+class Wiring:
+    """Who writes where, and who reads what.
+
+    There is a slot for every residual column that a source can write. Where the weights show which columns those are,
+    the rest is zero whatever the input and need not be held, moved or multiplied.
+
+    Args:
+        supports: the columns that each source writes.
+        weights: the weights `[d_model, out]` that destinations read with, by their column of the mask.
+        edges: true for the edges that are read along.
+    """
+
+    def __init__(
+        self,
+        supports: Sequence[Int[Tensor, " _"]],
+        weights: Mapping[int, Float[Tensor, "d_model _"]],
+        edges: Bool[Tensor, "source destination"],
+    ) -> None:
+        source = torch.repeat_interleave(torch.tensor([len(support) for support in supports]))
+        column = torch.cat(list(supports))
+        self.d_model = len(next(iter(weights.values())))
+        self.sources = len(supports)
+        self.cells: Int[Tensor, " slot"] = source * self.d_model + column
+        """Each slot's place among all columns of all sources."""
+
+        self.reads: dict[int, Read] = {}
+        entries: list[Tensor] = []
+        for number, (destination, weight) in enumerate(weights.items()):
+            reached = (weight != 0).any(1)[column] & edges[source, destination]
+            slots = torch.nonzero(reached)[:, 0]
+            self.reads[destination] = Read(number, slots, weight[column[slots]].T.contiguous())
+            entries.append(source[slots] * edges.shape[1] + destination)
+        self.entries: Int[Tensor, " read"] = torch.cat(entries)
+        """The mask's entry for each slot of each read, one read after the other."""
+
+        self.weight: Float[Tensor, "out slot"] = torch.cat(
+            [
+                read.weight.new_zeros(len(read.weight), len(column)).index_copy(1, read.slots, read.weight)
+                for read in self.reads.values()
+            ]
+        )
+        """The weights of all reads together."""
 
 
 class Stream:
-    """The slots written so far in one masked run.
+    """The slots written so far in one run.
 
-    A destination reads `(ablated + z * (clean - ablated)) @ weight`. The difference is held instead of the clean value,
+    A destination reads `weight @ (ablated + z * (clean - ablated))`. The difference is held instead of the clean value,
     so that the ablated part, which is the same for all masks, is projected once for them all.
 
     Args:
-        slots: who writes where.
+        wiring: who writes where, and who reads what.
+        lead: how many leading dimensions runs have, the batch aside.
         mask: z, `[*masks, source, destination]`; None keeps every edge.
         ablated: `[source, *lead, batch, pos, d_model]`; None stands for zeros.
     """
 
-    def __init__(self, slots: Slots, mask: Tensor | None, ablated: Tensor | None) -> None:
-        self._mask = mask
-        self._slots = slots
-        # Advanced indices split by slices put the slot dimension first.
-        self._ablated = (
-            None if ablated is None or mask is None else ablated[slots.source, ..., slots.column].movedim(0, -1)
-        )
-        self._written: Tensor | None = None
-        self._rows = 0
+    def __init__(self, wiring: Wiring, lead: int, mask: Tensor | None, ablated: Tensor | None) -> None:
+        self._wiring = wiring
+        self._masks: tuple[Tensor, ...] | None = None
+        self._ablated: Tensor | None = None
+        self._read_ablated: tuple[Tensor, ...] = ()
+        reads = wiring.reads.values()
+        if mask is not None:
+            z = mask.flatten(-2).movedim(-1, 0).index_select(0, wiring.entries)
+            z = align(z[:, None, ..., None], lead)
+            self._masks = z.split([len(read.slots) for read in reads])
+        if mask is not None and ablated is not None:
+            cells = ablated.movedim((-1, -2), (1, 2)).flatten(0, 1)
+            self._ablated = align(cells.index_select(0, wiring.cells), lead)
+            self._read_ablated = project(wiring.weight, self._ablated).split([len(read.weight) for read in reads])
+        self.written: Float[Tensor, "slot pos *lead batch"] | None = None
 
-    def write(self, contributions: Sequence[Float[Tensor, "..."]]) -> None:
-        """Append the next sources of the graph's order, each as `[*lead, batch, pos, columns]` of its slots."""
-        parts = [] if self._written is None else [self._written]
+    def write(self, contributions: Sequence[Columns]) -> None:
+        """Append what the next sources of the graph's order write to their slots."""
+        parts = [] if self.written is None else [self.written]
+        start = sum(part.shape[0] for part in parts)
         for contribution in contributions:
-            if self._ablated is None:
-                parts.append(contribution)
-            else:
-                columns = slice(self._slots.starts[self._rows], self._slots.starts[self._rows + 1])
-                parts.append(contribution - self._ablated[..., columns])
-            self._rows += 1
+            end = start + contribution.shape[0]
+            parts.append(contribution if self._ablated is None else contribution - self._ablated[start:end])
+            start = end
         # The largest is what all broadcast to; torch.broadcast_shapes would say so slowly.
-        lead = max((part.shape[:-1] for part in parts), key=lambda shape: (len(shape), math.prod(shape)))
-        self._written = torch.cat([part.expand(*lead, part.shape[-1]) for part in parts], dim=-1)
+        runs = max((part.shape[1:] for part in parts), key=math.prod)
+        self.written = torch.cat([part.expand(-1, *runs) for part in parts])
 
-    def read(self, how: Read) -> Float[Tensor, "*lead batch pos out"]:
+    def read(self, destination: int) -> Columns:
         """What a destination computes from all slots that it reads."""
-        assert self._written is not None, "embeddings are written first"
-        held = self._written[..., how.slots]
-        if self._mask is not None:
-            held = self._mask[..., how.sources, how.destination][..., None, None, :] * held
-        if self._ablated is None:
-            return held @ how.weight
-        return held @ how.weight + self._ablated[..., how.slots] @ how.weight
+        assert self.written is not None, "embeddings are written first"
+        read = self._wiring.reads[destination]
+        held = self.written.index_select(0, read.slots)
+        if self._masks is not None:
+            held = self._masks[read.number] * held
+        value = project(read.weight, held)
+        return value if self._ablated is None else value + self._read_ablated[read.number]
+
+
+def project(weight: Float[Tensor, "out column"], columns: Columns) -> Columns:
+    """`weight` applied to the columns, position by position."""
+    return (weight @ columns.flatten(1)).view(-1, *columns.shape[1:])
+
+
+def align(columns: Columns, lead: int) -> Columns:
+    """The same with leading dimensions of size 1 added, so that there are `lead`."""
+    return columns.reshape(*columns.shape[:2], *[1] * (lead + 3 - columns.ndim), *columns.shape[2:])

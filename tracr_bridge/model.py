@@ -5,31 +5,35 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.model import Mask, Outputs, Sources, Tokens
-from edgeprune.stream import Read, Slots, Stream
+from edgeprune.stream import Columns, Stream, Wiring, align, project
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
 
 @dataclass(frozen=True)
 class _Head:
-    """An attention head whose weights are trimmed to what is not zero."""
+    """An attention head that writes anything at all; the others are left out."""
 
     index: int
-    query: Read
-    key: Read
-    value: Read
-    output: Float[Tensor, "width columns"]
+    query: int
+    key: int
+    value: int
+    """Columns of the mask: where it reads."""
+
+    output: Float[Tensor, "columns width"]
 
 
 @dataclass(frozen=True)
 class _Layer:
     heads: tuple[_Head, ...]
-    hidden: Read
-    output: Float[Tensor, "d_mlp columns"]
+    hidden: int
+    """Column of the mask: where the MLP reads."""
+
+    output: Float[Tensor, "columns d_mlp"]
 
 
 Observer = Callable[[int, int, Tensor], None]
@@ -54,17 +58,17 @@ class TracrModel:
         self.pad_id = pad_id
         self._causal = weights.causal
         self._key_size = weights.layers[0].heads[0].query.shape[1]
-        self._d_model = weights.token.shape[1]
         written, read = _written_matrices(weights, token_ids), _read_matrices(weights)
         self.structural_mask = _structural(self.graph, written, read)
         self.read = [torch.from_numpy(matrix) for matrix in read]
-        supports = [torch.from_numpy(np.flatnonzero(np.any(m != 0, axis=0))) for m in written]
-        self._slots = Slots.from_supports(supports)
-        self._supports = supports
-        self._token = torch.from_numpy(weights.token)[:, supports[0]]
-        self._position = torch.from_numpy(weights.position)[:, supports[1]]
+        self._supports = [np.flatnonzero(np.any(matrix != 0, axis=0)) for matrix in written]
+        self._token = torch.from_numpy(weights.token[:, self._supports[0]].T.copy())
+        self._position = torch.from_numpy(weights.position[:, self._supports[1]].T.copy())
+        self._reads: dict[int, Tensor] = {}
         self._layers = tuple(self._layer(i, layer) for i, layer in enumerate(weights.layers))
-        self._unembed = self._reader(len(self.graph.destinations) - 1, weights.unembed)
+        self._unembed = self._reader(Node("logits"), weights.unembed)
+        supports = [torch.from_numpy(support) for support in self._supports]
+        self._wiring = Wiring(supports, self._reads, self.structural_mask)
 
     @property
     def structural(self) -> frozenset[Edge]:
@@ -74,10 +78,9 @@ class TracrModel:
     def sources(self, tokens: Tokens) -> Sources:
         """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
         written = self._run(tokens, None, None, None)[1]
-        dense = written[0].new_zeros(len(written), *tokens.shape, self._d_model)
-        for row, (support, value) in enumerate(zip(self._supports, written, strict=True)):
-            dense[row][..., support] = value.expand(*tokens.shape, -1)
-        return dense
+        cells = written.new_zeros(self._wiring.sources * self._wiring.d_model, *written.shape[1:])
+        cells.index_copy_(0, self._wiring.cells, written)
+        return cells.unflatten(0, (self._wiring.sources, -1)).movedim((1, 2), (-1, -2))
 
     def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
         """Outputs before decoding, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`."""
@@ -89,52 +92,41 @@ class TracrModel:
 
     def _run(
         self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        length = tokens.shape[-1]
-        stream = Stream(self._slots, mask, ablated)
-        written = [self._token[tokens], self._position[:length]]
-        stream.write(written)
-        visible = self._visible(tokens)
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs, and what all sources wrote, slot by slot."""
+        lead = max(tokens.ndim, 0 if mask is None else mask.ndim, 0 if ablated is None else ablated.ndim - 2) - 2
+        stream = Stream(self._wiring, lead, mask, ablated)
+        ids = tokens.movedim(-1, 0)
+        token = self._token.index_select(1, ids.flatten()).unflatten(1, ids.shape)
+        position = self._position[:, : len(ids), None]
+        stream.write([align(token, lead), align(position, lead)])
+        visible = align(self._visible(ids), lead)
         for number, layer in enumerate(self._layers):
-            active = {head.index: head for head in layer.heads}
-            rows = [self._source_row("a", number, h) for h in range(self._heads)]
-            outputs = [
-                self._attend(stream, active[h], visible, number, observer)
-                if h in active
-                else self._token.new_zeros(*tokens.shape, len(self._supports[rows[h]]))
-                for h in range(self._heads)
-            ]
-            stream.write(outputs)
-            hidden = torch.relu(stream.read(layer.hidden)) @ layer.output
-            stream.write([hidden])
-            written += [*outputs, hidden]
-        return stream.read(self._unembed), written
+            stream.write([self._attend(stream, head, visible, number, observer) for head in layer.heads])
+            stream.write([project(layer.output, torch.relu(stream.read(layer.hidden)))])
+        assert stream.written is not None
+        return _runs_first(stream.read(self._unembed)), stream.written
 
-    def _attend(
-        self, stream: Stream, head: _Head, visible: Tensor, layer: int, observer: Observer | None
-    ) -> Float[Tensor, "*lead batch pos columns"]:
+    def _attend(self, stream: Stream, head: _Head, visible: Tensor, layer: int, observer: Observer | None) -> Columns:
         query, key, value = stream.read(head.query), stream.read(head.key), stream.read(head.value)
-        scores = query @ key.mT / self._key_size**0.5
+        # By key and query, then runs: a softmax over the first dimension goes over long rows.
+        scores = (key[:, :, None] * query[:, None]).sum(0) / self._key_size**0.5
         if observer is not None:
-            observer(layer, head.index, scores)
-        pattern = torch.softmax(torch.where(visible, scores, -1e30), dim=-1)
-        return pattern @ value @ head.output
+            observer(layer, head.index, _runs_first(scores))
+        pattern = torch.softmax(torch.where(visible, scores, -1e30), dim=0)
+        return project(head.output, (value[:, :, None] * pattern).sum(1))
 
     def is_token(self, tokens: Tokens) -> Bool[Tensor, "*lead batch pos"]:
         """Whether each position holds a token or BOS, and not PAD."""
         return tokens != self.pad_id
 
-    def _visible(self, tokens: Tensor) -> Tensor:
-        """Which key each query sees: never PAD, and nothing later in a causal program; `[*lead, batch, query, key]`."""
-        visible = self.is_token(tokens)[..., None, :]
-        if self._causal:
-            length = tokens.shape[-1]
-            visible = visible & torch.ones(length, length, dtype=torch.bool).tril()
-        return visible
-
-    @property
-    def _heads(self) -> int:
-        return sum(node.kind == "a" and node.layer == 0 for node in self.graph.sources)
+    def _visible(self, ids: Int[Tensor, "pos *lead batch"]) -> Bool[Tensor, "key query *lead batch"]:
+        """Which key each query sees: never PAD, and nothing later in a causal program."""
+        visible = self.is_token(ids)[:, None]
+        if not self._causal:
+            return visible
+        earlier = torch.ones(len(ids), len(ids), dtype=torch.bool).triu()
+        return visible & earlier.reshape(len(ids), len(ids), *[1] * (ids.ndim - 1))
 
     def _source_row(self, kind: str, layer: int, head: int = -1) -> int:
         return self.graph.source_index[Node(kind, layer, head)]  # pyright: ignore[reportArgumentType]
@@ -142,33 +134,34 @@ class TracrModel:
     def _layer(self, number: int, layer: LayerWeights) -> _Layer:
         heads = tuple(self._head(number, h, head) for h, head in enumerate(layer.heads) if np.any(head.output != 0))
         units = np.flatnonzero(np.any(layer.hidden != 0, axis=0) & np.any(layer.output != 0, axis=1))
-        column = self.graph.destination_index[Node("m", number)]
-        support = self._supports[self._source_row("m", number)]
-        return _Layer(
-            heads,
-            self._reader(column, layer.hidden[:, units]),
-            torch.from_numpy(layer.output[units])[:, support],
-        )
+        node = Node("m", number)
+        return _Layer(heads, self._reader(node, layer.hidden[:, units]), self._writer(node, layer.output[units]))
 
     def _head(self, number: int, index: int, head: HeadWeights) -> _Head:
-        port = {p: self.graph.destination_index[Node("a", number, index, p)] for p in ("q", "k", "v")}
         matched = np.flatnonzero(np.any(head.query != 0, axis=0) & np.any(head.key != 0, axis=0))
         moved = np.flatnonzero(np.any(head.value != 0, axis=0) & np.any(head.output != 0, axis=1))
-        support = self._supports[self._source_row("a", number, index)]
         return _Head(
             index,
-            self._reader(port["q"], head.query[:, matched]),
-            self._reader(port["k"], head.key[:, matched]),
-            self._reader(port["v"], head.value[:, moved]),
-            torch.from_numpy(head.output[moved])[:, support],
+            self._reader(Node("a", number, index, "q"), head.query[:, matched]),
+            self._reader(Node("a", number, index, "k"), head.key[:, matched]),
+            self._reader(Node("a", number, index, "v"), head.value[:, moved]),
+            self._writer(Node("a", number, index), head.output[moved]),
         )
 
-    def _reader(self, destination: int, weight: np.ndarray) -> Read:
-        """The slots that `weight` (`[d_model, out]`) reaches, over structural edges alone."""
-        reached = torch.from_numpy(np.any(weight != 0, axis=1))[self._slots.column]
-        slots = torch.nonzero(reached & self.structural_mask[self._slots.source, destination])[:, 0]
-        columns = self._slots.column[slots]
-        return Read(destination, slots, self._slots.source[slots], torch.from_numpy(weight)[columns].contiguous())
+    def _reader(self, destination: Node, weight: np.ndarray) -> int:
+        """Notes that `destination` reads with `weight` (`[d_model, out]`); its column of the mask."""
+        column = self.graph.destination_index[destination]
+        self._reads[column] = torch.from_numpy(weight)
+        return column
+
+    def _writer(self, source: Node, weight: np.ndarray) -> Float[Tensor, "columns width"]:
+        """`weight` (`[width, d_model]`) to the columns that `source` writes."""
+        return torch.from_numpy(weight[:, self._supports[self.graph.source_index[source]]].T.copy())
+
+
+def _runs_first(columns: Columns) -> Float[Tensor, "*lead batch pos column"]:
+    """The same with dimensions in the order in which they leave the model."""
+    return columns.permute(*range(2, columns.ndim), 1, 0)
 
 
 def _written_matrices(weights: Weights, token_ids: list[int]) -> list[np.ndarray]:

@@ -196,7 +196,8 @@ def _run_samples(
     config: PenaltyConfig,
 ) -> tuple[Float[Tensor, "mask batch"], Float[Tensor, " sample"], Float[Tensor, " entry"]]:
     """The losses of masks on each input, those of the samples among them, and the gradient of their mean."""
-    draw = masks.draw(config.mask_samples, generator, explored=config.explored, rounded=config.rounded)
+    with torch.set_grad_enabled(config.gradient == "path"):
+        draw = masks.draw(config.mask_samples, generator, explored=config.explored, rounded=config.rounded)
     if config.gradient == "path":
         per_input = objective.per_input(model(batch.clean, draw.mask, ablated), batch)
         losses = objective.reduce(per_input)
