@@ -1,7 +1,7 @@
 # The interpreter that builds .venv: `make test PYTHON=python3.12` takes another one.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Shapes and types are checked at run time in the tests; programs run as users run them.
+# Shapes and types are checked at run time where tests are short: whole discoveries would take three times as long.
 SHAPES := --jaxtyping-packages=edgeprune,tracr_bridge,programs,beartype.beartype
 INSTALLED := .venv/.installed
 
@@ -21,10 +21,10 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@$(BIN)/pyright
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
-	@echo "== pytest: tests, with branch coverage"
-	@$(BIN)/pytest tests -n 2 --dist loadscope $(SHAPES) --cov --cov-report=term --cov-fail-under=90
-	@echo "== pytest: every program, verified, certified and recovered"
-	@$(BIN)/pytest programs -n 2
+	@echo "== pytest: units and properties, with branch coverage and shapes checked"
+	@$(BIN)/pytest tests/unit tests/property -n 2 --dist loadscope $(SHAPES) --cov --cov-report=term --cov-fail-under=90
+	@echo "== pytest: every program, verified, certified and recovered; whole discoveries; the plugin"
+	@$(BIN)/pytest tests/recovery tests/plugin tests/mutants programs -n 2 --dist loadscope
 
 sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
 	@echo "== pytest: seed sweep"

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-Columns = Float[Tensor, "column pos *lead batch"]
-"""Some columns of the residual stream, or of what a destination makes of it."""
+Columns = Float[Tensor, "_ pos ..."]
+"""Some columns of the residual stream, or of what a destination makes of it: `[column, pos, *lead, batch]`."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,6 @@ def project(weight: Float[Tensor, "out column"], columns: Columns) -> Columns:
     return (weight @ columns.flatten(1)).view(-1, *columns.shape[1:])
 
 
-def align(columns: Columns, lead: int) -> Columns:
-    """The same with leading dimensions of size 1 added, so that there are `lead`."""
-    return columns.reshape(*columns.shape[:2], *[1] * (lead + 3 - columns.ndim), *columns.shape[2:])
+def align(value: Shaped[Tensor, "_ _ ..."], lead: int) -> Shaped[Tensor, "_ _ ..."]:
+    """`[_, _, *lead, batch]` with leading dimensions of size 1 added, so that there are `lead`."""
+    return value.reshape(*value.shape[:2], *[1] * (lead + 3 - value.ndim), *value.shape[2:])

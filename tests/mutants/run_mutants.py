@@ -27,7 +27,7 @@ SUITE = (
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
     "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
-    "programs/hist.py", "programs/xproportion.py",
+    "tests/recovery/test_discoveries.py", "programs/hist.py", "programs/xproportion.py",
 )  # fmt: skip
 """What is run, quickest first: part of what plain `pytest` runs."""
 

@@ -58,13 +58,13 @@ def run(pytester, loaded):
     return run
 
 
-def test_the_example_with_a_program_of_ones_own_passes(pytester):
+def test_the_example_with_a_program_of_ones_own_passes(pytester, loaded):
     for file in (EXAMPLES / "own_program").rglob("*"):
         if file.suffix in (".py", ".ini"):
             target = pytester.path / file.relative_to(EXAMPLES / "own_program")
             target.parent.mkdir(exist_ok=True)
             target.write_text(file.read_text())
-    result = pytester.runpytest_subprocess("-v")
+    result = pytester.runpytest_inprocess("-v")
     result.assert_outcomes(passed=9)
     result.stdout.fnmatch_lines(
         [

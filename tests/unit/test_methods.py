@@ -15,10 +15,8 @@ from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prun
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import LOSSES, RESOLUTION, HardPairs, Objective, draw_pairs
 from edgeprune.metrics import kl_divergence
-from tracr_bridge.recover import certify
 
 FEW = PenaltyConfig(steps=5)
-EARLY = PenaltyConfig(steps=900)
 
 
 def draw_batch(dataset, size):
@@ -66,55 +64,6 @@ def test_the_same_seed_gives_the_same_masks_and_another_seed_does_not(compiled, 
     assert run(3).history == run(3).history != run(4).history
 
 
-def test_threads_do_not_change_the_circuit(compiled):
-    program = compiled("xproportion")
-    found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.append(prune_with_penalty(program.model, program.dataset, "zero", config=replace(FEW, steps=150)).circuit)
-    torch.set_num_threads(1)
-    assert found[0] == found[1]
-
-
-def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
-    program = compiled("shift_by")
-    discovery = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=100))
-    assert 100 < len(discovery.history) < EARLY.steps
-    longer = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=200))
-    assert longer.circuit == discovery.circuit
-    assert len(longer.history) == len(discovery.history) + 200  # settled twice
-    settled = len(discovery.history) - 100
-    assert discovery.history[:settled] == longer.history[:settled]
-    assert discovery.history[-1].expected_edges == pytest.approx(len(discovery.circuit), abs=0.5)
-    once = prune_with_penalty(
-        program.model, program.dataset, "resample", config=replace(EARLY, patience=100, second_look=False)
-    )
-    assert len(once.history) == len(discovery.history) - 100
-
-
-def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(compiled):
-    program = compiled("cancels_out")
-    true = certify(program, "zero").circuit
-
-    def found(**settings):
-        config = PenaltyConfig(rounded=False, **settings)
-        return prune_with_penalty(program.model, program.dataset, "zero", seed=3, config=config).circuit
-
-    assert true.edges < found(second_look=False, patience=300).edges
-    assert found() == true
-
-
-def test_an_edge_of_which_half_is_worse_than_all_or_nothing_falls_among_rounded_samples(compiled, truth):
-    program, true = compiled("all_or_nothing"), truth("all_or_nothing", "resample").circuit
-
-    def found(*, rounded):
-        config = PenaltyConfig(rounded=rounded)
-        return prune_with_penalty(program.model, program.dataset, "resample", config=config).circuit
-
-    assert true.edges < found(rounded=False).edges
-    assert found(rounded=True) == true
-
-
 def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(compiled):
     program = compiled("hist")
     objective = Objective(program.dataset, "worst")
@@ -138,25 +87,6 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
     assert seen == [5]
     torch.testing.assert_close(losses[1:], objective.per_input(program.model(batch.clean, sampled), batch))
     assert float(losses[0].amax()) == pytest.approx(0, abs=1e-4)
-
-
-def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
-    program = compiled("xproportion")
-    config = replace(
-        PenaltyConfig(), gradient="path", rounded=False, loss="divergence", explored=1.0, initial_log_alpha=5.0,
-        node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
-    )  # fmt: skip
-    found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
-    assert found.circuit == truth("xproportion", "resample").circuit
-
-
-@pytest.mark.parametrize("sparsity", [0.3, 0.6])
-def test_the_target_sparsity_is_met(compiled, sparsity):
-    program = compiled("reverse")
-    found = prune_to_target(
-        program.model, program.dataset, "zero", config=TargetConfig(target_sparsity=sparsity, mask_samples=1, steps=400)
-    )
-    assert 1 - len(found.circuit) / program.model.graph.total == pytest.approx(sparsity, abs=0.15)
 
 
 @pytest.mark.parametrize(

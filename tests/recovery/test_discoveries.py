@@ -1,0 +1,81 @@
+"""Whole discoveries: when they end, and what each part of the method is for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
+from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+
+EARLY = PenaltyConfig(steps=900)
+
+
+def test_threads_do_not_change_the_circuit(compiled):
+    program = compiled("xproportion")
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(
+            prune_with_penalty(program.model, program.dataset, "zero", config=PenaltyConfig(steps=150)).circuit
+        )
+    torch.set_num_threads(1)
+    assert found[0] == found[1]
+
+
+def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
+    program = compiled("shift_by")
+    discovery = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=100))
+    assert 100 < len(discovery.history) < EARLY.steps
+    longer = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=200))
+    assert longer.circuit == discovery.circuit
+    assert len(longer.history) == len(discovery.history) + 200  # settled twice
+    settled = len(discovery.history) - 100
+    assert discovery.history[:settled] == longer.history[:settled]
+    assert discovery.history[-1].expected_edges == pytest.approx(len(discovery.circuit), abs=0.5)
+    once = prune_with_penalty(
+        program.model, program.dataset, "resample", config=replace(EARLY, patience=100, second_look=False)
+    )
+    assert len(once.history) == len(discovery.history) - 100
+
+
+def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(compiled, truth):
+    program = compiled("cancels_out")
+    true = truth("cancels_out", "zero").circuit
+
+    def found(**settings):
+        config = PenaltyConfig(rounded=False, **settings)
+        return prune_with_penalty(program.model, program.dataset, "zero", seed=3, config=config).circuit
+
+    assert true.edges < found(second_look=False, patience=300).edges
+    assert found() == true
+
+
+def test_an_edge_of_which_half_is_worse_than_all_or_nothing_falls_among_rounded_samples(compiled, truth):
+    program, true = compiled("all_or_nothing"), truth("all_or_nothing", "resample").circuit
+
+    def found(*, rounded):
+        config = PenaltyConfig(rounded=rounded)
+        return prune_with_penalty(program.model, program.dataset, "resample", config=config).circuit
+
+    assert true.edges < found(rounded=False).edges
+    assert found(rounded=True) == true
+
+
+def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
+    program = compiled("xproportion")
+    config = replace(
+        PenaltyConfig(), gradient="path", rounded=False, loss="divergence", explored=1.0, initial_log_alpha=5.0,
+        node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
+    )  # fmt: skip
+    found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
+    assert found.circuit == truth("xproportion", "resample").circuit
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_the_target_sparsity_is_met(compiled, sparsity):
+    program = compiled("reverse")
+    found = prune_to_target(
+        program.model, program.dataset, "zero", config=TargetConfig(target_sparsity=sparsity, mask_samples=1, steps=400)
+    )
+    assert 1 - len(found.circuit) / program.model.graph.total == pytest.approx(sparsity, abs=0.15)
