@@ -8,6 +8,7 @@ the ablation that it belongs to.
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,10 +119,27 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """All sources and destinations of a model, in the order of its masks' rows and columns."""
+    """All sources and destinations of a model, in the order of its masks' rows and columns.
+
+    Raises:
+        GraphError: a node is named twice, or cannot write, or read.
+    """
 
     sources: tuple[Node, ...]
     destinations: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        wrong = {node for node in self.sources if node.port or node.kind == "logits"}
+        wrong |= {
+            node for node in self.destinations if node.kind in EMBEDDINGS or (node.kind == "a") != bool(node.port)
+        }
+        for nodes in (self.sources, self.destinations):
+            wrong |= {node for node, times in Counter(nodes).items() if times > 1}
+        if wrong:
+            named = ", ".join(map(str, sorted(wrong)))
+            raise GraphError(
+                f"Expected sources such as tok and a0.h1, destinations such as a0.h1.q, once each; got {named}"
+            )
 
     @staticmethod
     def transformer(*, embeddings: tuple[Kind, ...], layers: int, heads: int, kv_heads: int | None = None) -> "Graph":

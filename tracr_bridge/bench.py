@@ -87,8 +87,8 @@ def sweep(
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for results; got {str(out)!r}: {error.strerror}") from error
     known = {row_key(row): row for row in read_rows(results)}
-    # Written anew, so that a line which was cut off does not spoil the one after it.
-    write_text(results, "".join(json.dumps(row) + "\n" for row in known.values()))
+    if results.exists():  # a line that was cut off would spoil the one after it
+        os.truncate(results, results.read_bytes().rfind(b"\n") + 1)
     wanted = {
         (identify(program.source), ablation, method, seed, _code()): program.source
         for program in programs

@@ -6,7 +6,7 @@ have several true circuits.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -140,33 +140,39 @@ def derive_truth(
         )
     inert = inert_edges(judge, read, edges)
     varying = [edge for edge in edges if edge not in inert]
+    assert bool(judge.reproduces(mask_of(graph, varying)[None])), "an edge that carries the same either way matters"
     spared = judge.reproduces(torch.stack([mask_of(graph, set(edges) - {edge}) for edge in varying])).tolist()
     candidate = frozenset(edge for edge, spare in zip(varying, spared, strict=True) if not spare)
-    assert bool(judge.reproduces(mask_of(graph, varying)[None])), "an edge that carries the same either way matters"
     enumerated = _enumerate(judge, graph, varying)
     if enumerated is None:
-        found = _eliminate(judge, graph, varying, candidate, orders=orders, seed=seed)
-        status: Status = "minimal" if len(found) == 1 else "ambiguous"
-        subsets = 0
+        found, subsets = _eliminate(judge, graph, varying, candidate, orders=orders, seed=seed), 0
     else:
         found, subsets = enumerated
-        status = "unique" if len(found) == 1 else "ambiguous"
+    certificate = _certificate(judge, Circuit(graph, ablation, candidate), found, subsets, orders)
+    certificate = replace(certificate, exhaustive=whole_domain and judge.exhaustive)
+    return Truth(certificate.circuits[0], structural, certificate, judge)
+
+
+def _certificate(
+    judge: Judge, candidate: Circuit, found: Iterable[frozenset[Edge]], subsets: int, orders: int
+) -> Certificate:
+    """What it says where `found` are the true circuits, by `subsets` enumerated or, where that is 0, by `orders`."""
     circuits = tuple(
-        Circuit(graph, ablation, kept) for kept in sorted(found, key=lambda kept: (len(kept), sorted(kept)))
+        replace(candidate, edges=kept) for kept in sorted(found, key=lambda kept: (len(kept), sorted(kept)))
     )
-    certificate = Certificate(
-        status=status,
-        inputs=len(dataset),
+    alone: Status = "unique" if subsets else "minimal"
+    return Certificate(
+        status=alone if len(circuits) == 1 else "ambiguous",
+        inputs=len(judge.dataset),
         pairs=judge.pairs,
-        exhaustive=whole_domain and judge.exhaustive,
-        atol=atol,
+        exhaustive=judge.exhaustive,
+        atol=judge.atol,
         gap=_gap(judge, circuits[0]),
         enumerated=subsets,
         orders=0 if subsets else orders,
-        candidate=Circuit(graph, ablation, candidate),
+        candidate=candidate,
         circuits=circuits,
     )
-    return Truth(circuits[0], structural, certificate, judge)
 
 
 def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> frozenset[Edge]:

@@ -50,6 +50,13 @@ class PenaltyConfig:
     patience: int = 150
     """Steps without a change of the circuit after which it counts as settled."""
 
+    rest: int = 50
+    """Steps at the penalty's full strength in which every entry is at rest, with log_alpha beyond plus or minus
+    `at_rest`, after which the circuit counts as settled too: what is hardly ever sampled otherwise does not change."""
+
+    at_rest: float = 4.0
+    """Size of log_alpha from which an entry is at rest: a rounded sample differs from its mean in 2 of 100."""
+
     second_look: bool = True
     """Whether a settled circuit is doubted: every entry above `initial_log_alpha` goes back to it, and only a circuit
     that settles the same again ends the run before `steps`. An edge that was driven high while others were unsettled,
@@ -114,6 +121,7 @@ class PenaltyConfig:
         positive = (
             "steps",
             "patience",
+            "rest",
             "penalty_warmup",
             "batch_size",
             "learning_rate",
@@ -126,6 +134,8 @@ class PenaltyConfig:
         faults = [f"{name} > 0, got {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
         if self.gradient == "path" and self.rounded:
             faults.append("rounded=False for the path gradient, which does not pass through rounding")
+        if not self.at_rest > self.initial_log_alpha:
+            faults.append(f"at_rest > initial_log_alpha, got {self.at_rest} and {self.initial_log_alpha}")
         if self.mask_samples < 2:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
         if self.hard_pairs < 0:
@@ -158,7 +168,7 @@ def prune_with_penalty(
     hard = HardPairs(config.hard_pairs, config.hard_pair_decay)
     optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     history: list[Record] = []
-    rounded, changed = masks.rounded(), 0
+    rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
@@ -174,12 +184,14 @@ def prune_with_penalty(
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
         history.append(Record(step, float(losses.mean()), float(expected.detach())))
         before, rounded = rounded, masks.rounded()
+        if float(masks.log_alpha.detach().abs().min()) < config.at_rest:
+            restless = max(step, restless)
         if not torch.equal(before, rounded):
             changed = step
-        elif step - changed == config.patience:
+        elif step - changed == config.patience or step - restless == config.rest:
             if not config.second_look or (doubted is not None and torch.equal(doubted, rounded)):
                 break
-            doubted, changed = rounded, step
+            doubted, changed, restless = rounded, step, step
             masks.lower_to(config.initial_log_alpha)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))

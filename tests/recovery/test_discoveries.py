@@ -8,7 +8,7 @@ import torch
 from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 
-EARLY = PenaltyConfig(steps=900)
+PATIENT = PenaltyConfig(steps=900, rest=900)
 
 
 def test_threads_do_not_change_the_circuit(compiled):
@@ -25,18 +25,31 @@ def test_threads_do_not_change_the_circuit(compiled):
 
 def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
     program = compiled("shift_by")
-    discovery = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=100))
-    assert 100 < len(discovery.history) < EARLY.steps
-    longer = prune_with_penalty(program.model, program.dataset, "resample", config=replace(EARLY, patience=200))
+    discovery = prune_with_penalty(program.model, program.dataset, "resample", config=replace(PATIENT, patience=100))
+    assert 100 < len(discovery.history) < PATIENT.steps
+    longer = prune_with_penalty(program.model, program.dataset, "resample", config=replace(PATIENT, patience=200))
     assert longer.circuit == discovery.circuit
     assert len(longer.history) == len(discovery.history) + 200  # settled twice
     settled = len(discovery.history) - 100
     assert discovery.history[:settled] == longer.history[:settled]
     assert discovery.history[-1].expected_edges == pytest.approx(len(discovery.circuit), abs=0.5)
     once = prune_with_penalty(
-        program.model, program.dataset, "resample", config=replace(EARLY, patience=100, second_look=False)
+        program.model, program.dataset, "resample", config=replace(PATIENT, patience=100, second_look=False)
     )
     assert len(once.history) == len(discovery.history) - 100
+
+
+def test_a_run_ends_sooner_where_every_entry_is_at_rest(compiled):
+    program = compiled("shift_by")
+
+    def run(**settings):
+        return prune_with_penalty(program.model, program.dataset, "resample", config=PenaltyConfig(**settings))
+
+    patient, found, once = run(rest=900), run(), run(second_look=False)
+    assert found.circuit == patient.circuit
+    assert len(once.history) < len(found.history) < len(patient.history) - 50
+    assert patient.history[: len(once.history)] == found.history[: len(once.history)] == once.history
+    assert set(once.scores.flatten().tolist()) == {0.0, 1.0}
 
 
 def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(compiled, truth):
@@ -66,7 +79,7 @@ def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, 
     program = compiled("xproportion")
     config = replace(
         PenaltyConfig(), gradient="path", rounded=False, loss="divergence", explored=1.0, initial_log_alpha=5.0,
-        node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
+        at_rest=8.0, node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
     )  # fmt: skip
     found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
     assert found.circuit == truth("xproportion", "resample").circuit

@@ -97,6 +97,7 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
         {"explored": 0.0},
         {"mask_samples": 1},
         {"hard_pairs": -1},
+        {"at_rest": 2.0},
         {"learning_rate": float("nan")},
     ],
 )

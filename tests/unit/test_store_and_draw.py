@@ -78,6 +78,8 @@ def test_a_circuit_is_read_back_as_it_was_saved(tmp_path):
         ('{"sources": [], "destinations": [], "edges": [], "ablation": "noise"}', "among zero, mean, resample"),
         ('{"sources": ["tok"], "destinations": ["logits"], "edges": ["m0->logits"], "ablation": "zero"}', "m0->logits"),
         ('{"sources": ["tokens"], "destinations": [], "edges": [], "ablation": "zero"}', "got 'tokens'"),
+        ('{"sources": ["tok", "tok"], "destinations": ["m0"], "edges": [], "ablation": "zero"}', "once each; got tok"),
+        ('{"sources": ["a0.h0.q"], "destinations": ["a0.h0"], "edges": [], "ablation": "zero"}', "a0.h0, a0.h0.q"),
         ('{"sources": 3, "destinations": [], "edges": [], "ablation": "zero"}', "not iterable"),
     ],
 )
