@@ -1,7 +1,7 @@
 """What certifying costs: this toolkit beside a naive version, in one process.
 
     python benchmarks/certify.py                                    shuffle_dyck1 under zero, half a minute
-    python benchmarks/certify.py --ablations zero resample          12 minutes
+    python benchmarks/certify.py --ablations zero resample          10 minutes
 
 Both find the candidate: the edges whose removal alone breaks reproduction. The naive version runs every edge of the
 graph, one mask and one input (pair) at a time. Ours goes on to prove the true circuit, which the naive one does not.

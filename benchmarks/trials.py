@@ -29,7 +29,7 @@ DEFAULTS = PenaltyConfig()
 BASELINE = PenaltyConfig(
     gradient="path", loss="divergence", logit_scale=10.0, explored=1.0, initial_log_alpha=5.0, mask_samples=16,
     batch_size=8, steps=300, learning_rate=0.1, betas=(0.9, 0.999), epsilon=1e-8, penalty=0.05, penalty_warmup=300,
-    hard_pairs=0, patience=300, rest=300, at_rest=8.0, second_look=False, rounded=False,
+    hard_pairs=0, patience=300, second_look=False, rounded=False,
 )  # fmt: skip
 TRIALS = {
     "baseline": BASELINE,
@@ -55,9 +55,9 @@ TRIALS = {
     "defaults, longer memory": replace(DEFAULTS, betas=(0.9, 0.999)),
     "defaults, penalty 0.1": replace(DEFAULTS, penalty=0.1),
     "defaults, penalty 0.01": replace(DEFAULTS, penalty=0.01),
-    "defaults, patience 50": replace(DEFAULTS, patience=50),
-    "defaults, patience 75": replace(DEFAULTS, patience=75),
-    "defaults, patience 100": replace(DEFAULTS, patience=100),
+    "defaults, patience 50": replace(DEFAULTS, patience=50, rest=1000),
+    "defaults, patience 75": replace(DEFAULTS, patience=75, rest=1000),
+    "defaults, patience 100": replace(DEFAULTS, patience=100, rest=1000),
     "defaults, no rest": replace(DEFAULTS, rest=1000),
     "defaults, no second look": replace(DEFAULTS, second_look=False, patience=300, rest=1000),
     "defaults, range 6": replace(DEFAULTS, largest_log_alpha=6.0),

@@ -4,7 +4,6 @@ What a source writes is held slot by slot, as `[slot, pos, *lead, batch]`. Compi
 run on thousands of masked inputs at once: with those innermost, every operation goes over long rows.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +80,7 @@ class Stream:
         wiring: who writes where, and who reads what.
         lead: how many leading dimensions runs have, the batch aside.
         mask: z, `[*masks, source, destination]`; None keeps every edge.
-        ablated: `[source, *lead, batch, pos, d_model]`; None stands for zeros.
+        ablated: `[source, *lead, batch, pos, d_model]`, finite; None stands for zeros.
     """
 
     def __init__(self, wiring: Wiring, lead: int, mask: Tensor | None, ablated: Tensor | None) -> None:
@@ -108,8 +107,9 @@ class Stream:
             end = start + contribution.shape[0]
             parts.append(contribution if self._ablated is None else contribution - self._ablated[start:end])
             start = end
-        # The largest is what all broadcast to; torch.broadcast_shapes would say so slowly.
-        runs = max((part.shape[1:] for part in parts), key=math.prod)
+        # What all broadcast to; torch.broadcast_shapes would say so slowly.
+        shapes = (part.shape[1:] for part in parts)
+        runs = [max(sizes) if min(sizes) else 0 for sizes in zip(*shapes, strict=True)]
         self.written = torch.cat([part.expand(-1, *runs) for part in parts])
 
     def read(self, destination: int) -> Columns:
@@ -125,7 +125,7 @@ class Stream:
 
 def project(weight: Float[Tensor, "out column"], columns: Columns) -> Columns:
     """`weight` applied to the columns, position by position."""
-    return (weight @ columns.flatten(1)).view(-1, *columns.shape[1:])
+    return (weight @ columns.flatten(1)).view(len(weight), *columns.shape[1:])
 
 
 def align(value: Shaped[Tensor, "_ _ ..."], lead: int) -> Shaped[Tensor, "_ _ ..."]:

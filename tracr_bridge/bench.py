@@ -84,11 +84,12 @@ def sweep(
     results = out / "results.jsonl"
     try:
         (out / "failures").mkdir(parents=True, exist_ok=True)
+        known = {row_key(row): row for row in read_rows(results)}
+        results.touch()
+        # A line that was cut off would spoil the one after it.
+        os.truncate(results, results.read_bytes().rfind(b"\n") + 1)
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for results; got {str(out)!r}: {error.strerror}") from error
-    known = {row_key(row): row for row in read_rows(results)}
-    if results.exists():  # a line that was cut off would spoil the one after it
-        os.truncate(results, results.read_bytes().rfind(b"\n") + 1)
     wanted = {
         (identify(program.source), ablation, method, seed, _code()): program.source
         for program in programs

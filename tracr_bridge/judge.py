@@ -17,7 +17,8 @@ PAIR_BUDGET: Final = 100_000
 """Pairs of clean and corrupted inputs that are run before a seeded sample stands in for all."""
 
 _ROWS: Final = 4096
-"""Masked inputs in one forward; a bound on memory, and no larger than pays."""
+"""Masked inputs in one forward; a bound on memory, and no larger than pays. Attention holds key size times length
+squared numbers for each."""
 
 _FIRST: Final = 168
 """Pairs, 8 + 32 + 128, on which nearly every mask that fails at all is found out."""

@@ -94,7 +94,8 @@ class TracrModel:
         self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None
     ) -> tuple[Tensor, Tensor]:
         """Outputs, and what all sources wrote, slot by slot."""
-        lead = max(tokens.ndim, 0 if mask is None else mask.ndim, 0 if ablated is None else ablated.ndim - 2) - 2
+        masked = [] if mask is None else [mask.ndim, 0 if ablated is None else ablated.ndim - 2]
+        lead = max([tokens.ndim, *masked]) - 2
         stream = Stream(self._wiring, lead, mask, ablated)
         ids = tokens.movedim(-1, 0)
         token = self._token.index_select(1, ids.flatten()).unflatten(1, ids.shape)
@@ -127,9 +128,6 @@ class TracrModel:
             return visible
         earlier = torch.ones(len(ids), len(ids), dtype=torch.bool).triu()
         return visible & earlier.reshape(len(ids), len(ids), *[1] * (ids.ndim - 1))
-
-    def _source_row(self, kind: str, layer: int, head: int = -1) -> int:
-        return self.graph.source_index[Node(kind, layer, head)]  # pyright: ignore[reportArgumentType]
 
     def _layer(self, number: int, layer: LayerWeights) -> _Layer:
         heads = tuple(self._head(number, h, head) for h, head in enumerate(layer.heads) if np.any(head.output != 0))

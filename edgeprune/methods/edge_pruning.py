@@ -52,10 +52,12 @@ class PenaltyConfig:
 
     rest: int = 50
     """Steps at the penalty's full strength in which every entry is at rest, with log_alpha beyond plus or minus
-    `at_rest`, after which the circuit counts as settled too: what is hardly ever sampled otherwise does not change."""
+    `at_rest`, after which the circuit counts as settled too: what is hardly ever sampled otherwise does not change.
+    Asked only of rounded samples; others go on to fall by what they are short of 1."""
 
     at_rest: float = 4.0
-    """Size of log_alpha from which an entry is at rest: a rounded sample differs from its mean in 2 of 100."""
+    """Size of log_alpha from which an entry is at rest: a rounded sample differs from its mean in 2 of 100. Not above
+    `largest_log_alpha`, or nothing ever rests."""
 
     second_look: bool = True
     """Whether a settled circuit is doubted: every entry above `initial_log_alpha` goes back to it, and only a circuit
@@ -134,7 +136,7 @@ class PenaltyConfig:
         faults = [f"{name} > 0, got {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
         if self.gradient == "path" and self.rounded:
             faults.append("rounded=False for the path gradient, which does not pass through rounding")
-        if not self.at_rest > self.initial_log_alpha:
+        if self.rounded and not self.at_rest > self.initial_log_alpha:  # or all would rest from the start
             faults.append(f"at_rest > initial_log_alpha, got {self.at_rest} and {self.initial_log_alpha}")
         if self.mask_samples < 2:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
@@ -184,14 +186,14 @@ def prune_with_penalty(
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
         history.append(Record(step, float(losses.mean()), float(expected.detach())))
         before, rounded = rounded, masks.rounded()
-        if float(masks.log_alpha.detach().abs().min()) < config.at_rest:
+        if not config.rounded or float(masks.log_alpha.detach().abs().min()) < config.at_rest:
             restless = max(step, restless)
         if not torch.equal(before, rounded):
             changed = step
         elif step - changed == config.patience or step - restless == config.rest:
             if not config.second_look or (doubted is not None and torch.equal(doubted, rounded)):
                 break
-            doubted, changed, restless = rounded, step, step
+            doubted, changed, restless = rounded, step, max(step, restless)
             masks.lower_to(config.initial_log_alpha)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))

@@ -26,7 +26,7 @@ COPIED = ("edgeprune", "tracr_bridge", "programs", "tests", "_edgeprune_pytest.p
 SUITE = (
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
-    "tests/unit/test_compile.py", "tests/recovery/test_truth.py", "tests/unit/test_methods.py",
+    "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
     "tests/recovery/test_discoveries.py", "programs/hist.py", "programs/xproportion.py",
 )  # fmt: skip
 """What is run, quickest first: part of what plain `pytest` runs."""
@@ -37,9 +37,9 @@ OWN = {
     "tracr_bridge/model": "tests/property/test_model.py",
     "tracr_bridge/compile": "tests/unit/test_compile.py",
     "tracr_bridge/verify": "tests/unit/test_compile.py",
-    "tracr_bridge/truth": "tests/recovery/test_truth.py",
-    "tracr_bridge/judge": "tests/recovery/test_truth.py",
-    "tracr_bridge/recover": "tests/recovery/test_truth.py",
+    "tracr_bridge/truth": "tests/unit/test_truth.py",
+    "tracr_bridge/judge": "tests/unit/test_truth.py",
+    "tracr_bridge/recover": "tests/unit/test_truth.py",
 }
 """What is run before all else, by where the bug is: the order alone, to be done sooner."""
 

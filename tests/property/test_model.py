@@ -155,3 +155,11 @@ def test_no_gradient_reaches_entries_without_an_edge(compiled):
     assert mask.grad is not None
     assert mask.grad[~edge_exists(program.model.graph)].abs().max() == 0
     assert mask.grad[~program.model.structural_mask].abs().max() == 0
+
+
+def test_no_inputs_and_no_masks_give_no_outputs(compiled):
+    program = compiled("reverse")
+    tokens, mask = program.dataset.tokens, mask_of(program.model.graph, program.model.structural)
+    shape = program.dataset.target.shape
+    assert program.model(tokens[:0], mask).shape == (0, *shape[1:])
+    assert program.model(tokens, mask[None][:0]).shape == (0, *shape)

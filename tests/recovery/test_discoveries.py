@@ -39,8 +39,8 @@ def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
     assert len(once.history) == len(discovery.history) - 100
 
 
-def test_a_run_ends_sooner_where_every_entry_is_at_rest(compiled):
-    program = compiled("shift_by")
+def test_a_run_ends_sooner_where_every_entry_is_at_rest_and_not_before(compiled):
+    program = compiled("cancels_out")
 
     def run(**settings):
         return prune_with_penalty(program.model, program.dataset, "resample", config=PenaltyConfig(**settings))
@@ -50,6 +50,8 @@ def test_a_run_ends_sooner_where_every_entry_is_at_rest(compiled):
     assert len(once.history) < len(found.history) < len(patient.history) - 50
     assert patient.history[: len(once.history)] == found.history[: len(once.history)] == once.history
     assert set(once.scores.flatten().tolist()) == {0.0, 1.0}
+    defaults = PenaltyConfig()
+    assert len(once.history) > defaults.penalty_warmup + defaults.rest + 50
 
 
 def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(compiled, truth):
@@ -79,7 +81,7 @@ def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, 
     program = compiled("xproportion")
     config = replace(
         PenaltyConfig(), gradient="path", rounded=False, loss="divergence", explored=1.0, initial_log_alpha=5.0,
-        at_rest=8.0, node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
+        node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
     )  # fmt: skip
     found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
     assert found.circuit == truth("xproportion", "resample").circuit

@@ -97,6 +97,9 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableFile, match="Expected a folder for results"):
         sweep([], ["zero"], tmp_path / "file" / "bench", method="edge-pruning", seed=0, jobs=1)
+    (tmp_path / "results.jsonl").symlink_to(tmp_path / "nowhere" / "results.jsonl")
+    with pytest.raises(UnwritableFile, match="Expected a folder for results"):
+        sweep([], ["zero"], tmp_path, method="edge-pruning", seed=0, jobs=1)
 
 
 def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeypatch):
