@@ -15,10 +15,10 @@ import torch
 from edgeprune.ablation import Ablator
 from edgeprune.graph import ABLATIONS, Ablation
 from edgeprune.masks import mask_of
+from edgeprune.metrics import ATOL
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled, compile_program
 from tracr_bridge.recover import certify
-from tracr_bridge.truth import ATOL
 
 
 @torch.no_grad()

@@ -1,8 +1,13 @@
 """How far a circuit's outputs are from the full model's."""
 
+from typing import Final
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+ATOL: Final = 1e-2
+"""Largest difference before decoding that counts as the same output."""
 
 
 def largest_difference(

@@ -17,12 +17,10 @@ from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, live_edges
 from edgeprune.masks import mask_of
+from edgeprune.metrics import ATOL
 from edgeprune.model import MaskedModel
 from tracr_bridge.judge import Judge
 from tracr_bridge.subsets import live_subsets
-
-ATOL: Final = 1e-2
-"""Largest difference before decoding that counts as the same output."""
 
 ORDERS: Final = 64
 """Seeded orders of elimination where subsets are too many to enumerate."""

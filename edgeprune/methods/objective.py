@@ -8,22 +8,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
-from edgeprune.metrics import kl_divergence, largest_difference, squared_error
+from edgeprune.metrics import ATOL, kl_divergence, largest_difference, squared_error
 
 Loss = Literal["worst", "divergence", "squared"]
 """
-- `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 for
-  none, 1 for the outputs' range or more, and well above 0 from `RESOLUTION` on. It asks what the truth asks: whether
+- `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 up to
+  what counts as the same output (`metrics.ATOL`), 1 from the outputs' range on. It asks what the truth asks: whether
   any input needs an edge at all.
 - `divergence`: KL(full model || circuit) where outputs are logits, else as `squared`.
 - `squared`: squared error over the outputs' variance, averaged over the batch.
 """
 
 LOSSES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
-
-RESOLUTION: Final = 0.01
-"""The difference before decoding below which outputs count as about the same: where the scale of `worst` bends."""
-
 
 _LEAST_MERIT: Final = 0.01
 """Merit below which a pair is forgotten."""
@@ -60,7 +56,8 @@ class Objective:
         """The loss of each mask on each input."""
         if self._loss == "worst":
             largest = largest_difference(outputs, batch.target, batch.scored)
-            return (torch.log1p(largest / RESOLUTION) / math.log1p(self._range / RESOLUTION)).clamp(max=1)
+            beyond = torch.log1p((largest - ATOL).clamp(min=0) / ATOL)
+            return (beyond / math.log1p(self._range / ATOL)).clamp(max=1)
         if self._loss == "divergence" and self._logits:
             scale = self._logit_scale
             return kl_divergence(scale * outputs, scale * batch.target, batch.scored)

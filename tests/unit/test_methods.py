@@ -13,8 +13,8 @@ from edgeprune.graph import Circuit
 from edgeprune.masks import mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
-from edgeprune.methods.objective import LOSSES, RESOLUTION, HardPairs, Objective, draw_pairs
-from edgeprune.metrics import kl_divergence
+from edgeprune.methods.objective import LOSSES, HardPairs, Objective, draw_pairs
+from edgeprune.metrics import ATOL, kl_divergence
 
 FEW = PenaltyConfig(steps=5)
 
@@ -149,16 +149,19 @@ def test_the_worst_loss_is_bounded_and_takes_a_breakdown_for_the_worst(compiled)
     assert Objective(dataset, "worst")(broken, batch).tolist() == [1.0, 1.0]
 
 
-def test_the_worst_loss_sees_a_small_effect_in_any_range(compiled):
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_the_worst_loss_sees_what_the_truth_sees_and_nothing_less_in_any_range(compiled, scale):
     dataset = compiled("hist").dataset
     batch = draw_batch(dataset, 4)
-    off = batch.target.clone()
-    off[0, 1, 0] += RESOLUTION
-    for scale in (1, 1000):
-        wide = replace(dataset, target=scale * dataset.target)
-        moved = replace(batch, target=scale * batch.target)
-        loss = float(Objective(wide, "worst")(scale * batch.target + (off - batch.target), moved))
-        assert 2 * PenaltyConfig().penalty < loss < 0.2
+    wide = replace(dataset, target=scale * dataset.target)
+    moved = replace(batch, target=scale * batch.target)
+    losses: list[float] = []
+    for effect in (0.9 * ATOL, 3 * ATOL):
+        off = moved.target.clone()
+        off[0, 1, 0] += effect
+        losses.append(float(Objective(wide, "worst")(off, moved)))
+    assert losses[0] == 0
+    assert 2 * PenaltyConfig().penalty < losses[1] < 0.3
 
 
 def test_a_pair_that_alone_shows_a_mask_to_be_wrong_is_remembered_until_no_longer_needed():
