@@ -4,6 +4,7 @@ Every run is one line of a JSON-lines file, written once it is known: a sweep th
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -36,6 +37,11 @@ _T = TypeVar("_T")
 class ResultsError(EdgePruneError):
     """A results file that cannot be read, or is none of ours."""
 
+
+_KEPT_WARM: Final = 100
+"""Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
+
+_begun = itertools.count(1)
 
 _FIELDS: Final[dict[str, type]] = {
     "program": str, "ablation": str, "method": str, "seed": int, "code": str, "outcome": str
@@ -198,9 +204,12 @@ def distribution(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int) -> list[dict[str, Any]]:
     """Rows of one program; what goes wrong with it is an outcome, not an end."""
+    import jax
     import torch
 
     torch.set_num_threads(1)
+    if next(_begun) % _KEPT_WARM == 0:
+        jax.clear_caches()
     row: dict[str, Any] = {"program": identify(source), "method": method, "seed": seed, "code": _code()}
     try:
         program = program_from(source)

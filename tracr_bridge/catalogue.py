@@ -39,13 +39,15 @@ def load_program(spec: str) -> Program:
     """
     path, colon, name = spec.rpartition(":")
     if colon and path.endswith(".py"):
-        return _choose(load_file(Path(path)), name, path)
+        held = load_file(Path(path))
+        return _choose(held, name, path, f"it has {', '.join(held)}")
     if spec.endswith(".py"):
         programs = load_file(Path(spec))
         if len(programs) > 1:
             raise UnknownProgram(f"Expected {spec}:NAME, as {spec} holds several programs: {', '.join(programs)}")
         return next(iter(programs.values()))
-    return _choose(catalogue(), spec, "the catalogue")
+    listed = "`edgeprune programs` lists what it has, and a Python file's programs go by path/to/file.py:name"
+    return _choose(catalogue(), spec, "the catalogue", listed)
 
 
 def load_file(path: Path) -> dict[str, Program]:
@@ -84,9 +86,9 @@ def _programs_in(module: ModuleType) -> dict[str, Program]:
     }
 
 
-def _choose(programs: dict[str, Program], name: str, where: str) -> Program:
+def _choose(programs: dict[str, Program], name: str, where: str, listed: str) -> Program:
     if name in programs:
         return programs[name]
     close = difflib.get_close_matches(name, programs, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(programs)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else listed
     raise UnknownProgram(f"There is no program {name!r} in {where}; {hint}")

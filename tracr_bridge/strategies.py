@@ -9,36 +9,20 @@ is drawn, each function is total on the values that Tracr may hand it, and RASP'
 can be undefined. Draws whose output never varies, or never reads a token, are drawn anew.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise, product
+from dataclasses import dataclass
 from typing import Any, Final
 
 from hypothesis import strategies as st
-from tracr.rasp import causal_eval, rasp
 
 from edgeprune.errors import DegenerateProgram, InvalidProgram
 from tracr_bridge.program import Program, Tokens, check_interpreter
+from tracr_bridge.writer import Draw, Writer
 
 VOCABULARIES: Final = (("a", "b"), (0, 1), ("a", "b", "c"), (0, 1, 2), ("a", "b", "c", "d"))
 """Vocabularies that are drawn from, smallest first."""
 
 MOST_INPUTS: Final = 128
 """The largest domain drawn."""
-
-_MOST_VALUES: Final = 6
-"""Values that a drawn sequence map may take: each is a dimension of the compiled model."""
-
-_LARGEST: Final = 10
-"""The largest number that is squared: of larger squares single precision keeps too few digits."""
-
-CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold")
-NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled")
-"""What writes an expression, simplest first."""
-
-_Draw = Callable[..., Any]
-"""Hypothesis's own name for it cannot be checked at run time."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ def program_from(source: str) -> DrawnProgram:
 
 
 @st.composite
-def rasp_programs(draw: _Draw, *, max_expressions: int = 9) -> DrawnProgram:
+def rasp_programs(draw: Draw, *, max_expressions: int = 9) -> DrawnProgram:
     """Programs that Tracr compiles, with small domains and varied outputs.
 
     They shrink toward fewer expressions, then a smaller vocabulary, then shorter inputs.
@@ -88,13 +72,13 @@ def _is_varied(program: Program) -> bool:
 
 
 @st.composite
-def _sources(draw: _Draw, *, max_expressions: int) -> str:
+def _sources(draw: Draw, *, max_expressions: int) -> str:
     vocab = draw(st.sampled_from(VOCABULARIES))
     longest = max(n for n in range(1, 7) if sum(len(vocab) ** k for k in range(1, n + 1)) <= MOST_INPUTS)
     length = draw(st.integers(1, longest))
     shortest = draw(st.sampled_from((1, 1, 1, length)))
     causal = draw(st.booleans())
-    writer = _Writer(draw, vocab, shortest, length, causal, left=max_expressions)
+    writer = Writer(draw, vocab, shortest, length, causal, left=max_expressions)
     output = writer.output(4)
     lengths = f"max_seq_len={length}" + (f", min_seq_len={shortest}" if shortest > 1 else "")
     body = "\n".join(f"    {line}" for line in writer.lines)
@@ -109,289 +93,3 @@ def drawn() -> rasp.SOp:
 {body}
     return {output.name}
 '''
-
-
-@dataclass(frozen=True)
-class _Expression:
-    """What has been written so far under one name."""
-
-    name: str
-    sop: rasp.SOp
-    values: tuple[Any, ...]
-    """Every value that Tracr reckons with, in order; those that occur are among them, or lie between if numerical."""
-
-    occurring: frozenset[Any]
-    undefined: bool
-    """Whether it is None anywhere."""
-
-    at_bos: bool
-    """Whether Tracr's model gives it a value at BOS too, where a selector finds it though RASP has nothing there: so it
-    is for what is mapped from numbers, which are 0 at BOS."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether values are whole numbers, so that there is arithmetic on them."""
-        return all(isinstance(value, int) for value in self.values)
-
-
-class _Remembering(rasp.DefaultRASPEvaluator):
-    """RASP's interpreter on one input, each expression evaluated once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: dict[int, Any] = {}
-
-    def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
-        if id(expr) not in self._known:
-            self._known[id(expr)] = super().evaluate(expr, xs)
-        return self._known[id(expr)]
-
-
-class _RememberingCausal(_Remembering, causal_eval.CausalEvaluator):
-    """The same under a causal mask."""
-
-
-@dataclass
-class _Writer:
-    """Writes a program line by line, drawing what each line is."""
-
-    draw: _Draw
-    vocab: Tokens
-    shortest: int
-    length: int
-    causal: bool
-    left: int
-    """Expressions that may still be written."""
-
-    lines: list[str] = field(default_factory=list)
-    written: list[_Expression] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        kind = _RememberingCausal if self.causal else _Remembering
-        domain = [tokens for n in range(self.shortest, self.length + 1) for tokens in product(self.vocab, repeat=n)]
-        self._runs = [(kind(), list(tokens)) for tokens in domain]
-        self._tokens = self._expression("rasp.tokens", rasp.tokens, self.vocab)
-        self._indices = self._expression("rasp.indices", rasp.indices, tuple(range(self.length)))
-
-    # What an expression may read
-
-    def categorical(self, depth: int, *, defined: bool = False, attended: bool = False) -> _Expression:
-        """Something categorical: the tokens, the positions, something written before, or something new.
-
-        Args:
-            depth: how deeply it may be nested.
-            defined: whether it must have a value everywhere.
-            attended: whether it is looked for or moved by a selector, and must have no value at BOS.
-        """
-        # A strategy of its own, so that Hypothesis may put what such an expression reads in its place.
-        fits = partial(_fits, defined=defined, attended=attended)
-        return self.draw(st.builds(self._categorical, st.just(depth), st.just(fits)))
-
-    def output(self, depth: int) -> _Expression:
-        """Something new."""
-        return self.draw(_new(self, depth, CATEGORICAL + NUMERICAL))
-
-    def computed(self, depth: int) -> _Expression:
-        """Something new and categorical."""
-        return self.draw(_new(self, depth, CATEGORICAL))
-
-    def numerical(self, depth: int) -> _Expression:
-        """Something new and numerical."""
-        return self.draw(_new(self, depth, NUMERICAL if depth > 0 and self.left > 1 else NUMERICAL[:1]))
-
-    def _categorical(self, depth: int, fits: Callable[[_Expression], bool]) -> _Expression:
-        known = [e for e in self.written if rasp.is_categorical(e.sop) and fits(e)]
-        leaf = self.draw(st.integers(0, 5 if depth > 0 and self.left > 0 else 2))
-        if leaf > 2:
-            new = self.computed(depth)
-            return new if fits(new) else self._tokens
-        if leaf == 2 and known:
-            return self.draw(st.sampled_from(known))
-        return self._indices if leaf == 1 else self._tokens
-
-    # Categorical expressions
-
-    def _map(self, depth: int) -> _Expression:
-        read = self.categorical(depth)
-        one = self.draw(st.sampled_from(read.values))
-        table = dict.fromkeys(read.values, 0) | self.draw(_tables(read.values))
-        function = self.draw(st.sampled_from([f"lambda x: x == {one!r}", f"lambda x: {table!r}[x]"]))
-        values = _image(function, read.values)
-        return self._write(f"rasp.Map({function}, {read.name})", values=values, at_bos=read.at_bos)
-
-    def _sequence_map(self, depth: int) -> _Expression:
-        first = self.categorical(depth)
-        second = self.categorical(depth)
-        if second.sop is first.sop:
-            second = self._indices if first.sop is self._tokens.sop else self._tokens
-        pairs = self.draw(st.sets(st.tuples(st.sampled_from(first.values), st.sampled_from(second.values))))
-        choices = ["lambda x, y: x == y", f"lambda x, y: (x, y) in {_listed(pairs)}", "lambda x, y: x"]
-        if first.whole and second.whole:
-            choices += ["lambda x, y: max(x, y)", "lambda x, y: (x - y) % 3", "lambda x, y: x + y"]
-        function = self.draw(st.sampled_from(choices))
-        values = _image(function, first.values, second.values)
-        if len(values) > _MOST_VALUES:
-            function = choices[0]
-            values = _image(function, first.values, second.values)
-        code = f"rasp.SequenceMap({function}, {first.name}, {second.name})"
-        return self._write(code, values=values, at_bos=first.at_bos and second.at_bos)
-
-    def _width(self, depth: int) -> _Expression:
-        return self._write(f"rasp.SelectorWidth({self._selector(depth)})", values=tuple(range(self.length + 1)))
-
-    def _aggregate(self, depth: int) -> _Expression:
-        """A categorical aggregate: whatever is selected, it has one value."""
-        # Tracr has no room for more values in a head than the head has keys to look for.
-        moved = self.categorical(depth, attended=True)
-        if len(moved.values) > self.length + 1:
-            moved = self._indices
-        # Of several equal values RASP takes the mean, which words do not have and None would spoil.
-        if moved.whole and not moved.undefined and self.draw(st.booleans()):
-            selector = self._of_one_value(depth, moved)
-        else:
-            selector = self._at_one_position(depth)
-        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values)
-
-    def _threshold(self, depth: int) -> _Expression:
-        read = self.numerical(depth)
-        bounds = [b for b in (0, 0.5, 1) if _agrees(lambda x, b=b: x > b, read)]
-        if not bounds:
-            return self._map(depth)
-        bound = self.draw(st.sampled_from(bounds))
-        return self._write(f"rasp.Map(lambda x: x > {bound}, {read.name})", values=(False, True), at_bos=True)
-
-    # Selectors
-
-    def _selector(self, depth: int) -> str:
-        """Any selector at all."""
-        keys, queries = self.categorical(depth, attended=True), self.categorical(depth)
-        pairs = self.draw(st.sets(st.tuples(st.sampled_from(keys.values), st.sampled_from(queries.values)), min_size=1))
-        choices = [f"lambda key, query: (key, query) in {_listed(pairs)}"]
-        defined = not keys.undefined and not queries.undefined
-        if defined:
-            value = self.draw(st.sampled_from(keys.values))
-            choices = ["rasp.Comparison.TRUE", f"lambda key, query: key == {value!r}", *choices]
-        if defined and {type(v) for v in keys.values} == {type(v) for v in queries.values}:
-            choices += [f"rasp.Comparison.{name}" for name in ("EQ", "LT", "LEQ", "GT", "GEQ", "NEQ")]
-        one, other = (
-            f"rasp.Select({keys.name}, {queries.name}, {self.draw(st.sampled_from(choices))})" for _ in range(2)
-        )
-        form = self.draw(st.sampled_from(("plain", "plain", "plain", "and", "or", "not")))
-        if form == "plain" or (form == "not" and not defined):
-            return one
-        return {"and": f"({one} & {other})", "or": f"({one} | {other})", "not": f"~{one}"}[form]
-
-    def _of_one_value(self, depth: int, keys: _Expression) -> str:
-        """A selector of those keys that have one value, which depends on the query."""
-        queries = self.categorical(depth)
-        table = self.draw(_tables(queries.values, st.sampled_from(keys.values)))
-        return f"rasp.Select({keys.name}, {queries.name}, lambda key, query: key == {table!r}.get(query))"
-
-    def _at_one_position(self, depth: int) -> str:
-        """A selector of one position for each value of the queries."""
-        queries = self.categorical(depth)
-        table = self.draw(_tables(queries.values, st.sampled_from(self._indices.values)))
-        choices = [f"lambda key, query: key == {table!r}.get(query)"]
-        if queries.whole and not queries.undefined:
-            choices = ["lambda key, query: key == query", "lambda key, query: key == query - 1", *choices]
-        predicate = self.draw(st.sampled_from(choices))
-        return f"rasp.Select(rasp.indices, {queries.name}, {predicate})"
-
-    # Numerical expressions
-
-    def _to_number(self, depth: int) -> _Expression:
-        read = self.categorical(depth, defined=True)
-        # Nothing below 0, to which Tracr would clip it.
-        table = dict.fromkeys(read.values, 0) | self.draw(_tables(read.values, st.sampled_from((1, 2, 0.5, 10))))
-        return self._write_number(f"rasp.Map(lambda x: {table!r}[x], {read.name})", values=tuple(table.values()))
-
-    def _fraction(self, depth: int) -> _Expression:
-        """A numerical aggregate, of 0 and 1 alone."""
-        selector = self._selector(depth)
-        read = self.categorical(depth, defined=True, attended=True)
-        chosen = self.draw(st.sets(st.sampled_from(read.values), min_size=1))
-        function = f"lambda x: int(x in {_listed(chosen)})"
-        binary = self._write_number(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
-        # Tracr reckons with no 2/3, though it occurs, nor with the default.
-        values = tuple(value / n for value in binary.values for n in range(1, self.length + 1))
-        return self._write_number(f"rasp.Aggregate({selector}, {binary.name}, default=0)", values=values)
-
-    def _linear(self, depth: int) -> _Expression:
-        first, second = self.numerical(depth), self.numerical(depth)
-        one, other = (self.draw(st.sampled_from((1, -1, 2, 0.5))) for _ in range(2))
-        values = tuple(one * x + other * y for x in first.values for y in second.values)
-        code = f"rasp.LinearSequenceMap({first.name}, {second.name}, {one}, {other})"
-        return self._write_number(code, values=values)
-
-    def _rescaled(self, depth: int) -> _Expression:
-        read = self.numerical(depth)
-        choices = [f for f in ("lambda x: 2 * (x > 0)", "lambda x: 1 - x", "lambda x: x * x") if _agrees(eval(f), read)]
-        if max(map(abs, read.values)) > _LARGEST:
-            choices = [f for f in choices if "*" not in f or ">" in f]
-        if isinstance(read.sop, rasp.Map):  # the two become one map, which Tracr may clip at 0
-            choices = [f for f in choices if min(_image(f, read.values)) >= 0]
-        if not choices:
-            return read
-        function = self.draw(st.sampled_from(choices))
-        return self._write_number(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
-
-    # Writing
-
-    def _write(self, code: str, *, values: Sequence[Any], at_bos: bool = False) -> _Expression:
-        """Add a line, and find out what it gives."""
-        self.left -= 1
-        name = f"s{len(self.written) + 1}"
-        self.lines.append(f'{name} = {code}.named("{name}")')
-        names = {e.name: e.sop for e in self.written}
-        sop: rasp.SOp = eval(f'{code}.named("{name}")', {"rasp": rasp, **names})
-        self.written.append(self._expression(name, sop, values, at_bos=at_bos))
-        return self.written[-1]
-
-    def _write_number(self, code: str, *, values: Sequence[Any]) -> _Expression:
-        return self._write(f"rasp.numerical({code})", values=values)
-
-    def _expression(self, name: str, sop: rasp.SOp, values: Sequence[Any], *, at_bos: bool = False) -> _Expression:
-        outputs: set[Any] = {value for run, tokens in self._runs for value in run.evaluate(sop, tokens)}
-        return _Expression(name, sop, tuple(sorted(set(values))), frozenset(outputs - {None}), None in outputs, at_bos)
-
-
-@st.composite
-def _new(draw: _Draw, writer: _Writer, depth: int, makers: Sequence[str]) -> _Expression:
-    """An expression from one of `makers`, drawn by its place among all: a choice means the same wherever it is put."""
-    maker: str = draw(st.sampled_from(CATEGORICAL + NUMERICAL).filter(makers.__contains__))
-    return getattr(writer, maker)(depth - 1)
-
-
-def _fits(expression: _Expression, *, defined: bool, attended: bool) -> bool:
-    return not (defined and expression.undefined) and not (attended and expression.at_bos)
-
-
-def _tables(keys: Sequence[Any], values: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[dict[Any, Any]]:
-    """Partial tables from `keys`, to 0, 1 and 2 unless told otherwise."""
-    return st.dictionaries(st.sampled_from(keys), st.integers(0, 2) if values is None else values)
-
-
-def _listed(values: set[Any]) -> str:
-    return repr(tuple(sorted(values)))
-
-
-def _image(function: str, *values: Sequence[Hashable]) -> tuple[Any, ...]:
-    """Every value that the function takes."""
-    call: Callable[..., Any] = eval(function)
-    return tuple({call(*arguments): None for arguments in product(*values)})
-
-
-def _agrees(function: Callable[[float], float], read: _Expression) -> bool:
-    """Whether Tracr's map of a numerical expression is right on every number that occurs.
-
-    It takes each number for the nearest of those that it reckons with, by a step halfway between two neighbours.
-    """
-    known = sorted(set(read.values))
-    steps = [(low + high) / 2 for low, high in pairwise(known)]
-    if any(high - low < 0.05 for low, high in pairwise(known)):
-        return False
-    for number in read.occurring:
-        nearest = min(known, key=lambda value: abs(value - number))
-        if any(abs(number - step) < 0.02 for step in steps) or function(nearest) != function(number):
-            return False
-    return True

@@ -249,6 +249,8 @@ def test_an_unusable_file_is_refused(tmp_path, text, spec, error, message):
 def test_a_name_outside_the_catalogue_is_refused_with_those_close_to_it():
     with pytest.raises(UnknownProgram, match=r"did you mean reverse"):
         load_program("revers")
+    with pytest.raises(UnknownProgram, match=r"a Python file's programs go by path/to/file\.py:name"):
+        load_program("README.md:reverse")
 
 
 def test_every_error_is_one_that_the_command_line_reports():
