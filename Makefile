@@ -26,9 +26,9 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@echo "== pytest: every program, verified, certified and recovered; whole discoveries; the plugin"
 	@$(BIN)/pytest tests/recovery tests/plugin tests/mutants programs -n 2 --dist loadscope
 
-sweep: $(INSTALLED) ## every program at seeds 0 to 4, minutes long
+sweep: $(INSTALLED) ## every program at seeds 0 to 4, and more random programs, minutes long
 	@echo "== pytest: seed sweep"
-	@$(BIN)/pytest programs --circuit-seeds 5 -m sweep -n 2
+	@$(BIN)/pytest programs tests/recovery --circuit-seeds 5 -m sweep -n 2
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
 	@$(BIN)/python tests/mutants/run_mutants.py

@@ -1,12 +1,14 @@
 """The pytest plugin: every program in a program file becomes tests. Imports nothing heavy until one is collected.
 
-A program file is one that the ini option `edgeprune_programs` matches (`programs/*.py` unless set), one of those that
-come with the toolkit (`pytest --pyargs programs`), or one that declares programs and is named on the command line.
+A program file is one of `programs/*.py` or one that the ini option `edgeprune_programs` names, one of those that come
+with the toolkit (`pytest --pyargs programs`), or one that declares programs and is named on the command line.
 """
 
+import argparse
 import importlib.util
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,14 +43,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--circuit-seeds",
-        type=int,
+        type=_count,
         default=1,
         metavar="N",
         help="recover at seeds 0 to N - 1; those above 0 are marked sweep (default: %(default)s)",
     )
     group.addoption(
         "--circuit-timeout",
-        type=float,
+        type=_seconds,
         default=600.0,
         metavar="SECONDS",
         help="how long one discovery may take (default: %(default)s)",
@@ -56,17 +58,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "edgeprune_programs",
         type="linelist",
-        default=["programs/*.py"],
-        help="globs, relative to the root directory, of files whose programs become tests",
+        default=[],
+        help="files, folders and globs, from the root directory, whose programs become tests beside programs/*.py",
     )
 
 
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return count
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
+    return seconds
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers."""
+    """Declare the markers, and see to it that programs are collected where no path was named."""
     config.addinivalue_line("markers", "programs(*names): run the test once for each, as its argument `program`")
     config.addinivalue_line("markers", "sweep: recovery at a seed above 0, as --circuit-seeds asks for")
     if config.option.circuit_method != _METHOD:
         _suite(config)  # says at once that there is no such method
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        roots = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+        missed = (p for p in _program_files(config) if not any(p.is_relative_to(root) for root in roots))
+        config.args += sorted(map(str, missed))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -93,11 +111,26 @@ def _suite(config: pytest.Config) -> "Suite":
 
 
 def _program_files(config: pytest.Config) -> frozenset[Path]:
-    """What the ini option matches."""
+    """`programs/*.py`, and what the ini option names.
+
+    Raises:
+        pytest.UsageError: it names nothing that there is.
+    """
     if _FILES not in config.stash:
-        globs: list[str] = config.getini("edgeprune_programs")
-        config.stash[_FILES] = frozenset(path for glob in globs for path in config.rootpath.glob(glob))
+        found: set[Path] = set(config.rootpath.glob("programs/*.py"))
+        for entry in config.getini("edgeprune_programs"):
+            matched = [Path(path) for path in glob(str(config.rootpath / entry), recursive=True)]
+            if not matched:
+                raise pytest.UsageError(f"Expected edgeprune_programs to name files or folders; {entry!r} names none")
+            found |= {file for path in matched for file in (path.glob("*.py") if path.is_dir() else [path])}
+        config.stash[_FILES] = frozenset(file.resolve() for file in found if _may_hold_programs(file, config))
     return config.stash[_FILES]
+
+
+def _may_hold_programs(path: Path, config: pytest.Config) -> bool:
+    """Whether a file is one of Python's, and none of pytest's own."""
+    tests: list[str] = config.getini("python_files")
+    return path.suffix == ".py" and not path.name.startswith("_") and not any(map(path.match, [*tests, "conftest.py"]))
 
 
 @cache
@@ -113,11 +146,11 @@ def _declares_programs(path: Path) -> bool:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "ProgramFile | None":
     """Collect a program file."""
-    if file_path.suffix != ".py" or file_path.name.startswith(("_", "test_", "conftest")):
+    if not _may_hold_programs(file_path, parent.config):
         return None
     named = parent.session.isinitpath(file_path)
     if (
-        file_path in _program_files(parent.config)
+        file_path.resolve() in _program_files(parent.config)
         or file_path.parent == _shipped()
         or (named and _declares_programs(file_path))
     ):
@@ -154,7 +187,7 @@ class ProgramTests(pytest.Collector):
         spec = f"{self._written_path()}:{program.name}"
         yield self._check("verify", partial(suite.check_verify, program))
         ablations: list[Ablation] = self.config.option.circuit_ablation or ["zero", "resample"]
-        for ablation in ablations:
+        for ablation in dict.fromkeys(ablations):
             yield self._check(f"truth[{ablation}]", partial(suite.check_truth, program, ablation))
             for seed in range(self.config.option.circuit_seeds):
                 run = partial(suite.check_recovery, program, ablation, seed=seed, spec=spec)

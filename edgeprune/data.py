@@ -1,6 +1,6 @@
 """Inputs that a circuit is discovered and judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -36,6 +36,16 @@ class Dataset:
     group: Int[Tensor, " batch"]
     logits: bool = True
     """Whether outputs are logits, one a value, or values themselves: it decides what their divergence is."""
+
+    def copy(self) -> "Dataset":
+        """The same in memory of its own."""
+        return replace(
+            self,
+            tokens=self.tokens.clone(),
+            scored=self.scored.clone(),
+            target=self.target.clone(),
+            group=self.group.clone(),
+        )
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -6,6 +6,7 @@ Every run is one line of a JSON-lines file, written once it is known: a sweep th
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ import tracr_bridge
 from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
 from edgeprune.graph import Ablation, parse_ablation
 from edgeprune.methods import find_method
+from edgeprune.methods.custom import time_limit
 from edgeprune.store import UnwritableFile, write_text
 from tracr_bridge.compile import compile_program
 from tracr_bridge.coverage import CONSTRUCTS, constructs
@@ -73,6 +75,7 @@ def sweep(
     method: str,
     seed: int,
     jobs: int,
+    seconds: float = math.inf,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """One row for each program and ablation, those of an earlier sweep in the same folder among them.
@@ -84,6 +87,7 @@ def sweep(
         method: the discovery method.
         seed: the method's.
         jobs: processes; with one, everything runs in this one.
+        seconds: how long one discovery may take.
         progress: show a progress bar on standard error, if that is a terminal.
     """
     find_method(method)
@@ -106,7 +110,7 @@ def sweep(
         if key not in known:
             left.setdefault(source, []).append(parse_ablation(key[1]))
     sources = {identify(source): source for source in left}
-    work = [partial(_run, source, todo, method, seed) for source, todo in left.items()]
+    work = [partial(_run, source, todo, method, seed, seconds) for source, todo in left.items()]
     bar = tqdm(_each(work, jobs), total=len(work), desc="programs", disable=None if progress else True)
     with results.open("a") as file:
         for found in bar:
@@ -202,7 +206,7 @@ def distribution(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return lines
 
 
-def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int) -> list[dict[str, Any]]:
+def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int, seconds: float) -> list[dict[str, Any]]:
     """Rows of one program; what goes wrong with it is an outcome, not an end."""
     import jax
     import torch
@@ -228,7 +232,8 @@ def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int) -> 
             rows.append(row | {"ablation": ablation, "outcome": "refused", "reason": str(refused)})
             continue
         try:
-            found = find_method(method)(compiled.model, compiled.dataset, ablation, seed=seed).circuit
+            with time_limit(seconds, method):
+                found = find_method(method)(compiled.model, compiled.dataset, ablation, seed=seed).circuit
         except MethodError as error:
             rows.append(row | {"ablation": ablation, "outcome": "broken", "reason": str(error)})
             continue

@@ -81,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
         help="results.jsonl and every program not recovered; a second run goes on there (default: %(default)s)",
     )
     bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
-    bench.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
     bench.add_argument(
         "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
     )
@@ -96,7 +95,15 @@ def _parser() -> argparse.ArgumentParser:
             default="zero",
             help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: %(default)s)",
         )
-    recover.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
+    for command in (recover, bench):
+        command.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
+        command.add_argument(
+            "--timeout",
+            type=_seconds,
+            default=600.0,
+            metavar="SECONDS",
+            help="how long one discovery may take (default: %(default)g)",
+        )
     recover.add_argument("--picture", type=Path, metavar="FILE", help="draw the circuit (.svg, .png or .pdf)")
     recover.add_argument("--report", type=Path, metavar="FILE.html", help="write a page that opens offline")
     recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
@@ -115,6 +122,13 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
+    return seconds
 
 
 def _programs(options: argparse.Namespace) -> bool:
@@ -208,7 +222,9 @@ def _recover(options: argparse.Namespace) -> bool:
     find_method(options.method)
     _check_outputs(options)
     program = load_program(options.program)
-    recovery = recover(program, ablation, method=options.method, seed=options.seed, progress=True)
+    recovery = recover(
+        program, ablation, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
+    )
     if options.json:
         print(report.as_json(report.recovery_json(recovery)), file=options.output)
     else:
@@ -227,7 +243,16 @@ def _bench(options: argparse.Namespace) -> bool:
     ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
     find_method(options.method)
     programs = draw_programs(options.random, seed=options.seed, progress=True)
-    rows = sweep(programs, ablations, options.out, method=options.method, seed=0, jobs=options.jobs, progress=True)
+    rows = sweep(
+        programs,
+        ablations,
+        options.out,
+        method=options.method,
+        seed=0,
+        seconds=options.timeout,
+        jobs=options.jobs,
+        progress=True,
+    )
     found = rates(rows)
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("refused", "broken")}
     if options.json:

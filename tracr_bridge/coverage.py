@@ -1,5 +1,6 @@
 """Which constructs of RASP a program uses, and which shape of transformer it becomes."""
 
+import inspect
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Any, Final
@@ -35,7 +36,9 @@ CONSTRUCTS: Final = (
     "Select by !=",
     "Select by True",
     "Select by a predicate of one's own",
-    "combined selectors",
+    "selector & selector",
+    "selector | selector",
+    "~ selector",
     "selector on computed sequences",
     "expression used twice",
     "two expressions of one value",
@@ -178,13 +181,30 @@ def _of_selector(expression: rasp.Select) -> set[str]:
     predicate: Any = expression.predicate
     if isinstance(predicate, rasp.Comparison):
         found.add(f"Select by {predicate.value}")
-    elif predicate.__module__ == rasp.__name__:  # RASP puts the predicates of several selectors into one
-        found.add("combined selectors")
+    elif predicate.__module__ == rasp.__name__:
+        found |= _of_combined(predicate)
     else:
         found.add("Select by a predicate of one's own")
     if any(e.children for e in (expression.keys, expression.queries)):
         found.add("selector on computed sequences")
     return found
+
+
+_COMBINED: Final[dict[str, str]] = {
+    rasp.selector_and.__name__: "selector & selector",
+    rasp.selector_or.__name__: "selector | selector",
+    rasp.selector_not.__name__: "~ selector",
+}
+
+
+def _of_combined(predicate: Any) -> set[str]:
+    """What RASP made one predicate of those of several selectors with; its name is that of the function around it."""
+    if isinstance(predicate, rasp.Comparison) or predicate.__module__ != rasp.__name__:
+        return set()
+    parts = dict(inspect.getclosurevars(predicate).nonlocals)
+    combine = parts.pop("combine", predicate)
+    inner = [getattr(part, "predicate", part) for part in parts.values()]
+    return {_COMBINED[combine.__qualname__.partition(".")[0]]}.union(*map(_of_combined, inner))
 
 
 def _determines(first: list[Hashable], second: list[Hashable]) -> bool:

@@ -1,5 +1,6 @@
 """Discover a circuit of a compiled program and compare it with the truth."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
 from edgeprune.masks import mask_of
 from edgeprune.methods import Discovery, find_method
+from edgeprune.methods.custom import time_limit
 from tracr_bridge.compile import Compiled, compile_program
 from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, derive_truth, is_true_circuit
@@ -46,30 +48,45 @@ class Recovery:
 
 
 def recover(
-    program: Program, ablation: Ablation, *, method: str = "edge-pruning", seed: int = 0, progress: bool = False
+    program: Program,
+    ablation: Ablation,
+    *,
+    method: str = "edge-pruning",
+    seed: int = 0,
+    seconds: float = math.inf,
+    progress: bool = False,
 ) -> Recovery:
     """Compile `program`, certify its true circuit, discover one with `method`, and compare.
 
     The method gets the model and its inputs, and nothing of the truth.
 
+    Args:
+        program: what to recover.
+        ablation: what removed edges carry.
+        method: a name of the registry, or `package.module:function`.
+        seed: the method's.
+        seconds: how long the discovery may take.
+        progress: show a progress bar on standard error, if that is a terminal.
+
     Raises:
-        EdgePruneError: the program or the method's name is unusable.
+        EdgePruneError: the program or the method's name is unusable, or the method breaks its contract.
     """
     discover = find_method(method)
     start = time.perf_counter()
-    compiled = compile_program(program, seed=seed)
+    compiled = compile_program(program)
     compiled_at = time.perf_counter()
-    truth = certify(compiled, ablation, seed=seed)
+    truth = certify(compiled, ablation)
     certified_at = time.perf_counter()
-    discovery = discover(compiled.model, compiled.dataset, ablation, seed=seed, progress=progress)
+    with time_limit(seconds, method):
+        discovery = discover(compiled.model, compiled.dataset, ablation, seed=seed, progress=progress)
     discovered_at = time.perf_counter()
-    seconds = {
+    phases = {
         "compile": compiled_at - start,
         "truth": certified_at - compiled_at,
         "discover": discovered_at - certified_at,
     }
     assessment = assess(truth, discovery.circuit)
-    return Recovery(program, method, seed, discovery, assessment, seconds)
+    return Recovery(program, method, seed, discovery, assessment, phases)
 
 
 def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:

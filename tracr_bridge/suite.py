@@ -1,5 +1,9 @@
 """The checks that the pytest plugin runs on every program, each program compiled and certified once a session."""
 
+import shlex
+import sys
+from pathlib import Path
+
 from edgeprune.graph import Ablation, edge_names
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
@@ -113,10 +117,23 @@ class Suite:
         """
         assessment = self.recover(program, ablation, seed=seed)
         if not assessment.comparison.exact:
+            arguments = [spec, "--ablation", ablation, "--method", self.method, "--seed", str(seed)]
+            command = f"{_search_path(self.method)}edgeprune recover {shlex.join(arguments)}"
             raise CheckFailed(
-                _report(assessment, f"{self.method}, seed {seed}", program.name)
-                + (f"\nreproduce: edgeprune recover {spec} --ablation {ablation} --method {self.method} --seed {seed}")
+                f"{_report(assessment, f'{self.method}, seed {seed}', program.name)}\nreproduce: {command}"
             )
+
+
+def _search_path(method: str) -> str:
+    """What has to stand before a command for it to find the module of a method of one's own: mostly nothing."""
+    module = sys.modules.get(method.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    if ":" not in method or module is None or file is None:
+        return ""
+    parts = module.__name__.count(".") + (Path(file).name == "__init__.py")
+    folder = Path(file).resolve().parents[parts]
+    found_anyway = folder == Path.cwd() or folder.name in ("site-packages", "dist-packages")
+    return "" if found_anyway else f"PYTHONPATH={shlex.quote(str(folder))} "
 
 
 def _report(assessment: Assessment, method: str, name: str) -> str:

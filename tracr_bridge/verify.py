@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tracr_bridge.compile import Compiled
 
 LAYER_ATOL: Final = 1e-4
-"""Largest difference between Tracr's and our residuals, after any half-layer, and attention scores, relative to
-themselves where they are above 1."""
+"""Largest difference between Tracr's and our residuals, after any half-layer, attention scores and outputs, relative to
+themselves where they are above 1: rounding grows with what is rounded."""
 
 VALUE_ATOL: Final = 1e-2
 """Largest difference between a decoded number and RASP's: Tracr's own discretisation is approximate."""
@@ -117,15 +117,15 @@ def _layer_difference(compiled: Compiled, tokens: Tensor, theirs: Any) -> float:
             # A head that the compiler padded the layer with computes zeros, and our model leaves it out.
             ours = torch.zeros(logits[:, head].shape) if own is None else own
             seen = real[..., None] & torch.from_numpy(np.asarray(logits[:, head]) > _HIDDEN)
-            # Tracr scales scores up, and the rounding of what they are made of with them.
-            scale = np.maximum(1, np.abs(np.where(seen.numpy(), logits[:, head], 0)))
-            largest = max(largest, _difference(ours / torch.from_numpy(scale), logits[:, head] / scale, where=seen))
+            largest = max(largest, _difference(ours, logits[:, head], where=seen))
     return largest
 
 
 def _difference(ours: Tensor, theirs: Any, *, where: Tensor) -> float:
-    """The largest difference; infinite where either holds no number, which `max` would pass over."""
-    difference = np.nan_to_num(np.abs(ours.numpy() - np.asarray(theirs)), nan=np.inf, posinf=np.inf)
+    """The largest difference (see `LAYER_ATOL`); infinite where either holds no number, which `max` would pass over."""
+    theirs = np.asarray(theirs)
+    relative = np.abs(ours.numpy() - theirs) / np.maximum(1, np.abs(theirs))
+    difference = np.nan_to_num(relative, nan=np.inf, posinf=np.inf)
     return float(np.where(where.numpy(), difference, 0).max())
 
 

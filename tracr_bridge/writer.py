@@ -12,7 +12,7 @@ from tracr.rasp import causal_eval, rasp
 from tracr_bridge.program import Tokens
 
 CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold")
-NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled")
+NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled", "_parallel")
 """What writes an expression, simplest first."""
 
 Draw = Callable[..., Any]
@@ -252,6 +252,16 @@ class Writer:
         values = tuple(one * x + other * y for x in first.values for y in second.values)
         code = f"rasp.LinearSequenceMap({first.name}, {second.name}, {one}, {other})"
         return self._write_number(code, values=values)
+
+    def _parallel(self, depth: int) -> _Expression:
+        """A sum of several numerical aggregates of tokens and positions alone, which are heads of one layer."""
+        total = self._fraction(0)
+        for _ in range(self.draw(st.integers(1, 3))):
+            other = self._fraction(0)
+            values = tuple({x + y: None for x in total.values for y in other.values})
+            code = f"rasp.LinearSequenceMap({total.name}, {other.name}, 1, 1)"
+            total = self._write_number(code, values=values)
+        return total
 
     def _rescaled(self, depth: int) -> _Expression:
         read = self.numerical(depth)

@@ -21,7 +21,9 @@ METHODS: Final[Mapping[str, Method]] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name, or one of your own, named `package.module:function`; it sees a `MaskedModel` alone.
+    """The method of that name, or one of your own, named `package.module:function`.
+
+    It sees a `MaskedModel` and a copy of the inputs: what it does to them, the judge does not see.
 
     Raises:
         UnknownMethod: there is none.
@@ -33,6 +35,6 @@ def find_method(name: str) -> Method:
     def discover(
         model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
     ) -> Discovery:
-        return method(OnlyMasked(model), dataset, ablation, seed=seed, progress=progress)
+        return method(OnlyMasked(model), dataset.copy(), ablation, seed=seed, progress=progress)
 
     return discover

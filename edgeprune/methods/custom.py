@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,15 +53,29 @@ def _adapt(function: Callable[..., Any], name: str) -> Method:
     def discover(
         model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
     ) -> Discovery:
+        graph = model.graph
         try:
-            result = function(model, dataset, ablation, seed=seed)
-        except MethodError:
+            with _torch_as_it_was():
+                result = function(model, dataset, ablation, seed=seed)
+            return _checked(result, graph, ablation, name)
+        except (MethodError, Overtime, KeyboardInterrupt, GeneratorExit):
             raise
-        except Exception as error:  # whatever a user's method raises
+        except BaseException as error:  # whatever a user's method raises, sys.exit and pytest.skip among it
             raise MethodError(f"Method {name} raised {type(error).__name__}: {error}") from error
-        return _checked(result, model.graph, ablation, name)
 
     return discover
+
+
+@contextmanager
+def _torch_as_it_was() -> Generator[None]:
+    """Undo what is set for all of torch inside."""
+    dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(gradients)
 
 
 def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Discovery:
@@ -77,10 +92,10 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
         for edge in result.edges if result.graph == graph else ():
             scores[graph.position(edge)] = 1
         result = Discovery(result, scores, ())
-    if not isinstance(result, Discovery):
-        raise MethodError(
-            f"Expected a Circuit, a tensor of scores or a Discovery from method {name}; got {type(result).__name__}"
-        )
+    circuit: object = result.circuit if isinstance(result, Discovery) else None
+    if not isinstance(result, Discovery) or not isinstance(circuit, Circuit):
+        got = type(result if circuit is None else circuit).__name__
+        raise MethodError(f"Expected a Circuit, a tensor of scores or a Discovery from method {name}; got {got}")
     if result.circuit.graph != graph or result.circuit.ablation != ablation:
         raise MethodError(
             f"Expected a circuit of the model's own graph under {ablation!r} ablation from method {name}; got one of "
@@ -90,8 +105,11 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
     return result
 
 
-def _check_scores(scores: Tensor, graph: Graph, name: str) -> None:
+def _check_scores(scores: object, graph: Graph, name: str) -> None:
     shape = (len(graph.sources), len(graph.destinations))
+    if not isinstance(scores, Tensor) or scores.is_complex():
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise MethodError(f"Expected a tensor of real scores from method {name}; got {got}")
     if tuple(scores.shape) != shape:
         raise MethodError(f"Expected scores of shape {shape} from method {name}; got {tuple(scores.shape)}")
     bad = int((~torch.isfinite(scores)).sum())
@@ -99,11 +117,16 @@ def _check_scores(scores: Tensor, graph: Graph, name: str) -> None:
         raise MethodError(f"Expected finite scores from method {name}; {bad} of {scores.numel()} are not")
 
 
+class Overtime(BaseException):
+    """Raised inside a method whose time is up; no `Exception`, so that its own handlers let it pass."""
+
+
 @contextmanager
 def time_limit(seconds: float, name: str) -> Generator[None]:
-    """Interrupt what runs inside after `seconds`.
+    """Interrupt what runs inside after `seconds`, and again every second until it stops.
 
-    Enforced by a signal, hence in the main thread of a POSIX system alone; elsewhere nothing is interrupted.
+    Enforced by a signal, hence in the main thread of a POSIX system alone; elsewhere nothing is interrupted. Inside one
+    long call of compiled code, an interruption waits for its end.
 
     Raises:
         MethodError: it took longer.
@@ -114,12 +137,22 @@ def time_limit(seconds: float, name: str) -> Generator[None]:
         return
 
     def interrupt(*_: object) -> None:
-        raise MethodError(f"Method {name} ran longer than the {seconds:g} s that it is given")
+        raise Overtime
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    start = time.monotonic()
+    late = MethodError(f"Method {name} ran longer than the {seconds:g} s that it is given")
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
+        if time.monotonic() - start > seconds:  # it caught what interrupted it
+            raise late
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        if time.monotonic() - start > seconds:  # whatever it made of it
+            raise late from None
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -13,8 +13,8 @@ from edgeprune.metrics import ATOL, kl_divergence, largest_difference, squared_e
 Loss = Literal["worst", "divergence", "squared"]
 """
 - `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 up to
-  what counts as the same output (`metrics.ATOL`), 1 from the outputs' range on. It asks what the truth asks: whether
-  any input needs an edge at all.
+  what counts as the same output (`metrics.ATOL`), well above 0 beyond it, 1 from the outputs' range on. It asks what
+  the truth asks: whether any input needs an edge at all.
 - `divergence`: KL(full model || circuit) where outputs are logits, else as `squared`.
 - `squared`: squared error over the outputs' variance, averaged over the batch.
 """
@@ -56,8 +56,8 @@ class Objective:
         """The loss of each mask on each input."""
         if self._loss == "worst":
             largest = largest_difference(outputs, batch.target, batch.scored)
-            beyond = torch.log1p((largest - ATOL).clamp(min=0) / ATOL)
-            return (beyond / math.log1p(self._range / ATOL)).clamp(max=1)
+            scaled = (torch.log1p(largest / ATOL) / math.log1p(self._range / ATOL)).clamp(max=1)
+            return torch.where(largest <= ATOL, 0.0, scaled)
         if self._loss == "divergence" and self._logits:
             scale = self._logit_scale
             return kl_divergence(scale * outputs, scale * batch.target, batch.scored)

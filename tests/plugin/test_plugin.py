@@ -79,16 +79,10 @@ def test_the_example_with_a_program_of_ones_own_passes(pytester, loaded):
     )
 
 
-def test_the_example_with_a_method_of_ones_own_passes_in_a_process_of_its_own():
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
-        cwd=EXAMPLES / "own_method",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
-    assert "10 passed" in result.stdout
+def test_the_example_with_a_method_of_ones_own_passes_in_a_process_of_its_own(pytester):
+    for name in ("knockout.py", "pytest.ini"):
+        (pytester.path / name).write_text((EXAMPLES / "own_method" / name).read_text())
+    pytester.runpytest_subprocess().assert_outcomes(passed=10)
 
 
 def test_the_plugin_itself_loads_nothing_heavy():
@@ -128,9 +122,43 @@ def test_checks_are_chosen_by_name_by_mark_by_last_failure_and_by_id(run):
 def test_a_file_is_collected_when_it_is_named_or_matched_and_not_otherwise(pytester, run):
     pytester.makepyfile(mine=PROGRAM.replace("is_a", "mine"), **{"other/more": PROGRAM.replace("is_a", "more")})
     run("mine.py", "--collect-only", "-q").stdout.fnmatch_lines(["mine.py::mine::verify"])
-    result = run("-o", "edgeprune_programs=other/*.py", "--collect-only", "-q")
-    result.stdout.fnmatch_lines(["other/more.py::more::verify"])
-    assert "is_a::" not in result.stdout.str()
+    pytester.makepyfile(my_test="from tracr_bridge import rasp_program\ndef test_mine(): pass")
+    assert run("my_test.py").ret == 0  # pytest's own, although it declares programs
+    outside = pytester.path / "other"
+    for named in ("other/*.py", "other", outside, outside / "more.py"):
+        result = run("-o", f"edgeprune_programs={named}", "--collect-only", "-q")
+        result.stdout.fnmatch_lines_random(["other/more.py::more::verify", "programs/is_a.py::is_a::verify"])
+    result = run("-o", "testpaths=my_test.py", "-o", "edgeprune_programs=other", "--collect-only", "-q")
+    lines = ["my_test.py::test_mine", "other/more.py::more::verify", "programs/is_a.py::is_a::verify"]
+    result.stdout.fnmatch_lines_random(lines)
+    result = run("-o", "edgeprune_programs=nowhere/*.py")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*Expected edgeprune_programs to name files or folders; 'nowhere/*.py' names none"])
+
+
+def test_settings_that_would_test_nothing_are_usage_errors(run):
+    for option in ("--circuit-seeds=0", "--circuit-timeout=0", "--circuit-timeout=-3"):
+        result = run(option)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"*{option.partition('=')[0]}: expected *more*"])
+    run("--circuit-ablation=zero").assert_outcomes(passed=3)  # named twice, run once
+
+
+def test_programs_run_under_xdist(run, pytester):
+    pytester.makepyfile(**{"programs/more": PROGRAM.replace("is_a", "more")})
+    result = pytester.runpytest_subprocess("-n", "2", "--circuit-ablation=zero")
+    result.assert_outcomes(passed=6)
+
+
+def test_the_command_of_a_failing_recovery_reproduces_it(run, pytester):
+    pytester.makepyfile(**{"methods/elsewhere": METHODS, "programs/b c": PROGRAM.replace("is_a", "b")})
+    result = run("--circuit-method=elsewhere:nothing", "-o", "pythonpath=methods", "-k", "b and recovery")
+    (line,) = [line for line in result.stdout.lines if line.startswith("reproduce: ")]
+    bin_folder = Path(sys.executable).parent
+    command = line.removeprefix("reproduce: ").replace("edgeprune", str(bin_folder / "edgeprune"), 1)
+    again = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert again.returncode == 1, again.stderr
+    assert "missing" in again.stdout
 
 
 def test_an_unusable_program_file_is_an_error_of_one_line(pytester, run):

@@ -45,7 +45,7 @@ def test_a_program_has_the_constructs_that_are_written_in_it():
         return rasp.SequenceMap(lambda x, y: x, count, rasp.tokens).named("small")
 
     assert constructs(small) == {
-        "tokens alone", "Map", "Map that ignores its input", "SelectorWidth", "combined selectors",
+        "tokens alone", "Map", "Map that ignores its input", "SelectorWidth", "~ selector",
         "selector on computed sequences", "SequenceMap", "SequenceMap that ignores an input", "categorical output",
         "causal", "restricted domain", "1 head", "3 layers",
     }  # fmt: skip

@@ -1,14 +1,16 @@
 """Methods of one's own, held to the contract; what the plugin's checks report."""
 
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from edgeprune.errors import MethodError, UnknownMethod
 from edgeprune.graph import Circuit, Edge
-from edgeprune.methods import find_method
+from edgeprune.methods import Discovery, find_method
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.suite import CheckFailed, Suite
 
@@ -51,6 +53,55 @@ def hangs(model, dataset, ablation, *, seed):
     time.sleep(60)
 
 
+def goes_on(model, dataset, ablation, *, seed):
+    while True:
+        try:
+            time.sleep(60)
+        except Exception:
+            continue
+
+
+def ends_late(model, dataset, ablation, *, seed):
+    try:
+        time.sleep(60)
+    except BaseException:
+        return zeros(model, dataset, ablation, seed=seed)
+
+
+def exits(model, dataset, ablation, *, seed):
+    sys.exit(0)
+
+
+def skips(model, dataset, ablation, *, seed):
+    pytest.skip("not today")
+
+
+def no_scores(model, dataset, ablation, *, seed):
+    return Discovery(Circuit(model.graph, ablation, frozenset()), None, ())
+
+
+def no_circuit(model, dataset, ablation, *, seed):
+    return Discovery([], zeros(model, dataset, ablation, seed=seed), ())
+
+
+def imaginary(model, dataset, ablation, *, seed):
+    return zeros(model, dataset, ablation, seed=seed) * 1j
+
+
+def loses_the_graph(model, dataset, ablation, *, seed):
+    model.graph = None
+
+
+def spoils(model, dataset, ablation, *, seed):
+    """Makes of the inputs what any circuit reproduces, and leaves torch in another state."""
+    nothing = zeros(model, dataset, ablation, seed=seed)
+    for tensor in (dataset.target, dataset.tokens, dataset.scored, dataset.group):
+        tensor.zero_()
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    return nothing
+
+
 def seeded(model, dataset, ablation, *, seed):
     return zeros(model, dataset, ablation, seed=seed) + seed / 100
 
@@ -65,11 +116,27 @@ def seeded(model, dataset, ablation, *, seed):
         ("other_ablation", "under 'zero' ablation from method test_suite:other_ablation; got one .* under 'mean'"),
         ("raises", "Method test_suite:raises raised RuntimeError: out of luck"),
         ("hangs", "Method test_suite:hangs ran longer than the 0.5 s that it is given"),
+        ("goes_on", "Method test_suite:goes_on ran longer than the 0.5 s that it is given"),
+        ("ends_late", "Method test_suite:ends_late ran longer than the 0.5 s that it is given"),
+        ("exits", "Method test_suite:exits raised SystemExit: 0"),
+        ("skips", "Method test_suite:skips raised Skipped: not today"),
+        ("no_scores", "Expected a tensor of real scores from method test_suite:no_scores; got NoneType"),
+        ("no_circuit", "Expected a Circuit, a tensor of scores or a Discovery from method .*; got list"),
+        ("imaginary", "Expected a tensor of real scores from method test_suite:imaginary; got torch.complex64"),
+        ("loses_the_graph", "Expected a Circuit, .* from method test_suite:loses_the_graph; got NoneType"),
     ],
 )
 def test_a_method_that_breaks_the_contract_is_refused_by_name(method, message):
     with pytest.raises(MethodError, match=message):
         Suite(f"test_suite:{method}", seconds=0.5).recover(NAME, "zero")
+
+
+def test_what_a_method_does_to_its_inputs_and_to_torch_is_undone():
+    suite = Suite("test_suite:spoils")
+    for _ in range(2):
+        assert not suite.recover(NAME, "zero").comparison.exact
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(
@@ -96,13 +163,13 @@ def test_scores_above_one_half_are_kept_and_the_seed_reaches_the_method(compiled
 
 def test_a_recovery_that_is_not_exact_is_reported_edge_by_edge():
     with pytest.raises(CheckFailed) as caught:
-        Suite("test_suite:zeros").check_recovery(load_program(NAME), "zero", seed=3, spec="some.py:hist")
+        Suite("test_suite:zeros").check_recovery(load_program(NAME), "zero", seed=3, spec="a b.py:hist")
     report = str(caught.value)
     assert report.startswith("hist, zero ablation: test_suite:zeros, seed 3, found 0 edges, not the true 6")
     assert report.count("  missing  ") == 6
-    assert report.endswith(
-        "\nreproduce: edgeprune recover some.py:hist --ablation zero --method test_suite:zeros --seed 3"
-    )
+    here = Path(__file__).parent  # no folder in which modules are found anyway
+    command = "edgeprune recover 'a b.py:hist' --ablation zero --method test_suite:zeros --seed 3"
+    assert report.endswith(f"\nreproduce: PYTHONPATH={here} {command}")
     with pytest.raises(CheckFailed) as caught:
         Suite("test_suite:ones").check_recovery(load_program(NAME), "zero", seed=0, spec="hist")
     assert str(caught.value).count("  extra  ") == 13 - 6
