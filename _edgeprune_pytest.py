@@ -136,8 +136,8 @@ def _may_hold_programs(path: Path, config: pytest.Config) -> bool:
 @cache
 def _shipped() -> Path | None:
     """The folder of the programs that come with the toolkit."""
-    spec = importlib.util.find_spec("programs")
-    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    spec = importlib.util.find_spec("tracr_bridge")
+    return Path(spec.origin).resolve().parent.parent / "programs" if spec is not None and spec.origin else None
 
 
 def _declares_programs(path: Path) -> bool:

@@ -1,31 +1,32 @@
-"""Finds programs: those of the top-level package `programs`, and those in a user's own file."""
+"""Finds programs: those that come with the toolkit, and those in a user's own file."""
 
 import difflib
-import importlib
 import importlib.util
-import pkgutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Final
 
 from edgeprune.errors import ProgramFileError, UnknownProgram
 from tracr_bridge.program import Program
 
+SHIPPED: Final = Path(__file__).resolve().parent.parent / "programs"
+"""The folder of the programs that come with the toolkit, which a user's own package `programs` does not hide."""
 
-def catalogue() -> dict[str, Program]:
-    """Every program of the package `programs`, by name.
 
-    The package is found by name when asked for, as imports lead from programs to this package and never back.
-    """
-    package = importlib.import_module("programs")
+@cache
+def catalogue() -> Mapping[str, Program]:
+    """Every program that comes with the toolkit, by name."""
     found: dict[str, Program] = {}
-    for module in pkgutil.iter_modules(package.__path__, "programs."):
-        programs = _programs_in(importlib.import_module(module.name))
+    for file in sorted(SHIPPED.glob("[!_]*.py")):
+        programs = load_file(file)
         for name in found.keys() & programs.keys():
-            raise ProgramFileError(f"Expected each name once; {name!r} is declared in {module.name} and elsewhere")
+            raise ProgramFileError(f"Expected each name once; {name!r} is declared in {file.name} and elsewhere")
         found |= programs
-    return dict(sorted(found.items()))
+    return MappingProxyType(dict(sorted(found.items())))
 
 
 def load_program(spec: str) -> Program:
@@ -86,7 +87,7 @@ def _programs_in(module: ModuleType) -> dict[str, Program]:
     }
 
 
-def _choose(programs: dict[str, Program], name: str, where: str, listed: str) -> Program:
+def _choose(programs: Mapping[str, Program], name: str, where: str, listed: str) -> Program:
     if name in programs:
         return programs[name]
     close = difflib.get_close_matches(name, programs, n=3)

@@ -246,6 +246,14 @@ def test_an_unusable_file_is_refused(tmp_path, text, spec, error, message):
     assert message in str(caught.value)
 
 
+def test_a_package_named_programs_of_ones_own_does_not_hide_the_catalogue(tmp_path, monkeypatch):
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    catalogue.cache_clear()
+    assert load_program("hist").name == "hist"
+
+
 def test_a_name_outside_the_catalogue_is_refused_with_those_close_to_it():
     with pytest.raises(UnknownProgram, match=r"did you mean reverse"):
         load_program("revers")
