@@ -151,7 +151,8 @@ class Writer:
         return self._write(code, values=values, at_bos=first.at_bos and second.at_bos)
 
     def _width(self, depth: int) -> _Expression:
-        return self._write(f"rasp.SelectorWidth({self._selector(depth)})", values=tuple(range(self.length + 1)))
+        selector, at_bos = self._selector(depth)
+        return self._write(f"rasp.SelectorWidth({selector})", values=tuple(range(self.length + 1)), at_bos=at_bos)
 
     def _aggregate(self, depth: int) -> _Expression:
         """A categorical aggregate: whatever is selected, it has one value."""
@@ -161,10 +162,10 @@ class Writer:
             moved = self._indices
         # Of several equal values RASP takes the mean, which words do not have and None would spoil.
         if moved.whole and not moved.undefined and self.draw(st.booleans()):
-            selector = self._of_one_value(depth, moved)
+            selector, at_bos = self._of_one_value(depth, moved)
         else:
-            selector = self._at_one_position(depth)
-        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values)
+            selector, at_bos = self._at_one_position(depth)
+        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values, at_bos=at_bos)
 
     def _threshold(self, depth: int) -> _Expression:
         read = self.numerical(depth)
@@ -176,7 +177,9 @@ class Writer:
 
     # Selectors
 
-    def _selector(self, depth: int) -> str:
+    # Each with whether its queries have a value at BOS, so that what is computed with it has one there too.
+
+    def _selector(self, depth: int) -> tuple[str, bool]:
         """Any selector at all."""
         keys, queries = self.categorical(depth, attended=True), self.categorical(depth)
         pairs = self.draw(st.sets(st.tuples(st.sampled_from(keys.values), st.sampled_from(queries.values)), min_size=1))
@@ -192,16 +195,20 @@ class Writer:
         )
         form = self.draw(st.sampled_from((*["plain"] * 7, "and", "or", "not" if defined else "plain")))
         combined = {"plain": one, "and": f"({one} & {other})", "or": f"({one} | {other})", "not": f"~{one}"}[form]
-        return combined if self._rests_on_bos(combined, keys, queries) else self._at_one_position(depth)
+        if not self._rests_on_bos(combined, keys, queries):
+            return self._at_one_position(depth)
+        return combined, queries.at_bos
 
-    def _of_one_value(self, depth: int, keys: _Expression) -> str:
+    def _of_one_value(self, depth: int, keys: _Expression) -> tuple[str, bool]:
         """A selector of those keys that have one value, which depends on the query."""
         queries = self.categorical(depth)
         table = self.draw(_tables(queries.values, st.sampled_from(keys.values)))
         selector = f"rasp.Select({keys.name}, {queries.name}, lambda key, query: key == {table!r}.get(query))"
-        return selector if self._rests_on_bos(selector, keys, queries) else self._at_one_position(depth)
+        if not self._rests_on_bos(selector, keys, queries):
+            return self._at_one_position(depth)
+        return selector, queries.at_bos
 
-    def _at_one_position(self, depth: int) -> str:
+    def _at_one_position(self, depth: int) -> tuple[str, bool]:
         """A selector of one position for each value of the queries."""
         queries = self.categorical(depth)
         table = self.draw(_tables(queries.values, st.sampled_from(self._indices.values)))
@@ -209,7 +216,7 @@ class Writer:
         if queries.whole and not queries.undefined:
             choices = ["lambda key, query: key == query", "lambda key, query: key == query - 1", *choices]
         predicate = self.draw(st.sampled_from(choices))
-        return f"rasp.Select(rasp.indices, {queries.name}, {predicate})"
+        return f"rasp.Select(rasp.indices, {queries.name}, {predicate})", queries.at_bos
 
     def _rests_on_bos(self, selector: str, keys: _Expression, queries: _Expression) -> bool:
         """Whether Tracr attends to BOS wherever nothing is selected, as it means to.
@@ -237,7 +244,7 @@ class Writer:
 
     def _fraction(self, depth: int) -> _Expression:
         """A numerical aggregate, of 0 and 1 alone."""
-        selector = self._selector(depth)
+        selector, _ = self._selector(depth)
         read = self.categorical(depth, defined=True, attended=True)
         chosen = self.draw(st.sets(st.sampled_from(read.values), min_size=1))
         function = f"lambda x: int(x in {_listed(chosen)})"
