@@ -1,5 +1,6 @@
 """Inputs that a circuit is discovered and judged on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -59,6 +60,16 @@ class Dataset:
             target=self.target[clean],
             group=self.group[clean],
         )
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Every input once, in order, each with a corrupted input drawn for it; `size` at a time."""
+        for clean in torch.arange(len(self)).split(size):
+            yield self.take(clean, self.partners(clean, generator))
+
+    def sample(self, size: int, generator: torch.Generator) -> Batch:
+        """One batch of `size` inputs drawn without replacement, or of all where there are fewer."""
+        clean = torch.randperm(len(self), generator=generator)[:size]
+        return self.take(clean, self.partners(clean, generator))
 
     def partners(self, clean: Int[Tensor, "*lead"], generator: torch.Generator) -> Int[Tensor, "*lead"]:
         """For each row a uniformly drawn row of its own group."""

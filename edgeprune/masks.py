@@ -7,6 +7,7 @@ The hard concrete distribution of Louizos et al. (arXiv:1712.01312), as Edge Pru
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,21 +85,25 @@ class Draw:
     """Whether the masks are."""
 
 
+Masked = Literal["edges", "nodes", "edges and nodes"]
+"""What has masks: every edge, every source (whose mask is that of all its edges), or both, which are multiplied."""
+
+
 class LearnedMask:
-    """log_alpha for every edge and, if wanted, for every source, whose mask multiplies those of all its edges.
+    """log_alpha for every edge, every source, or both.
 
     Args:
         graph: the edges.
         hard_concrete: the distribution of one entry.
         initial: log_alpha at the start, of edges and nodes alike.
-        node_masks: whether sources have masks of their own.
+        of: what has masks; entries of edges come before those of nodes.
     """
 
-    def __init__(self, graph: Graph, hard_concrete: HardConcrete, *, initial: float, node_masks: bool) -> None:
-        self.graph, self.hard_concrete, self.node_masks = graph, hard_concrete, node_masks
+    def __init__(self, graph: Graph, hard_concrete: HardConcrete, *, initial: float, of: Masked = "edges") -> None:
+        self.graph, self.hard_concrete, self.of = graph, hard_concrete, of
         self._cells = torch.nonzero(edge_exists(graph).flatten())[:, 0]
-        self._edges = len(self._cells)
-        count = self._edges + (len(graph.sources) if node_masks else 0)
+        self._edges = 0 if of == "nodes" else len(self._cells)
+        count = self._edges + (0 if of == "edges" else len(graph.sources))
         self.log_alpha: Float[Tensor, " entry"] = torch.full((count,), initial, requires_grad=True)
 
     def draw(self, samples: int, generator: torch.Generator, *, explored: float = 1.0, rounded: bool = False) -> Draw:
@@ -156,8 +161,9 @@ class LearnedMask:
         """Masks from the values of all entries, 0 where there is no edge."""
         shape = (len(self.graph.sources), len(self.graph.destinations))
         cells = entries.new_zeros(*entries.shape[:-1], math.prod(shape))
-        mask = cells.index_copy(-1, self._cells, entries[..., : self._edges]).unflatten(-1, shape)
-        return mask * entries[..., self._edges :, None] if self.node_masks else mask
+        edges = entries[..., : self._edges] if self._edges else cells.new_ones(*cells.shape[:-1], len(self._cells))
+        mask = cells.index_copy(-1, self._cells, edges).unflatten(-1, shape)
+        return mask if self.of == "edges" else mask * entries[..., self._edges :, None]
 
     def rounded(self) -> Float[Tensor, "source destination"]:
         """The mask that keeps the entries whose mean is above one half."""

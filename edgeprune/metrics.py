@@ -30,7 +30,7 @@ def kl_divergence(
     """KL(full model ‖ circuit) in nats, averaged over each input's scored positions (arXiv:2406.16778, §3)."""
     log_q, log_p = outputs.log_softmax(-1), target.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return _scored_mean(kl, scored)
+    return scored_mean(kl, scored)
 
 
 def squared_error(
@@ -39,8 +39,20 @@ def squared_error(
     scored: Bool[Tensor, "*other batch pos"],
 ) -> Float[Tensor, "*lead batch"]:
     """Squared error summed over outputs, averaged over each input's scored positions."""
-    return _scored_mean((outputs - target).square().sum(-1), scored)
+    return scored_mean((outputs - target).square().sum(-1), scored)
 
 
-def _scored_mean(value: Tensor, scored: Tensor) -> Tensor:
+def logit_difference(
+    outputs: Float[Tensor, "*lead batch pos vocab"], target: Float[Tensor, "*other batch pos vocab"]
+) -> Float[Tensor, "*lead batch pos"]:
+    """The logit of the full model's answer above the mean of all other logits."""
+    answer = target.argmax(-1, keepdim=True).expand(*outputs.shape[:-1], 1)
+    others = outputs.shape[-1] - 1
+    return (outputs.gather(-1, answer)[..., 0] - outputs.mean(-1)) * (1 + 1 / max(1, others))
+
+
+def scored_mean(
+    value: Float[Tensor, "*lead batch pos"], scored: Bool[Tensor, "*other batch pos"]
+) -> Float[Tensor, "*lead batch"]:
+    """The mean over each input's scored positions, 0 if none is scored."""
     return torch.where(scored, value, 0).sum(-1) / scored.sum(-1).clamp(min=1)

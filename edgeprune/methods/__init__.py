@@ -1,23 +1,47 @@
 """Discovery methods, by name. Every one of them has the signature of `Method`."""
 
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
 
 from edgeprune.data import Dataset
 from edgeprune.errors import UnknownMethod
 from edgeprune.graph import Ablation
+from edgeprune.methods.acdc import AcdcConfig, remove_greedily
+from edgeprune.methods.baselines import ExactConfig, ablate_each, draw_scores
 from edgeprune.methods.custom import load_method
-from edgeprune.methods.edge_pruning import prune_with_penalty
-from edgeprune.methods.edge_pruning_target import prune_to_target
+from edgeprune.methods.eap import EapConfig, attribution_patching
+from edgeprune.methods.eap_ig import EapIgConfig, integrate_activations, integrate_inputs
+from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
+from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.hisp import HispConfig, score_nodes
 from edgeprune.methods.method import Discovery as Discovery
 from edgeprune.methods.method import Method as Method
+from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_edges, probe_nodes
 from edgeprune.model import MaskedModel, OnlyMasked
 
 METHODS: Final[Mapping[str, Method]] = {
-    "edge-pruning": prune_with_penalty,
-    "edge-pruning-target": prune_to_target,
+    "edge-pruning": partial(prune_with_penalty, config=PenaltyConfig()),
+    "edge-pruning-target": partial(prune_to_target, config=TargetConfig()),
+    "acdc": partial(remove_greedily, config=AcdcConfig()),
+    "acdc-earliest-first": partial(remove_greedily, config=AcdcConfig(order="earliest first")),
+    "eap": partial(attribution_patching, config=EapConfig()),
+    "eap-ig-inputs": partial(integrate_inputs, config=EapIgConfig()),
+    "eap-ig-activations": partial(integrate_activations, config=EapIgConfig()),
+    "subnetwork-probing": partial(probe_edges, config=ProbingConfig()),
+    "subnetwork-probing-nodes": partial(probe_nodes, config=ProbingConfig()),
+    "hisp": partial(score_nodes, config=HispConfig()),
+    "exact": partial(ablate_each, config=ExactConfig()),
+    "random": draw_scores,
 }
 """Each in its one configuration, for every model and program."""
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """The settings that the method of that name runs with; none for one that has none, or is not ours."""
+    method = METHODS.get(name)
+    return asdict(method.keywords["config"]) if isinstance(method, partial) else {}
 
 
 def find_method(name: str) -> Method:

@@ -33,7 +33,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import HardConcrete, LearnedMask, edges_of
+from edgeprune.masks import HardConcrete, LearnedMask, Masked, edges_of
 from edgeprune.methods.method import Discovery, Record
 from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
 from edgeprune.model import Mask, MaskedModel, Sources
@@ -113,8 +113,8 @@ class PenaltyConfig:
     logit_scale: float = 1.0
     """Logits are multiplied by this before a divergence."""
 
-    node_masks: bool = False
-    """Whether sources have masks of their own (arXiv:2406.16778, §3); the penalty counts edges either way."""
+    masked: Masked = "edges"
+    """What has masks (the paper: edges and nodes); the penalty counts edges either way."""
 
     hard_concrete: HardConcrete = field(default_factory=HardConcrete)
     """The masks' distribution."""
@@ -162,9 +162,7 @@ def prune_with_penalty(
     """Find a circuit by learning masks under a penalty on kept edges; see `Method` and `PenaltyConfig`."""
     config = PenaltyConfig() if config is None else config
     generator = torch.Generator().manual_seed(seed)
-    masks = LearnedMask(
-        model.graph, config.hard_concrete, initial=config.initial_log_alpha, node_masks=config.node_masks
-    )
+    masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=config.masked)
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
     hard = HardPairs(config.hard_pairs, config.hard_pair_decay)

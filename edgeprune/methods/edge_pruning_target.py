@@ -23,7 +23,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of
+from edgeprune.masks import HardConcrete, LearnedMask, Masked, edge_exists, edges_of
 from edgeprune.methods.method import Discovery, Record
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
 from edgeprune.model import MaskedModel
@@ -70,8 +70,8 @@ class TargetConfig:
     initial_spread: float = 0.01
     """Standard deviation of log_alpha at the start (paper)."""
 
-    node_masks: bool = True
-    """Whether sources have masks of their own, which multiply their edges' (paper)."""
+    masked: Masked = "edges and nodes"
+    """What has masks (paper)."""
 
     loss: Loss = "divergence"
     """KL for logits, squared error for values (paper)."""
@@ -105,9 +105,7 @@ def prune_to_target(
     """Find a circuit of about a target sparsity; see `Method` and `TargetConfig`."""
     config = TargetConfig() if config is None else config
     generator = torch.Generator().manual_seed(seed)
-    masks = LearnedMask(
-        model.graph, config.hard_concrete, initial=config.initial_log_alpha, node_masks=config.node_masks
-    )
+    masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=config.masked)
     with torch.no_grad():
         masks.log_alpha.add_(config.initial_spread * torch.randn(masks.log_alpha.shape, generator=generator))
     exists = edge_exists(model.graph)

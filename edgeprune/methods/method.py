@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeprune.data import Dataset
-from edgeprune.graph import Ablation, Circuit
+from edgeprune.graph import Ablation, Circuit, Graph
+from edgeprune.masks import edges_of
 from edgeprune.model import MaskedModel
 
 
@@ -31,6 +32,13 @@ class Discovery:
     """How strongly the method holds on to each edge; for masks their mean."""
 
     history: tuple[Record, ...]
+
+
+def keep_above(
+    graph: Graph, ablation: Ablation, scores: Float[Tensor, "source destination"], threshold: float
+) -> Discovery:
+    """What is found by keeping the edges that score above `threshold`."""
+    return Discovery(Circuit(graph, ablation, edges_of(graph, scores > threshold)), scores, ())
 
 
 @runtime_checkable

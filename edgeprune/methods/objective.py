@@ -8,18 +8,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
-from edgeprune.metrics import ATOL, kl_divergence, largest_difference, squared_error
+from edgeprune.metrics import (
+    ATOL,
+    kl_divergence,
+    largest_difference,
+    logit_difference,
+    scored_mean,
+    squared_error,
+)
 
-Loss = Literal["worst", "divergence", "squared"]
+Loss = Literal["worst", "divergence", "squared", "disagreement"]
 """
 - `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 up to
   what counts as the same output (`metrics.ATOL`), well above 0 beyond it, 1 from the outputs' range on. It asks what
   the truth asks: whether any input needs an edge at all.
 - `divergence`: KL(full model || circuit) where outputs are logits, else as `squared`.
 - `squared`: squared error over the outputs' variance, averaged over the batch.
+- `disagreement`: minus how far outputs point where the full model's do. It is linear in the outputs, so that its
+  gradient is not zero at the full model, as that of a distance is. Of logits it is a logit difference, as in
+  arXiv:2310.10348: the full model's answer above the mean of all other outputs. Of values it is their product with the
+  full model's, over its mean square. It is -1 at the full model of a compiled program.
 """
 
-LOSSES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
+DISTANCES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
+"""The losses that are 0 at the full model and nowhere below."""
 
 _LEAST_MERIT: Final = 0.01
 """Merit below which a pair is forgotten."""
@@ -42,6 +54,7 @@ class Objective:
         scored = dataset.target[dataset.scored]
         self._range = float(scored.max() - scored.min())
         self._variance = float(scored.var(correction=0))
+        self._square = float(scored.square().mean())
         self._loss: Loss = loss
         self._logit_scale = logit_scale
         self._logits = dataset.logits
@@ -61,6 +74,9 @@ class Objective:
         if self._loss == "divergence" and self._logits:
             scale = self._logit_scale
             return kl_divergence(scale * outputs, scale * batch.target, batch.scored)
+        if self._loss == "disagreement":
+            agreement = logit_difference(outputs, batch.target) if self._logits else (outputs * batch.target).sum(-1)
+            return -scored_mean(agreement / (1 if self._logits else self._square), batch.scored)
         return squared_error(outputs, batch.target, batch.scored) / self._variance
 
     def reduce(self, losses: Float[Tensor, "*masks batch"]) -> Float[Tensor, "*masks"]:

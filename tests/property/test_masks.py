@@ -116,14 +116,14 @@ def test_every_edge_of_the_graph_exists_and_nothing_else():
 
 
 def test_expected_edges_agree_with_sampling_with_node_masks_too():
-    masks = LearnedMask(GRAPH, HARD, initial=0.3, node_masks=True)
+    masks = LearnedMask(GRAPH, HARD, initial=0.3, of="edges and nodes")
     draw = masks.draw(20_000, torch.Generator().manual_seed(0))
     counted = (draw.mask.detach() > 0).sum((-1, -2)).double().mean()
     assert float(masks.expected_edges().detach()) == pytest.approx(float(counted), rel=0.01)
 
 
 def test_a_node_mask_multiplies_the_edges_of_its_source():
-    masks = LearnedMask(GRAPH, HARD, initial=8.0, node_masks=True)
+    masks = LearnedMask(GRAPH, HARD, initial=8.0, of="edges and nodes")
     pos = GRAPH.total + 1  # nodes follow edges, and pos is the second source
     with torch.no_grad():
         masks.log_alpha[pos] = -8.0
@@ -132,7 +132,7 @@ def test_a_node_mask_multiplies_the_edges_of_its_source():
 
 
 def test_entries_that_a_sample_does_not_draw_stand_at_their_rounded_mean():
-    masks = LearnedMask(GRAPH, HARD, initial=0.5, node_masks=False)
+    masks = LearnedMask(GRAPH, HARD, initial=0.5)
     with torch.no_grad():
         masks.log_alpha[::3] = -0.5
     draw = masks.draw(50, torch.Generator().manual_seed(0), explored=0.2)
@@ -143,14 +143,14 @@ def test_entries_that_a_sample_does_not_draw_stand_at_their_rounded_mean():
 
 
 def test_all_entries_are_drawn_equally_often():
-    masks = LearnedMask(GRAPH, HARD, initial=0.5, node_masks=True)
+    masks = LearnedMask(GRAPH, HARD, initial=0.5, of="edges and nodes")
     draw = masks.draw(50, torch.Generator().manual_seed(0), explored=0.2)
     assert torch.bincount(draw.entries.flatten())[: len(masks.log_alpha)].unique().tolist() == [10]
 
 
 @pytest.mark.parametrize("explored", [1.0, 0.25])
 def test_the_likelihood_ratio_agrees_with_the_path_on_a_smooth_loss(explored):
-    masks = LearnedMask(GRAPH, HARD, initial=0.5, node_masks=False)
+    masks = LearnedMask(GRAPH, HARD, initial=0.5)
     weights = torch.rand(len(GRAPH.sources), len(GRAPH.destinations), generator=torch.Generator().manual_seed(1))
     draw = masks.draw(40_000, torch.Generator().manual_seed(0), explored=explored)
     loss = (weights * draw.mask).sum((-1, -2))
@@ -178,7 +178,7 @@ def test_an_empty_mean_mask_keeps_nothing():
 
 def test_rounded_samples_are_of_the_rounded_distribution_and_their_gradient_is_right():
     graph = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
-    masks = LearnedMask(graph, HardConcrete(), initial=0.7, node_masks=False)
+    masks = LearnedMask(graph, HardConcrete(), initial=0.7)
     draw = masks.draw(40_000, torch.Generator().manual_seed(0), rounded=True)
     assert set(draw.mask.unique().tolist()) == {0.0, 1.0}
     kept = draw.mask.sum((-1, -2))

@@ -81,7 +81,7 @@ def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, 
     program = compiled("xproportion")
     config = replace(
         PenaltyConfig(), gradient="path", rounded=False, loss="divergence", explored=1.0, initial_log_alpha=5.0,
-        node_masks=True, mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
+        masked="edges and nodes", mask_samples=16, batch_size=8, learning_rate=0.1, steps=300, penalty=0.05,
     )  # fmt: skip
     found = prune_with_penalty(program.model, program.dataset, "resample", config=config)
     assert found.circuit == truth("xproportion", "resample").circuit

@@ -13,7 +13,7 @@ from edgeprune.graph import Circuit
 from edgeprune.masks import mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
-from edgeprune.methods.objective import LOSSES, HardPairs, Objective, draw_pairs
+from edgeprune.methods.objective import DISTANCES, HardPairs, Objective, draw_pairs
 from edgeprune.metrics import ATOL, kl_divergence
 
 FEW = PenaltyConfig(steps=5)
@@ -114,7 +114,7 @@ def test_an_impossible_target_setting_is_refused(fault):
         TargetConfig(**fault)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", DISTANCES)
 @pytest.mark.parametrize("name", ["hist", "xproportion"])
 def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compiled, name, loss):
     dataset = compiled(name).dataset
@@ -133,7 +133,7 @@ def test_divergence_is_from_the_full_model_to_the_circuit():
     assert float(kl_divergence(outputs, target, torch.tensor([[True]]))) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", DISTANCES)
 def test_positions_that_the_truth_does_not_score_cost_nothing(compiled, loss):
     dataset = compiled("shift_by").dataset
     batch = draw_batch(dataset, 16)

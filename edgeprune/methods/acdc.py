@@ -1,0 +1,121 @@
+"""ACDC: edges are ablated one after the other, and stay so where that changes little.
+
+Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability", arXiv:2304.14997, algorithm 1:
+from the logits backwards, an edge is removed for good if the divergence from the full model grows by less than a
+threshold.
+
+Note: decisions are the algorithm's, one by one, but several are run at once: as most edges go, the next few are run
+under the assumption that all of them do, and what was run after the first that stays is thrown away. One threshold
+serves all models. Inputs are one sample, drawn once. Numbers, which have no divergence, take a squared error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from edgeprune.ablation import Ablator
+from edgeprune.data import Batch, Dataset
+from edgeprune.errors import ConfigError
+from edgeprune.graph import Ablation, Edge, Graph
+from edgeprune.masks import edge_exists
+from edgeprune.methods.method import Discovery, keep_above
+from edgeprune.methods.objective import Loss, Objective
+from edgeprune.model import MaskedModel, Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcdcConfig:
+    """Settings of `remove_greedily`."""
+
+    threshold: float = 0.01
+    """tau: growth of the loss below which an edge is removed."""
+
+    order: Literal["latest first", "earliest first"] = "latest first"
+    """In which order the sources of a destination are tried. Destinations come latest first either way."""
+
+    loss: Loss = "divergence"
+    """See `objective.Loss`."""
+
+    logit_scale: float = 10.0
+    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
+
+    inputs: int = 256
+    """Inputs in the sample on which edges are judged, or all where there are fewer."""
+
+    at_once: int = 32
+    """Decisions run together, at the most; it changes nothing but the time."""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} >= 1, got {getattr(self, name)}" for name in ("inputs", "at_once") if getattr(self, name) < 1
+        ]
+        if self.order not in ("latest first", "earliest first"):
+            faults.append(f"order 'latest first' or 'earliest first', got {self.order!r}")
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
+@torch.no_grad()
+def remove_greedily(
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    config: AcdcConfig | None = None,
+) -> Discovery:
+    """Ablate edges one by one; an edge's score is by how much the loss grew without it. See `Method`, `AcdcConfig`."""
+    config = AcdcConfig() if config is None else config
+    batch = dataset.sample(config.inputs, torch.Generator().manual_seed(seed))
+    objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
+    loss_of = partial(_losses, model, objective, batch, Ablator(model, dataset, ablation)(batch))
+    cells = [model.graph.position(edge) for edge in traversal(model.graph, config.order)]
+    kept = edge_exists(model.graph).float()
+    scores = torch.zeros_like(kept)
+    current, done, width = float(loss_of(kept[None])[0]), 0, 1
+    with tqdm(total=len(cells), desc=f"ACDC, {ablation}", disable=None if progress else True) as bar:
+        while done < len(cells):
+            ahead = cells[done : done + width]
+            losses = loss_of(_without_more_and_more(kept, ahead)).tolist()
+            width = min(2 * width, config.at_once)
+            for (row, column), loss in zip(ahead, losses, strict=True):
+                done += 1
+                scores[row, column] = loss - current
+                if loss - current >= config.threshold:
+                    width = 1
+                    break
+                kept[row, column], current = 0, loss
+            bar.update(done - bar.n)
+    return replace(keep_above(model.graph, ablation, kept, 0.5), scores=scores)
+
+
+def traversal(graph: Graph, order: Literal["latest first", "earliest first"]) -> list[Edge]:
+    """The edges in the order in which they are tried: by destination, from the logits backwards."""
+    sign = -1 if order == "latest first" else 1
+    # The graph lists nodes in the order in which they are computed.
+    by_source = [graph.sources[::sign].index(source) for source in graph.sources]
+    return sorted(
+        graph.edges,
+        key=lambda e: (-graph.destination_index[e.destination], by_source[graph.source_index[e.source]]),
+    )
+
+
+def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Float[Tensor, "cell source destination"]:
+    """`kept` without the first of `cells`, without the first two, and so on."""
+    masks = kept.repeat(len(cells), 1, 1)
+    for number, (row, column) in enumerate(cells):
+        masks[number:, row, column] = 0
+    return masks
+
+
+def _losses(
+    model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, masks: Tensor
+) -> Float[Tensor, " mask"]:
+    return objective(model(batch.clean, masks, ablated), batch)

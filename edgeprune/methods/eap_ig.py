@@ -1,0 +1,155 @@
+"""Edge attribution patching with integrated gradients, over inputs or over activations.
+
+Hanna, Pezzelle and Belinkov, "Have Faith in Faithfulness", arXiv:2403.17806: an edge scores
+`(ablated - clean) . mean over alpha of d loss / d input of its destination`, the derivative of EAP averaged along the
+straight line from ablated to clean input embeddings (`integrate_inputs`), or, as in MIB (arXiv:2504.13151), along that
+of the source's own output (`integrate_activations`), each source having a path of its own.
+
+Both follow from derivatives by the mask. With z = alpha for every edge out of an embedding, and 1 for all others, a
+model runs on interpolated embeddings; with z = alpha for every edge out of one source, on its interpolated output.
+
+Note: derivatives are taken at the middles of the steps, where the authors' code takes them at the ablated ends. The
+loss is the divergence from the full model (their KL); numbers, which have none, take a squared error. The authors' code
+interpolates all heads of a layer together, and adds up the scores of all edges whatever is interpolated; here each
+source's path scores its own edges, as the formula says. One threshold keeps edges in place of a given number of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from edgeprune.ablation import Ablator
+from edgeprune.data import Batch, Dataset
+from edgeprune.errors import ConfigError
+from edgeprune.graph import EMBEDDINGS, Ablation
+from edgeprune.methods.method import Discovery, keep_above
+from edgeprune.methods.objective import Loss, Objective
+from edgeprune.model import MaskedModel, Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class EapIgConfig:
+    """Settings of `integrate_inputs` and `integrate_activations`."""
+
+    steps: int = 30
+    """Points on the path (the authors' code; the paper's figures use 5)."""
+
+    threshold: float = 0.01
+    """Score above which an edge is kept, in units of the loss."""
+
+    loss: Loss = "divergence"
+    """See `objective.Loss`."""
+
+    logit_scale: float = 10.0
+    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
+
+    batch_size: int = 512
+    """Inputs a pass; every input is run once for each step."""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} >= 1, got {getattr(self, name)}" for name in ("steps", "batch_size") if getattr(self, name) < 1
+        ]
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+    @property
+    def path(self) -> Float[Tensor, " step"]:
+        """The middles of `steps` equal parts of the way from 0, all ablated, to 1, all clean."""
+        return (torch.arange(self.steps) + 0.5) / self.steps
+
+
+def integrate_inputs(
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    config: EapIgConfig | None = None,
+) -> Discovery:
+    """Score every edge by its derivative along the path of the input; see `Method` and `EapIgConfig`."""
+    config = EapIgConfig() if config is None else config
+    scores = _mean_over_inputs(_along_inputs, model, dataset, ablation, config, seed=seed, progress=progress)
+    return keep_above(model.graph, ablation, scores.abs(), config.threshold)
+
+
+def integrate_activations(
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    config: EapIgConfig | None = None,
+) -> Discovery:
+    """Score every edge by its derivative along the path of its source; see `Method` and `EapIgConfig`."""
+    config = EapIgConfig() if config is None else config
+    scores = _mean_over_inputs(_along_activations, model, dataset, ablation, config, seed=seed, progress=progress)
+    return keep_above(model.graph, ablation, scores.abs(), config.threshold)
+
+
+_Integral = Callable[[MaskedModel, Objective, Batch, Sources | None, Float[Tensor, " step"]], Tensor]
+"""The derivatives by z, summed over inputs and averaged over the path."""
+
+
+def _mean_over_inputs(
+    integrate: _Integral,
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    config: EapIgConfig,
+    *,
+    seed: int,
+    progress: bool,
+) -> Float[Tensor, "source destination"]:
+    ablator = Ablator(model, dataset, ablation)
+    objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
+    total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+    batches = dataset.batches(config.batch_size, torch.Generator().manual_seed(seed))
+    for batch in tqdm(batches, desc=f"EAP-IG, {ablation}", disable=None if progress else True):
+        total += integrate(model, objective, batch, ablator(batch), config.path)
+    return total / len(dataset)
+
+
+def _along_inputs(
+    model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, path: Float[Tensor, " step"]
+) -> Float[Tensor, "source destination"]:
+    """All edges, while all embeddings go from ablated to clean.
+
+    The derivative by an edge's z is that by its destination's input, times what the source writes in that run, which is
+    that of interpolated embeddings, less the ablated value. The scores want what it writes in the clean run instead: in
+    the difference between two runs, one with the clean run's values for ablated ones, the interpolated run's own drop
+    out. No edge but those of embeddings carries an ablated value, so that the outputs of both are the same.
+    """
+    embeds = torch.tensor([node.kind in EMBEDDINGS for node in model.graph.sources])
+    with torch.no_grad():
+        clean = model.sources(batch.clean)
+    ablated = torch.zeros_like(clean) if ablated is None else ablated
+    twice = torch.stack([ablated, torch.where(embeds[:, None, None, None], ablated, clean)], dim=1)
+    tokens = batch.clean.expand(2, *batch.clean.shape)
+    total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+    for alpha in path:
+        masks = torch.where(embeds[:, None], alpha, torch.ones_like(total)).repeat(2, 1, 1).requires_grad_()
+        loss = objective.per_input(model(tokens, masks, twice), batch).sum(-1)
+        (gradient,) = torch.autograd.grad(loss[0] - loss[1], masks)
+        total += gradient[0] + torch.where(embeds[:, None], 0, gradient[1])
+    return total / len(path)
+
+
+def _along_activations(
+    model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, path: Float[Tensor, " step"]
+) -> Float[Tensor, "source destination"]:
+    """The edges of each source, while that source alone goes from ablated to clean."""
+    total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+    for row in range(len(total)):
+        masks = torch.ones(len(path), *total.shape)
+        masks[:, row] = path[:, None]
+        masks.requires_grad_()
+        loss = objective.per_input(model(batch.clean, masks, ablated), batch).sum()
+        total[row] = torch.autograd.grad(loss, masks)[0][:, row].mean(0)
+    return total

@@ -1,0 +1,130 @@
+"""Measures: against definitions written out, and at the ends that are known."""
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeprune.ablation import Ablator
+from edgeprune.graph import Circuit, Edge, Graph, Node
+from edgeprune.masks import circuit_mask, edge_exists
+from edgeprune.measures import FRACTIONS, Behaviour, best_threshold, highest, nodes_of, overlap, roc
+from edgeprune.methods.objective import Objective
+
+GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
+EDGES = GRAPH.edges
+
+sets = st.frozensets(st.sampled_from(EDGES))
+
+
+@given(sets, sets)
+def test_overlap_is_what_counting_one_by_one_gives(found, true):
+    measured = overlap(found, true)
+    both = sum(edge in true for edge in found)
+    assert measured.precision == (both / len(found) if found else 1)
+    assert measured.recall == (both / len(true) if true else 1)
+    assert measured.iou == (both / (len(found) + len(true) - both) if found or true else 1)
+    assert measured.exact == (sorted(found) == sorted(true))
+
+
+def test_nodes_are_those_at_either_end_and_a_head_is_one():
+    edges = map(Edge.parse, ["tok->a0.h0.q", "pos->a0.h0.k", "a0.h0->logits"])
+    assert nodes_of(edges) == {Node("tok"), Node("pos"), Node("a", 0, 0), Node("logits")}
+
+
+scores = st.lists(st.sampled_from((0.0, 0.25, 0.5, 1.0)), min_size=len(EDGES), max_size=len(EDGES))
+
+
+def matrix(values):
+    table = torch.zeros(len(GRAPH.sources), len(GRAPH.destinations))
+    for edge, value in zip(EDGES, values, strict=True):
+        table[GRAPH.position(edge)] = value
+    return table
+
+
+@given(scores, st.frozensets(st.sampled_from(EDGES), min_size=1, max_size=len(EDGES) - 1))
+def test_auroc_is_the_chance_that_a_true_edge_scores_above_another(values, true):
+    by_edge = dict(zip(EDGES, values, strict=True))
+    pairs = list(product(true, set(EDGES) - true))
+    wins = sum((by_edge[t] > by_edge[f]) + 0.5 * (by_edge[t] == by_edge[f]) for t, f in pairs)
+    curve = roc(matrix(values), Circuit(GRAPH, "zero", true))
+    assert curve.area == pytest.approx(wins / len(pairs))
+    for false_rate, true_rate, threshold in zip(
+        curve.false_positive_rate, curve.true_positive_rate, curve.thresholds, strict=True
+    ):
+        kept = {edge for edge, value in by_edge.items() if value >= threshold}
+        assert true_rate == pytest.approx(len(kept & true) / len(true))
+        assert false_rate == pytest.approx(len(kept - true) / (len(EDGES) - len(true)))
+
+
+@pytest.mark.parametrize("true", [frozenset(), frozenset(EDGES)])
+def test_auroc_of_all_or_nothing_is_not_a_number(true):
+    assert roc(matrix(len(EDGES) * [0.5]), Circuit(GRAPH, "zero", true)).area != 0.5
+
+
+@given(scores, st.frozensets(st.sampled_from(EDGES), min_size=1))
+def test_no_threshold_beats_the_best(values, true):
+    by_edge = dict(zip(EDGES, values, strict=True))
+    best = best_threshold(matrix(values), Circuit(GRAPH, "zero", true))
+    found = {threshold: overlap({e for e, v in by_edge.items() if v >= threshold}, true) for threshold in set(values)}
+    assert best.iou == pytest.approx(max(measured.iou for measured in found.values()))
+    assert best.iou == pytest.approx(found[best.threshold].iou)
+    assert best.exact == any(measured.exact for measured in found.values())
+
+
+def test_the_highest_scores_are_kept_and_shares_are_rounded_down():
+    values = [float(number) for number in range(len(EDGES))]
+    masks = highest(GRAPH, matrix(values), (0.0, 0.2, 1.0))
+    assert masks.sum((1, 2)).tolist() == [0, int(0.2 * len(EDGES)), len(EDGES)]
+    for edge in EDGES[-int(0.2 * len(EDGES)) :]:
+        assert masks[1][GRAPH.position(edge)] == 1
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("name", ["reverse", "xproportion"])
+def test_the_true_circuit_is_faithful_complete_and_minimal(compiled, truth, name, ablation):
+    program, true = compiled(name), truth(name, ablation).circuit
+    behaviour = Behaviour(program.model, program.dataset, ablation)
+    assert behaviour.of(true) == pytest.approx(1, abs=1e-3)
+    assert behaviour.completeness(true) < 0.7
+    assert behaviour.minimality(true) > 0.01
+    everything = Circuit(true.graph, ablation, frozenset(true.graph.edges))
+    assert behaviour.of(everything) == pytest.approx(1, abs=1e-5)
+    assert behaviour.completeness(everything) == pytest.approx(0, abs=1e-5)
+    assert behaviour.minimality(everything) == pytest.approx(0, abs=1e-3)
+    nothing = Circuit(true.graph, ablation, frozenset())
+    assert behaviour.of(nothing) == pytest.approx(0, abs=1e-5)
+    assert behaviour.minimality(nothing) == float("inf")
+
+
+def test_faithfulness_is_the_formula(compiled, truth):
+    program, true = compiled("hist"), truth("hist", "resample").circuit
+    part = Circuit(true.graph, "resample", frozenset(sorted(true.edges)[:-1]))
+    batch = program.dataset.sample(512, torch.Generator().manual_seed(0))
+    ablated = Ablator(program.model, program.dataset, "resample")(batch)
+    objective = Objective(program.dataset, "disagreement")
+
+    def metric(mask):
+        return -float(objective(program.model(batch.clean, mask, ablated), batch))
+
+    nothing, full = metric(torch.zeros_like(circuit_mask(true))), metric(edge_exists(true.graph).float())
+    behaviour = Behaviour(program.model, program.dataset, "resample")
+    expected = (metric(circuit_mask(part)) - nothing) / (full - nothing)
+    assert behaviour.of(part) == pytest.approx(expected, abs=1e-4)
+
+
+def test_areas_are_those_of_trapezia(compiled, truth):
+    program, true = compiled("xproportion"), truth("xproportion", "zero").circuit
+    behaviour = Behaviour(program.model, program.dataset, "zero")
+    scores = circuit_mask(true) + 0.5 * edge_exists(true.graph)
+    f = behaviour.faithfulness(highest(true.graph, scores, FRACTIONS)).tolist()
+    cpr = cmd = 0.0
+    for index, (left, right) in enumerate(pairwise(FRACTIONS)):
+        cpr += (right - left) * (f[index] + f[index + 1]) / 2
+        cmd += (right - left) * (abs(1 - f[index]) + abs(1 - f[index + 1])) / 2
+    assert behaviour.areas(scores) == pytest.approx((cpr, cmd), abs=1e-6)
+    worst = behaviour.areas(-scores)
+    assert worst[0] < cpr
+    assert worst[1] > cmd
