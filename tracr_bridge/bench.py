@@ -1,256 +1,303 @@
-"""Recovers the circuits of random programs, many at a time, and counts how many are exact.
+"""Runs methods on programs, many at a time, and notes how each run went.
 
-Every run is one line of a JSON-lines file, written once it is known: a sweep that was stopped goes on where it was.
+Every run is one row of a results file (`results.py`), written once it is known: a sweep that was stopped goes on where
+it was.
 """
 
-import hashlib
-import itertools
-import json
+import inspect
 import math
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import quantiles
-from typing import Any, Final, TypeVar
+from queue import Empty
+from typing import Any, Final
 
 from tqdm import tqdm
 
-import edgeprune
-import tracr_bridge
-from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
-from edgeprune.graph import Ablation, parse_ablation
-from edgeprune.methods import find_method
+from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError, UnsupportedProgram
+from edgeprune.graph import ABLATIONS, Ablation, Circuit
+from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
+from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
-from edgeprune.store import UnwritableFile, write_text
-from tracr_bridge.compile import compile_program
-from tracr_bridge.coverage import CONSTRUCTS, constructs
+from edgeprune.store import write_text
+from tracr_bridge.catalogue import load_program
+from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.coverage import constructs
+from tracr_bridge.program import Program
 from tracr_bridge.recover import assess, certify
+from tracr_bridge.results import Results, Row, code_digest, digest, row_key, versions
 from tracr_bridge.strategies import DrawnProgram, program_from
+from tracr_bridge.truth import Truth
 from tracr_bridge.verify import verify
-
-_T = TypeVar("_T")
-
-
-class ResultsError(EdgePruneError):
-    """A results file that cannot be read, or is none of ours."""
-
 
 _KEPT_WARM: Final = 100
 """Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
 
-_begun = itertools.count(1)
-
-_FIELDS: Final[dict[str, type]] = {
-    "program": str, "ablation": str, "method": str, "seed": int, "code": str, "outcome": str
-}  # fmt: skip
+_begun = count(1)
 
 
 @dataclass(frozen=True)
-class Rate:
-    """How many of some runs were exact."""
+class Subject:
+    """A program as another process can load it: by its name on the command line, or by its text if it was drawn."""
 
-    exact: int
-    runs: int
+    name: str
+    text: str
+    """The file that declares it."""
 
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the rate (Wilson, JASA 22, 1927); 0 to 1 where nothing was run."""
-        from scipy.stats import binomtest
+    drawn: bool
 
-        if not self.runs:
-            return 0.0, 1.0
-        interval = binomtest(self.exact, self.runs).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
+    def load(self) -> Program:
+        """The program.
+
+        Raises:
+            EdgePruneError: it cannot be loaded.
+        """
+        return program_from(self.text) if self.drawn else load_program(self.name)
+
+
+def named_subject(spec: str) -> Subject:
+    """The program that the command line names `spec`.
+
+    Raises:
+        EdgePruneError: there is none.
+    """
+    program = load_program(spec)
+    return Subject(spec, Path(inspect.getfile(program.build)).read_text(), drawn=False)
+
+
+def drawn_subject(program: DrawnProgram) -> Subject:
+    """A random program, named by its text."""
+    return Subject(f"drawn_{digest(program.source)}", program.source, drawn=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run on a program."""
+
+    ablation: Ablation
+    method: str
+    seed: int
 
 
 def sweep(
-    programs: Sequence[DrawnProgram],
-    ablations: Sequence[Ablation],
+    subjects: Sequence[Subject],
+    runs: Sequence[Run],
     out: Path,
     *,
-    method: str,
-    seed: int,
     jobs: int,
     seconds: float = math.inf,
     progress: bool = False,
-) -> list[dict[str, Any]]:
-    """One row for each program and ablation, those of an earlier sweep in the same folder among them.
+) -> list[Row]:
+    """A row for each program and run, those of an earlier sweep in the same folder among them.
 
     Args:
-        programs: what to recover.
-        ablations: under what.
-        out: a folder: `results.jsonl`, and in `failures/` every program that was not recovered, as a program file.
-        method: the discovery method.
-        seed: the method's.
+        subjects: what to recover.
+        runs: under which ablation, by which method, at which seed.
+        out: a folder: `results.jsonl`, and in `failures/` every drawn program that was not recovered, as a file.
         jobs: processes; with one, everything runs in this one.
         seconds: how long one discovery may take.
         progress: show a progress bar on standard error, if that is a terminal.
+
+    Raises:
+        UnknownMethod: there is no such method.
+        ResultsError: the folder holds results that are none of ours.
+        UnwritableFile: the folder cannot be written.
     """
-    find_method(method)
-    results = out / "results.jsonl"
-    try:
-        (out / "failures").mkdir(parents=True, exist_ok=True)
-        known = {row_key(row): row for row in read_rows(results)}
-        results.touch()
-        # A line that was cut off would spoil the one after it.
-        os.truncate(results, results.read_bytes().rfind(b"\n") + 1)
-    except OSError as error:
-        raise UnwritableFile(f"Expected a folder for results; got {str(out)!r}: {error.strerror}") from error
-    wanted = {
-        (identify(program.source), ablation, method, seed, _code()): program.source
-        for program in programs
-        for ablation in ablations
+    for method in dict.fromkeys(run.method for run in runs):
+        find_method(method)
+    results = Results(out)
+    wanted: dict[Subject, dict[tuple[Any, ...], Run]] = {
+        subject: {row_key(_head(subject, run)): run for run in runs} for subject in subjects
     }
-    left: dict[str, list[Ablation]] = {}
-    for key, source in wanted.items():
-        if key not in known:
-            left.setdefault(source, []).append(parse_ablation(key[1]))
-    sources = {identify(source): source for source in left}
-    work = [partial(_run, source, todo, method, seed, seconds) for source, todo in left.items()]
-    bar = tqdm(_each(work, jobs), total=len(work), desc="programs", disable=None if progress else True)
-    with results.open("a") as file:
-        for found in bar:
-            for row in found:
-                known[row_key(row)] = row
-                if row["outcome"] in ("inexact", "broken"):
-                    write_text(out / "failures" / f"drawn_{row['program']}.py", sources[row["program"]])
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-    return [known[key] for key in wanted]
+    left = {
+        subject: [run for key, run in keyed.items() if key not in results.rows] for subject, keyed in wanted.items()
+    }
+    by_text = {(subject.name, digest(subject.text)): subject for subject in subjects}
+    work = [(subject, todo) for subject, todo in left.items() if todo]
+    total = sum(map(len, wanted.values()))
+    bar = tqdm(
+        total=total, initial=total - sum(map(len, left.values())), desc="runs", disable=None if progress else True
+    )
+    with bar:
+        for row in _rows(work, jobs, seconds):
+            results.append(row)
+            subject = by_text[row["program"], row["text"]]
+            if subject.drawn and row["outcome"] in ("inexact", "broken"):
+                (out / "failures").mkdir(exist_ok=True)
+                write_text(out / "failures" / f"{subject.name}.py", subject.text)
+            bar.update()
+    return [results.rows[key] for keyed in wanted.values() for key in keyed]
 
 
-def _each(work: Sequence[Callable[[], _T]], jobs: int) -> Iterator[_T]:
-    """What each piece of work gives, as soon as it does; with one job, in this process."""
+Work = Sequence[tuple[Subject, list[Run]]]
+
+
+def _rows(work: Work, jobs: int, seconds: float) -> Iterator[Row]:
+    """The rows of all work, each as soon as it is known; with one job, from this process."""
     if jobs == 1:
-        yield from (run() for run in work)
+        for subject, todo in work:
+            yield from run_subject(subject, todo, seconds)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    queue = context.Queue()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_queue, initargs=(queue,)) as pool:
         try:
-            for job in as_completed([pool.submit(run) for run in work]):
-                yield job.result()
+            yield from _received(queue, [pool.submit(_send_rows, *each, seconds) for each in work])
         finally:  # whoever stops here waits for what is running, and not for all that is left
             pool.shutdown(cancel_futures=True)
 
 
-def identify(source: str) -> str:
-    """A short name for a program's text."""
-    return hashlib.sha256(source.encode()).hexdigest()[:12]
-
-
-def row_key(row: dict[str, Any]) -> tuple[str, str, str, int, str]:
-    """What makes a run the same run: of the same program and method, by the same code of this toolkit."""
-    return row["program"], row["ablation"], row["method"], row["seed"], row["code"]
-
-
-@cache
-def _code() -> str:
-    """A short name for what this toolkit's files hold."""
-    packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
-    files = sorted(file for package in packages for file in package.rglob("*.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file, without a last line that was cut off; none where there is no file.
-
-    Raises:
-        ResultsError: another line is no row.
-    """
-    try:
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"Expected a results file; got {str(path)!r}: {error}") from error
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        row: dict[str, Any] = {}
+def _received(queue: Any, futures: list[Future[int]]) -> Iterator[Row]:
+    """What arrives in the queue, until every future has sent as many rows as it says."""
+    received = 0
+    while True:
+        done = [future for future in futures if future.done()]
+        sent = sum(future.result() for future in done)  # raises what a process raised
+        if len(done) == len(futures) and received == sent:
+            return
         try:
-            row = json.loads(line)
-            wrong = [name for name, kind in _FIELDS.items() if not isinstance(row[name], kind)]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            wrong = [str(error)]
-        if wrong:
-            raise ResultsError(
-                f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r}; "
-                "name another folder"
-            )
-        rows.append(row)
-    return rows
+            yield queue.get(timeout=0.5)
+            received += 1
+        except Empty:
+            continue
 
 
-def rates(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Rate]:
-    """The rate of each ablation and certificate status."""
-    found: dict[tuple[str, str], Rate] = {}
-    for row in rows:
-        if row["outcome"] in ("exact", "inexact"):
-            key = (row["ablation"], row["status"])
-            before = found.get(key, Rate(0, 0))
-            found[key] = Rate(before.exact + (row["outcome"] == "exact"), before.runs + 1)
-    return dict(sorted(found.items()))
+_queue: list[Any] = []
+"""Where this process sends rows; filled as it starts."""
 
 
-def distribution(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What the programs of `rows` are made of: how many have each construct, and how many true edges they have."""
-    by_program = {row["program"]: row.get("constructs", []) for row in rows}
-    counts = Counter(name for found in by_program.values() for name in found)
-    lines = [(name, f"{counts[name]} of {len(by_program)}") for name in CONSTRUCTS]
-    for ablation in dict.fromkeys(row["ablation"] for row in rows):
-        edges = sorted(row["true"] for row in rows if row["ablation"] == ablation and "true" in row)
-        if len(edges) > 1:
-            low, _, high = quantiles(edges, n=4, method="inclusive")
-            lines.append((f"true edges, {ablation}", f"{edges[0]} to {edges[-1]}, half of them {low:g} to {high:g}"))
-    return lines
+def _keep_queue(queue: Any) -> None:
+    _queue.append(queue)
 
 
-def _run(source: str, ablations: Sequence[Ablation], method: str, seed: int, seconds: float) -> list[dict[str, Any]]:
-    """Rows of one program; what goes wrong with it is an outcome, not an end."""
+def _send_rows(subject: Subject, todo: list[Run], seconds: float) -> int:
+    """Send the rows of a program one by one; how many they are."""
+    number = 0
+    for row in run_subject(subject, todo, seconds):
+        _queue[0].put(row)
+        number += 1
+    return number
+
+
+# One program
+
+
+def _head(subject: Subject, run: Run) -> Row:
+    return {
+        "program": subject.name,
+        "text": digest(subject.text),
+        "ablation": run.ablation,
+        "method": run.method,
+        "seed": run.seed,
+        "code": code_digest(),
+    }
+
+
+def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterator[Row]:
+    """The rows of one program, each as soon as it is known; what goes wrong is an outcome, not an end."""
     import jax
     import torch
 
     torch.set_num_threads(1)
     if next(_begun) % _KEPT_WARM == 0:
         jax.clear_caches()
-    row: dict[str, Any] = {"program": identify(source), "method": method, "seed": seed, "code": _code()}
+    heads = {run: _head(subject, run) | {"versions": versions(), "config": configuration(run.method)} for run in todo}
+    made_of: dict[str, Any] = {}
     try:
-        program = program_from(source)
-        row["constructs"] = sorted(constructs(program))
-        compiled = compile_program(program)
-        equal = verify(compiled).equal
+        program = subject.load()
+        made_of["constructs"] = sorted(constructs(program))
+        compiled = _verified(program)
     except EdgePruneError as error:
-        return [row | {"ablation": a, "outcome": "broken", "reason": str(error)} for a in ablations]
-    if not equal:
-        return [row | {"ablation": a, "outcome": "broken", "reason": "RASP and the model differ"} for a in ablations]
-    rows: list[dict[str, Any]] = []
-    for ablation in ablations:
-        try:
-            truth = certify(compiled, ablation)
-        except DegenerateProgram as refused:
-            rows.append(row | {"ablation": ablation, "outcome": "refused", "reason": str(refused)})
-            continue
-        try:
-            with time_limit(seconds, method):
-                found = find_method(method)(compiled.model, compiled.dataset, ablation, seed=seed).circuit
-        except MethodError as error:
-            rows.append(row | {"ablation": ablation, "outcome": "broken", "reason": str(error)})
-            continue
-        assessment = assess(truth, found)
-        comparison = assessment.comparison
-        rows.append(
-            row
-            | {
-                "ablation": ablation,
-                "outcome": "exact" if comparison.exact else "inexact",
-                "status": assessment.truth.certificate.status,
-                "edges": compiled.model.graph.total,
-                "structural": len(truth.structural),
-                "true": len(assessment.reference),
-                "missing": sorted(map(str, comparison.missing)),
-                "extra": sorted(map(str, comparison.extra)),
-                "gap": truth.certificate.gap.kept,
-            }
-        )
-    return rows
+        yield from (head | made_of | {"outcome": "broken", "reason": str(error)} for head in heads.values())
+        return
+    for ablation in ABLATIONS:
+        runs = [run for run in todo if run.ablation == ablation]
+        start = time.perf_counter()
+        truth = _certified(compiled, ablation) if runs else ""
+        certifying = round(time.perf_counter() - start, 3)
+        for run in runs:
+            found: Row
+            if isinstance(truth, str):
+                found = {"outcome": "refused", "reason": truth}
+            else:
+                found, truth = _run(compiled, truth, run, seconds)
+            found["seconds"] = {"certify": certifying} | found.get("seconds", {})
+            yield heads[run] | made_of | found
+
+
+def _verified(program: Program) -> Compiled:
+    """The compiled program.
+
+    Raises:
+        EdgePruneError: it is unusable.
+        UnsupportedProgram: the model does not do what RASP says.
+    """
+    compiled = compile_program(program)
+    verification = verify(compiled)
+    if not verification.equal:
+        raise UnsupportedProgram(f"RASP and the model differ: {verification.mismatches[0]}")
+    return compiled
+
+
+def _certified(compiled: Compiled, ablation: Ablation) -> Truth | str:
+    """The truth, or why there is none."""
+    try:
+        return certify(compiled, ablation)
+    except DegenerateProgram as refused:
+        return str(refused)
+
+
+def _run(compiled: Compiled, truth: Truth, run: Run, limit: float) -> tuple[Row, Truth]:
+    """How a method fared, and the truth with what it may have added to it."""
+    start = time.perf_counter()
+    try:
+        with time_limit(limit, run.method):
+            found = find_method(run.method)(compiled.model, compiled.dataset, run.ablation, seed=run.seed)
+    except MethodError as error:
+        return {"outcome": "broken", "reason": str(error)}, truth
+    took = time.perf_counter() - start
+    assessment = assess(truth, found.circuit)
+    comparison, reference = assessment.comparison, assessment.reference
+    row: Row = {
+        "outcome": "exact" if comparison.exact else "inexact",
+        "status": assessment.truth.certificate.status,
+        "edges": compiled.model.graph.total,
+        "structural": len(truth.structural),
+        "true": len(reference),
+        "found": len(found.circuit),
+        "missing": sorted(map(str, comparison.missing)),
+        "extra": sorted(map(str, comparison.extra)),
+        "gap": truth.certificate.gap.kept,
+        "seconds": {"discover": round(took, 3)},
+    }
+    return row | _measured(compiled, found, reference), assessment.truth
+
+
+def _measured(compiled: Compiled, found: Discovery, reference: Circuit) -> Row:
+    """What `measures` says of it; None for what is not a number."""
+    edges = overlap(found.circuit.edges, reference.edges)
+    nodes = overlap(nodes_of(found.circuit.edges), nodes_of(reference.edges))
+    best = best_threshold(found.scores, reference)
+    behaviour = Behaviour(compiled.model, compiled.dataset, reference.ablation)
+    cpr, cmd = behaviour.areas(found.scores)
+    measured = {
+        "precision": edges.precision,
+        "recall": edges.recall,
+        "iou": edges.iou,
+        "node_precision": nodes.precision,
+        "node_recall": nodes.recall,
+        "node_iou": nodes.iou,
+        "auroc": roc(found.scores, reference).area,
+        "best_threshold_iou": best.iou,
+        "best_threshold_exact": float(best.exact),
+        "completeness": behaviour.completeness(found.circuit),
+        "minimality": behaviour.minimality(found.circuit),
+        "faithfulness": behaviour.of(found.circuit),
+        "cpr": cpr,
+        "cmd": cmd,
+    }
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in measured.items()}

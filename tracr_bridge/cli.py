@@ -71,14 +71,24 @@ def _parser() -> argparse.ArgumentParser:
 
     programs = add("programs", "list the programs that come with the toolkit", _programs)
     programs.add_argument("--coverage", action="store_true", help="show which constructs of RASP each of them uses")
-    bench = add("bench", "recover the circuits of random programs, and count how many are exact", _bench)
-    bench.add_argument("--random", type=_count, required=True, metavar="N", help="how many programs to draw, by --seed")
+    bench = add("bench", "run methods on many programs, and compare how well they recover circuits", _bench)
+    bench.add_argument("program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all)")
+    bench.add_argument("--random", type=_count, metavar="N", help="run on N random programs instead, drawn by --seed")
     bench.add_argument(
         "--out",
         type=Path,
         default=Path("bench"),
         metavar="DIR",
-        help="results.jsonl and every program not recovered; a second run goes on there (default: %(default)s)",
+        help="results.jsonl, leaderboard.md, pictures, and every random program not recovered; a second run goes on "
+        "there (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--seeds", type=_count, default=1, metavar="N", help="run methods at seeds 0 to N - 1 (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--method",
+        action="append",
+        help="a discovery method, or all; may be repeated; one that is none lists them (default: edge-pruning)",
     )
     bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
     bench.add_argument(
@@ -95,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
             default="zero",
             help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: %(default)s)",
         )
+    recover.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
     for command in (recover, bench):
-        command.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
         command.add_argument(
             "--timeout",
             type=_seconds,
@@ -234,47 +244,39 @@ def _recover(options: argparse.Namespace) -> bool:
 
 
 def _bench(options: argparse.Namespace) -> bool:
-    from edgeprune.methods import find_method
-    from tracr_bridge import report
-    from tracr_bridge.bench import distribution, rates, sweep
+    from edgeprune.methods import METHODS, find_method
+    from tracr_bridge import leaderboard, report
+    from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
+    from tracr_bridge.catalogue import catalogue
     from tracr_bridge.sample import draw_programs
 
     chosen: list[str] = options.ablation or ["zero", "resample"]
     ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
-    find_method(options.method)
-    programs = draw_programs(options.random, seed=options.seed, progress=True)
-    rows = sweep(
-        programs,
-        ablations,
-        options.out,
-        method=options.method,
-        seed=0,
-        seconds=options.timeout,
-        jobs=options.jobs,
-        progress=True,
-    )
-    found = rates(rows)
-    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("refused", "broken")}
-    if options.json:
-        listed = [
-            {"ablation": a, "status": s, "exact": rate.exact, "runs": rate.runs, "interval": rate.interval()}
-            for (a, s), rate in found.items()
-        ]
-        failures = [row for row in rows if row["outcome"] in ("inexact", "broken")]
-        content = {"rates": listed, **counts, "failures": failures, "distribution": dict(distribution(rows))}
-        print(report.as_json(content), file=options.output)
+    named: list[str] = options.method or ["edge-pruning"]
+    methods = [method for name in named for method in (METHODS if name == "all" else [name])]
+    for method in methods:
+        find_method(method)
+    if options.random is None:
+        subjects = [named_subject(spec) for spec in options.program or catalogue()]
+    elif options.program:
+        raise EdgePruneError(f"Expected either programs or --random; got both, {options.program[0]!r} and more")
     else:
-        report.print_table("What was drawn", ("", "programs"), distribution(rows))
-        lines = [
-            (a, s, f"{rate.exact}/{rate.runs}", "{:.1%} to {:.1%}".format(*rate.interval()))
-            for (a, s), rate in found.items()
-        ]
-        report.print_table(
-            f"{len(programs)} random programs", ("ablation", "certificate", "exact", "95 % interval"), lines
-        )
+        subjects = [drawn_subject(p) for p in draw_programs(options.random, seed=options.seed, progress=True)]
+    runs = [
+        Run(a, m, s) for a in dict.fromkeys(ablations) for m in dict.fromkeys(methods) for s in range(options.seeds)
+    ]
+    rows = sweep(subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True)
+    leaderboard.write(rows, options.out)
+    if options.json:
+        print(report.as_json(leaderboard.as_json(rows)), file=options.output)
+    else:
+        if options.random is not None:
+            report.print_table("What was drawn", ("", "programs"), leaderboard.distribution(rows))
+        report.print_table(f"{len(subjects)} programs", *leaderboard.table(rows, leaderboard.FEW))
+        counts = leaderboard.outcomes(rows)
         print(f"refused, as nothing could fail on them: {counts['refused']}; broken: {counts['broken']}")
-        print(f"results: {(options.out / 'results.jsonl').resolve()}")
-    return not counts["broken"] and all(rate.exact == rate.runs for rate in found.values())
+        print(f"results: {(options.out / 'leaderboard.md').resolve()}")
+    return all(row["outcome"] in ("exact", "refused") for row in rows)
 
 
 def _use_one_thread() -> None:

@@ -1,23 +1,33 @@
-"""Sweeps over random programs: what is written down, gone on with, and counted."""
+"""Sweeps: what is written down, gone on with, and counted."""
 
 import json
+import time
+from multiprocessing import get_context
 
 import pytest
 
+from edgeprune.errors import EdgePruneError
 from edgeprune.store import UnwritableFile
-from tracr_bridge.bench import Rate, ResultsError, distribution, rates, read_rows, sweep
+from tracr_bridge import leaderboard
+from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
 from tracr_bridge.catalogue import load_file
 from tracr_bridge.cli import main
+from tracr_bridge.results import Rate, Results, ResultsError, distribution, mean, rates, read_rows
 from tracr_bridge.sample import draw_programs
 
 ROW = {
     "program": "p",
+    "text": "t",
     "ablation": "zero",
     "method": "m",
     "seed": 0,
     "code": "c",
     "outcome": "exact",
     "status": "unique",
+    "edges": 10,
+    "iou": 1.0,
+    "auroc": None,
+    "seconds": {"discover": 2.0},
 }
 
 
@@ -32,16 +42,22 @@ def test_a_rate_comes_with_its_interval():
 def test_rates_count_what_was_exact_and_what_was_not_and_nothing_else():
     rows = [ROW, ROW | {"outcome": "inexact"}, ROW | {"status": "minimal"}]
     rows += [{**ROW, "outcome": outcome, "status": None} for outcome in ("refused", "broken")]
-    assert rates(rows) == {("zero", "unique"): Rate(1, 2), ("zero", "minimal"): Rate(1, 1)}
+    assert rates(rows, "ablation", "status") == {("zero", "unique"): Rate(1, 2), ("zero", "minimal"): Rate(1, 1)}
+
+
+def test_a_mean_is_over_the_rows_that_have_the_number():
+    assert mean([{"x": 1.0}, {"x": 3.0}, {"x": None}, {"x": float("nan")}, {}], "x") == 2
+    assert mean([{}], "x") is None
 
 
 def test_the_distribution_counts_programs_and_not_runs():
     rows = [
-        {"program": name, "ablation": ablation, "constructs": [made_of], "true": edges}
+        {"program": name, "text": "", "ablation": ablation, "constructs": [made_of], "true": edges}
         for name, made_of, edges in (("p", "Map", 2), ("q", "Map", 6), ("r", "SelectorWidth", 4))
         for ablation in ("zero", "resample")
+        for _ in range(3)
     ]
-    found = dict(distribution([*rows, {"program": "broken", "ablation": "zero"}]))
+    found = dict(distribution([*rows, {"program": "broken", "text": "", "ablation": "zero"}]))
     assert found["Map"] == "2 of 4"
     assert found["8 layers"] == "0 of 4"
     assert found["true edges, zero"] == "2 to 6, half of them 3 to 5"
@@ -67,18 +83,61 @@ def test_a_results_file_that_cannot_be_read_is_refused(tmp_path):
         read_rows(tmp_path / "bytes")
 
 
-def test_a_method_that_fails_is_an_outcome_and_an_ablation_named_twice_is_run_once(tmp_path):
-    programs = draw_programs(1, seed=0)
-    (row,) = sweep(programs, ["zero", "zero"], tmp_path, method="test_suite:none", seed=0, jobs=1)
+def test_a_line_that_was_cut_off_is_written_over(tmp_path):
+    Results(tmp_path).append(ROW)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"cut off')
+    results = Results(tmp_path)
+    results.append(ROW | {"seed": 1})
+    assert read_rows(results.path) == list(results.rows.values()) == [ROW, ROW | {"seed": 1}]
+
+
+def test_a_method_that_fails_is_an_outcome_and_a_run_named_twice_is_run_once(tmp_path):
+    subjects = [named_subject("hist")]
+    (row,) = sweep(subjects, 2 * [Run("zero", "test_suite:none", 0)], tmp_path, jobs=1)
     assert row["outcome"] == "broken"
     assert "test_suite:none" in row["reason"]
+    (row,) = sweep(subjects, [Run("zero", "test_suite:hangs", 0)], tmp_path, jobs=1, seconds=0.2)
+    assert "ran longer than the 0.2 s" in row["reason"]
+
+
+def test_a_program_that_cannot_be_run_is_an_outcome(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from tracr.rasp import rasp\nfrom tracr_bridge import rasp_program\n"
+        "@rasp_program(vocab=('a', 'b'), max_seq_len=2)\n"
+        "def mine():\n    return rasp.Map(lambda token: 1, rasp.tokens).named('mine')\n"
+    )
+    (row,) = sweep([named_subject(f"{tmp_path / 'mine.py'}:mine")], [Run("zero", "eap", 0)], tmp_path, jobs=1)
+    assert (row["outcome"], row["program"]) == ("broken", f"{tmp_path / 'mine.py'}:mine")
+
+
+def test_a_row_says_all_about_its_run(tmp_path):
+    runs = [Run(ablation, method, 0) for ablation in ("zero", "resample") for method in ("acdc", "random")]
+    rows = sweep([named_subject("hist"), named_subject("length")], runs, tmp_path, jobs=1)
+    found = {(row["program"], row["ablation"], row["method"]): row for row in rows}
+    assert len(found) == len(rows) == 8
+    exact = found["hist", "zero", "acdc"]
+    assert exact["outcome"] == "exact"
+    assert exact["versions"].keys() >= {"edgeprune", "torch", "jax", "tracr-pypi", "python"}
+    assert exact["config"]["threshold"] == 0.01
+    assert exact["seconds"].keys() == {"certify", "discover"}
+    assert [exact[name] for name in ("iou", "node_iou", "auroc", "best_threshold_exact")] == [1, 1, 1, 1]
+    assert exact["faithfulness"] == pytest.approx(1, abs=1e-3)
+    wrong = found["hist", "zero", "random"]
+    assert wrong["outcome"] == "inexact"
+    assert wrong["iou"] < 1
+    assert len(wrong["missing"]) + wrong["found"] - len(wrong["extra"]) == wrong["true"]
+    assert found["length", "resample", "acdc"]["outcome"] == "refused"
+    assert read_rows(tmp_path / "results.jsonl") == rows or len(read_rows(tmp_path / "results.jsonl")) == 8
 
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(tmp_path):
-    programs = [program for program in draw_programs(12, seed=0) if program.source.count(".named(") == 1][:2]
+    programs = [program for program in draw_programs(12, seed=0) if program.source.count(".named(") <= 2][:2]
+    assert len(programs) == 2
 
     def run(count):
-        return sweep(programs[:count], ["zero"], tmp_path, method="test_suite:zeros", seed=0, jobs=1)
+        subjects = [drawn_subject(program) for program in programs[:count]]
+        return sweep(subjects, [Run("zero", "test_suite:zeros", 0)], tmp_path, jobs=1)
 
     (first,) = run(1)
     assert first["outcome"] == "inexact"
@@ -88,18 +147,89 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(t
     assert run(2)[0] == first
     assert [row["program"] for row in read_rows(results)] == [row["program"] for row in run(2)]
     for program, row in zip(programs, run(2), strict=True):
-        saved = load_file(tmp_path / "failures" / f"drawn_{row['program']}.py")["drawn"]
+        saved = load_file(tmp_path / "failures" / f"{row['program']}.py")["drawn"]
         longest = program.domain(budget=100, seed=0).inputs[-1]
         assert saved.evaluate(longest) == program.evaluate(longest)
+
+
+def _sweep_for_ever(out):
+    runs = [Run("zero", method, seed) for seed in range(1000) for method in ("random", "eap")]
+    sweep([named_subject("hist")], runs, out, jobs=1)
+
+
+def test_a_sweep_that_is_killed_loses_no_run_that_it_finished(tmp_path):
+    process = get_context("spawn").Process(target=_sweep_for_ever, args=(tmp_path,))
+    process.start()
+    results = tmp_path / "results.jsonl"
+    deadline = time.monotonic() + 120
+    while not (results.exists() and results.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.join()
+    before = read_rows(results)
+    assert len(before) >= 3
+    wanted = [Run("zero", row["method"], row["seed"]) for row in before]
+    again = sweep([named_subject("hist")], [*wanted, Run("zero", "exact", 0)], tmp_path, jobs=1)
+    assert again[:-1] == before
+    assert read_rows(results)[:-1] == before
+
+
+def test_processes_give_what_one_process_gives(tmp_path):
+    subjects, runs = (
+        [named_subject(name) for name in ("hist", "caesar")],
+        [Run("zero", "eap", 0), Run("zero", "exact", 0)],
+    )
+
+    def run(jobs):
+        rows = sweep(subjects, runs, tmp_path / str(jobs), jobs=jobs)
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+    assert run(2) == run(1)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableFile, match="Expected a folder for results"):
-        sweep([], ["zero"], tmp_path / "file" / "bench", method="edge-pruning", seed=0, jobs=1)
+        sweep([], [], tmp_path / "file" / "bench", jobs=1)
     (tmp_path / "results.jsonl").symlink_to(tmp_path / "nowhere" / "results.jsonl")
     with pytest.raises(UnwritableFile, match="Expected a folder for results"):
-        sweep([], ["zero"], tmp_path, method="edge-pruning", seed=0, jobs=1)
+        sweep([], [], tmp_path, jobs=1)
+
+
+def test_the_leaderboard_puts_the_most_exact_method_first_and_draws_what_it_says(tmp_path):
+    rows = [
+        ROW
+        | {
+            "method": method,
+            "ablation": ablation,
+            "outcome": "exact" if exact else "inexact",
+            "seed": seed,
+            "auroc": 0.9,
+        }
+        for method, exact in (("worse", False), ("better", True))
+        for ablation in ("zero", "mean")
+        for seed in range(2)
+    ]
+    headings, lines = leaderboard.table([*rows, ROW | {"outcome": "refused"}])
+    assert [line[:3] for line in lines] == [
+        ("better", "mean", "2/2"),
+        ("better", "zero", "2/2"),
+        ("worse", "mean", "0/2"),
+        ("worse", "zero", "0/2"),
+    ]
+    assert dict(zip(headings, lines[0], strict=True))["AUROC"] == "0.900"
+    leaderboard.write(rows, tmp_path)
+    written = (tmp_path / "leaderboard.md").read_text()
+    assert "| better | mean | 2/2 |" in written
+    for name in ("exact", "auroc", "seconds"):
+        assert f"]({name}.svg)" in written
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_a_leaderboard_of_nothing_is_one_too(tmp_path):
+    leaderboard.write([], tmp_path)
+    assert "0 runs on 0 programs" in (tmp_path / "leaderboard.md").read_text()
 
 
 def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeypatch):
@@ -108,6 +238,34 @@ def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeyp
     result = json.loads(capsys.readouterr().out)
     assert sum(rate["runs"] for rate in result["rates"]) + result["refused"] == 2
     assert all(rate["exact"] == rate["runs"] for rate in result["rates"])
-    monkeypatch.setattr("tracr_bridge.bench._run", None)  # nothing is run again
+    monkeypatch.setattr("tracr_bridge.bench.run_subject", None)  # nothing is run again
     assert main(arguments) == 0
-    assert "results.jsonl" in capsys.readouterr().out.replace("\n", "")
+    assert "leaderboard.md" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_bench_runs_the_methods_and_programs_that_are_named(capsys, tmp_path):
+    arguments = [
+        "bench",
+        "hist",
+        "caesar",
+        "--method",
+        "exact",
+        "--method",
+        "random",
+        "--ablation",
+        "zero",
+        "--seeds",
+        "2",
+    ]
+    assert main([*arguments, "--out", str(tmp_path), "--jobs", "1"]) == 1
+    assert "exact" in capsys.readouterr().out
+    assert len(read_rows(tmp_path / "results.jsonl")) == 8
+    assert main(["bench", "hist", "--random", "2", "--out", str(tmp_path)]) == 2
+    assert "Expected either programs or --random" in capsys.readouterr().err
+    assert main(["bench", "--method", "magic", "--out", str(tmp_path)]) == 2
+    assert "Expected a method among edge-pruning, edge-pruning-target, acdc" in capsys.readouterr().err
+
+
+def test_a_program_that_there_is_not_is_refused():
+    with pytest.raises(EdgePruneError, match="There is no program 'nowhere'"):
+        named_subject("nowhere")

@@ -164,8 +164,9 @@ def test_unusable_input_is_one_line_on_standard_error_and_status_2(capsys, argum
         ["recover"],
         ["recover", "reverse", "--seed", "x"],
         ["truth", "reverse", "--fast"],
-        ["bench"],
         ["bench", "--random", "0"],
+        ["bench", "--seeds", "0"],
+        ["bench", "--timeout", "0"],
         ["bench", "--random", "2", "--jobs", "0"],
     ],
 )

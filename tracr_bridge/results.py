@@ -1,0 +1,179 @@
+"""The results of sweeps: a JSON-lines file with a row for each run, and what can be counted in it."""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from statistics import quantiles
+from typing import Any, Final
+
+import edgeprune
+import tracr_bridge
+from edgeprune.errors import EdgePruneError
+from edgeprune.store import UnwritableFile
+from tracr_bridge.coverage import CONSTRUCTS
+
+Row = dict[str, Any]
+"""One run; `Results.append` says what it holds."""
+
+_KEY: Final[dict[str, type]] = {
+    "program": str, "text": str, "ablation": str, "method": str, "seed": int, "code": str
+}  # fmt: skip
+"""What makes a run the same run: of the same program's text, by the same code of this toolkit."""
+
+
+class ResultsError(EdgePruneError):
+    """A results file that cannot be read, or is none of ours."""
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """What makes a run the same run."""
+    return tuple(row[name] for name in _KEY)
+
+
+class Results:
+    """A folder with `results.jsonl`: what is in it is read once, what is new is appended line by line.
+
+    A row holds what makes it the same run (`program`, `text`, `ablation`, `method`, `seed`, `code`), its `outcome` and
+    `seconds`, the `versions` and the method's `config` that it ran with, and what was measured.
+
+    Args:
+        folder: is made where there is none.
+
+    Raises:
+        ResultsError: there is a file of that name which is none of ours.
+        UnwritableFile: the folder or the file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "results.jsonl"
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.rows = {row_key(row): row for row in read_rows(self.path)}
+            self.path.touch()
+            # A line that was cut off would spoil the one after it.
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+        except OSError as error:
+            raise UnwritableFile(f"Expected a folder for results; got {str(folder)!r}: {error.strerror}") from error
+
+    def append(self, row: Row) -> None:
+        """Note a run, on the disk before this returns."""
+        self.rows[row_key(row)] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file, without a last line that was cut off; none where there is no file.
+
+    Raises:
+        ResultsError: another line is no row.
+    """
+    try:
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"Expected a results file; got {str(path)!r}: {error}") from error
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        row: Row = {}
+        try:
+            row = json.loads(line)
+            wrong = [name for name, kind in (_KEY | {"outcome": str}).items() if not isinstance(row[name], kind)]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            wrong = [str(error)]
+        if wrong:
+            raise ResultsError(
+                f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r}; "
+                "name another folder"
+            )
+        rows.append(row)
+    return rows
+
+
+def digest(text: str) -> str:
+    """A short name for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def code_digest() -> str:
+    """A short name for what this toolkit's files hold."""
+    packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
+    files = sorted(file for package in packages for file in package.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What runs: Python, this package, and those that numbers depend on."""
+    found = {"python": python_version()}
+    for name in ("edgeprune", "tracr-pypi", "torch", "jax", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a folder, without having been installed
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many of some runs were exact."""
+
+    exact: int
+    runs: int
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the rate (Wilson, JASA 22, 1927); 0 to 1 where nothing was run."""
+        from scipy.stats import binomtest
+
+        if not self.runs:
+            return 0.0, 1.0
+        interval = binomtest(self.exact, self.runs).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
+
+
+def scored(rows: Iterable[Row]) -> list[Row]:
+    """The rows of runs that found a circuit."""
+    return [row for row in rows if row["outcome"] in ("exact", "inexact")]
+
+
+def rates(rows: Iterable[Row], *by: str) -> dict[tuple[str, ...], Rate]:
+    """The rate of each combination of the fields `by`."""
+    found: dict[tuple[str, ...], Rate] = {}
+    for row in scored(rows):
+        key = tuple(row[name] for name in by)
+        before = found.get(key, Rate(0, 0))
+        found[key] = Rate(before.exact + (row["outcome"] == "exact"), before.runs + 1)
+    return found
+
+
+def mean(rows: Sequence[Row], field: str) -> float | None:
+    """The mean of a number over the rows that have it; None where none does."""
+    values = [row[field] for row in rows if row.get(field) is not None and math.isfinite(row[field])]
+    return sum(values) / len(values) if values else None
+
+
+def distribution(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What the programs of `rows` are made of: how many have each construct, and how many true edges they have."""
+    by_program = {(row["program"], row["text"]): row.get("constructs", []) for row in rows}
+    counts = Counter(name for found in by_program.values() for name in found)
+    lines = [(name, f"{counts[name]} of {len(by_program)}") for name in CONSTRUCTS]
+    for ablation in dict.fromkeys(row["ablation"] for row in rows):
+        true = {
+            (row["program"], row["text"]): row["true"] for row in rows if row["ablation"] == ablation and "true" in row
+        }
+        if len(true) > 1:
+            edges = sorted(true.values())
+            low, _, high = quantiles(edges, n=4, method="inclusive")
+            lines.append((f"true edges, {ablation}", f"{edges[0]} to {edges[-1]}, half of them {low:g} to {high:g}"))
+    return lines
