@@ -55,8 +55,6 @@ class AcdcConfig:
         faults = [
             f"{name} >= 1, got {getattr(self, name)}" for name in ("inputs", "at_once") if getattr(self, name) < 1
         ]
-        if self.order not in ("latest first", "earliest first"):
-            faults.append(f"order 'latest first' or 'earliest first', got {self.order!r}")
         if faults:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 

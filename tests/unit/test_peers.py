@@ -169,7 +169,7 @@ def test_many_steps_of_activations_add_up_to_ablating_the_node(ablation):
     batch = batch_of(dataset)
     ablated = Ablator(model, dataset, ablation)(batch)
     objective = Objective(dataset, "squared")
-    config = EapIgConfig(loss="squared", steps=100, batch_size=1000)
+    config = EapIgConfig(loss="squared", steps=300, batch_size=1000)
     signed = _signed("_along_activations", model, dataset, ablation, config)
     for row in range(len(model.graph.sources)):
         mask = ones(model)
@@ -186,7 +186,7 @@ def test_many_steps_of_inputs_add_up_to_ablating_the_embeddings(ablation):
     mask = ones(model)
     mask[:2] = 0
     expected = float(Objective(dataset, "squared")(model(batch.clean, mask, ablated), batch))
-    config = EapIgConfig(loss="squared", steps=100, batch_size=1000)
+    config = EapIgConfig(loss="squared", steps=300, batch_size=1000)
     signed = _signed("_along_inputs", model, dataset, ablation, config)
     assert -float(signed[:2].sum()) == pytest.approx(expected, rel=2e-2)
 
@@ -273,7 +273,7 @@ def test_random_scores_are_drawn_by_the_seed_and_for_edges_alone():
 
 def test_probing_nodes_learns_one_mask_for_all_edges_of_a_node(compiled):
     program = compiled("reverse")
-    few = ProbingConfig(steps=20)
+    few = ProbingConfig(steps=20, initial_log_alpha=1.0)
     edges, nodes = (probe(program.model, program.dataset, "zero", config=few) for probe in (probe_edges, probe_nodes))
     assert len(edges.history) == len(nodes.history) == 20
     into_logits = edge_exists(program.model.graph)[:, -1]
@@ -298,9 +298,9 @@ WRONG = [
     (EapConfig, {"batch_size": 0}, "batch_size >= 1, got 0"),
     (EapIgConfig, {"steps": 0, "batch_size": 0}, "steps >= 1, got 0; batch_size >= 1, got 0"),
     (HispConfig, {"batch_size": 0}, "batch_size >= 1, got 0"),
-    (AcdcConfig, {"inputs": 0, "order": "sideways"}, "inputs >= 1, got 0; order 'latest first' or"),
+    (AcdcConfig, {"inputs": 0, "at_once": 0}, "inputs >= 1, got 0; at_once >= 1, got 0"),
     (ExactConfig, {"inputs": 0}, "inputs >= 1, got 0"),
-    (ProbingConfig, {"penalty": 0, "steps": 0}, "penalty > 0, got 0; steps > 0, got 0"),
+    (ProbingConfig, {"penalty": 0.0, "steps": 0}, "penalty > 0, got 0.0; steps > 0, got 0"),
 ]
 
 
