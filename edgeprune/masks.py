@@ -150,6 +150,11 @@ class LearnedMask:
         return (total / times)[:count]
 
     @torch.no_grad()
+    def set_to(self, log_alpha: float) -> None:
+        """Bring every entry to `log_alpha`."""
+        self.log_alpha.fill_(log_alpha)
+
+    @torch.no_grad()
     def lower_to(self, log_alpha: float) -> None:
         """Bring every entry that is above `log_alpha` down to it."""
         self.log_alpha.clamp_(max=log_alpha)

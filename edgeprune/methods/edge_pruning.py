@@ -16,6 +16,8 @@ Note: deviations from the paper.
       mask is the baseline. An effect is so measured among settled edges, and where nothing drawn matters the gradient
       is exactly that of the penalty.
     - Samples are rounded. A circuit keeps an edge or does not, and half an edge may break what is whole either way.
+    - A circuit that has settled and is known to be wrong, by an input that joined the batch, starts over, once: edges
+      that are needed together do not come back one by one.
     - A circuit that has settled is doubted, by letting its edges start over among edges that are settled (warm
       restarts: Loshchilov and Hutter, arXiv:1608.03983).
 """
@@ -63,6 +65,11 @@ class PenaltyConfig:
     """Whether a settled circuit is doubted: every entry above `initial_log_alpha` goes back to it, and only a circuit
     that settles the same again ends the run before `steps`. An edge that was driven high while others were unsettled,
     and is superfluous now, falls then."""
+
+    start_over: bool = True
+    """Whether a circuit that has settled, and that an input in the batch shows to be wrong, starts from the beginning,
+    with those inputs at hand; once a run. Only under the loss `worst`, as no other is ever 0, and the likelihood ratio,
+    which runs the circuit itself beside the samples."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -170,6 +177,7 @@ def prune_with_penalty(
     history: list[Record] = []
     rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
+    may_start_over = config.start_over and (config.loss, config.gradient) == ("worst", "likelihood-ratio")
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
         batch = dataset.take(pairs[0], pairs[1])
@@ -189,10 +197,15 @@ def prune_with_penalty(
         if not torch.equal(before, rounded):
             changed = step
         elif step - changed == config.patience or step - restless == config.rest:
-            if not config.second_look or (doubted is not None and torch.equal(doubted, rounded)):
+            if may_start_over and bool(per_input[0].max() > 0):
+                may_start_over, doubted = False, None
+                masks.set_to(config.initial_log_alpha)
+            elif not config.second_look or (doubted is not None and torch.equal(doubted, rounded)):
                 break
-            doubted, changed, restless = rounded, step, max(step, restless)
-            masks.lower_to(config.initial_log_alpha)
+            else:
+                doubted = rounded
+                masks.lower_to(config.initial_log_alpha)
+            changed, restless = step, max(step, restless)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))
     return Discovery(circuit, masks.mean().detach(), tuple(history))
@@ -216,8 +229,8 @@ def _run_samples(
         (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
         return per_input.detach(), losses.detach(), gradient
     per_input = losses_per_input(model, objective, batch, draw.mask, masks.rounded(), ablated)
-    losses, baseline = objective.reduce(per_input[1:]), objective.reduce(per_input[0])
-    return per_input, losses, masks.likelihood_ratio_gradient(draw, losses - baseline)
+    change = objective.change(per_input[1:], per_input[0])
+    return per_input, objective.reduce(per_input[1:]), masks.likelihood_ratio_gradient(draw, change)
 
 
 class Adam:

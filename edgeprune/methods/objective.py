@@ -83,6 +83,19 @@ class Objective:
         """The loss of a batch from those of its inputs: the largest for `worst`, else the mean."""
         return losses.amax(-1) if self._loss == "worst" else losses.mean(-1)
 
+    def change(
+        self, losses: Float[Tensor, "*masks batch"], baseline: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "*masks"]:
+        """How much worse than a baseline masks fare, compared input by input; below 0 for better.
+
+        For `worst`, the most that any input loses, less the most that any gains. The difference of the largest losses
+        would be 0 once some input is as wrong as can be, whatever else a mask breaks, and every edge would fall.
+        """
+        difference = losses - baseline
+        if self._loss != "worst":
+            return difference.mean(-1)
+        return difference.amax(-1).clamp(min=0) + difference.amin(-1).clamp(max=0)
+
 
 def draw_pairs(dataset: Dataset, size: int, generator: torch.Generator) -> Pairs:
     """`size` inputs without replacement, or all where there are fewer, each with a corrupted input of its group."""

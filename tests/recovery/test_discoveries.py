@@ -94,3 +94,13 @@ def test_the_target_sparsity_is_met(compiled, sparsity):
         program.model, program.dataset, "zero", config=TargetConfig(target_sparsity=sparsity, mask_samples=1, steps=400)
     )
     assert 1 - len(found.circuit) / program.model.graph.total == pytest.approx(sparsity, abs=0.15)
+
+
+def test_a_circuit_known_to_be_wrong_starts_over_and_is_found(compiled, truth):
+    """At this seed edges that are needed together on four pairs of four thousand fall before any of these is drawn."""
+    program = compiled("seldom_together")
+    found = prune_with_penalty(program.model, program.dataset, "resample", seed=0)
+    assert found.circuit == truth("seldom_together", "resample").circuit
+    config = PenaltyConfig(start_over=False)
+    stuck = prune_with_penalty(program.model, program.dataset, "resample", seed=0, config=config)
+    assert stuck.circuit.edges < found.circuit.edges

@@ -164,6 +164,15 @@ def test_the_worst_loss_sees_what_the_truth_sees_and_nothing_less_in_any_range(c
     assert 1.5 * PenaltyConfig().penalty < losses[1] < 0.3
 
 
+def test_masks_are_compared_with_the_baseline_input_by_input(compiled):
+    dataset = compiled("hist").dataset
+    baseline = torch.tensor([0.0, 1.0, 0.0])  # the second input is as wrong as can be
+    losses = torch.tensor([[0.0, 1.0, 0.0], [0.8, 1.0, 0.0], [0.0, 0.3, 0.0], [0.5, 0.0, 0.2]])
+    torch.testing.assert_close(Objective(dataset, "worst").change(losses, baseline), torch.tensor([0, 0.8, -0.7, -0.5]))
+    means = Objective(dataset, "squared").change(losses, baseline)
+    torch.testing.assert_close(means, losses.mean(-1) - baseline.mean())
+
+
 def test_a_pair_that_alone_shows_a_mask_to_be_wrong_is_remembered_until_no_longer_needed():
     hard = HardPairs(2, decay=0.5)
     fresh = torch.arange(8).view(2, 4)
