@@ -76,12 +76,19 @@ def skips(model, dataset, ablation, *, seed):
     pytest.skip("not today")
 
 
+def with_field(name, value, model, ablation, seed):
+    """A `Discovery` with one field that is none; where types are checked it cannot be made with it."""
+    found = Discovery(Circuit(model.graph, ablation, frozenset()), zeros(model, None, ablation, seed=seed), ())
+    object.__setattr__(found, name, value)
+    return found
+
+
 def no_scores(model, dataset, ablation, *, seed):
-    return Discovery(Circuit(model.graph, ablation, frozenset()), None, ())
+    return with_field("scores", None, model, ablation, seed)
 
 
 def no_circuit(model, dataset, ablation, *, seed):
-    return Discovery([], zeros(model, dataset, ablation, seed=seed), ())
+    return with_field("circuit", [], model, ablation, seed)
 
 
 def imaginary(model, dataset, ablation, *, seed):
