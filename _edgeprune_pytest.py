@@ -81,7 +81,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sweep: recovery at a seed above 0, as --circuit-seeds asks for")
     if config.option.circuit_method != _METHOD:
         _suite(config)  # says at once that there is no such method
-    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+    source = config.args_source
+    whole = source is pytest.Config.ArgsSource.INVOCATION_DIR and config.invocation_params.dir == config.rootpath
+    if whole or source is pytest.Config.ArgsSource.TESTPATHS:
         roots = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
         missed = (p for p in _program_files(config) if not any(p.is_relative_to(root) for root in roots))
         config.args += sorted(map(str, missed))
@@ -119,7 +121,7 @@ def _program_files(config: pytest.Config) -> frozenset[Path]:
     if _FILES not in config.stash:
         found: set[Path] = set(config.rootpath.glob("programs/*.py"))
         for entry in config.getini("edgeprune_programs"):
-            matched = [Path(path) for path in glob(str(config.rootpath / entry), recursive=True)]
+            matched = [config.rootpath / path for path in glob(entry, root_dir=config.rootpath, recursive=True)]
             if not matched:
                 raise pytest.UsageError(f"Expected edgeprune_programs to name files or folders; {entry!r} names none")
             found |= {file for path in matched for file in (path.glob("*.py") if path.is_dir() else [path])}

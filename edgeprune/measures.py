@@ -2,8 +2,9 @@
 
 Where there is a truth, **precision** is the share of what was found that is true, **recall** the share of what is true
 that was found, **IoU** (Jaccard's index) what both have over what either has. Scores are judged at every threshold at
-once: the **ROC** curve has a point for each, its area **AUROC** is the probability that a true edge scores above
-another one, and the **best threshold** is the one that a method would choose if it knew the truth, which none does.
+once: the **ROC** curve runs through a point for each, its area **AUROC** is the probability that a true edge scores
+above another one, and the **best threshold** is the one that a method would choose if it knew the truth, which none
+does.
 
 Of a circuit that is run, with m the mean logit difference (or its like for numbers) over some inputs,
 `f = (m - m(every edge ablated)) / (m(full model) - m(every edge ablated))` (MIB, arXiv:2504.13151):
@@ -72,7 +73,7 @@ def nodes_of(edges: Iterable[Edge]) -> frozenset[Node]:
 
 @dataclass(frozen=True)
 class Curve:
-    """The ROC curve of some scores: a point for each threshold at which another edge is kept."""
+    """The ROC curve of some scores, by its corners: points on a straight line between two others are left out."""
 
     false_positive_rate: tuple[float, ...]
     true_positive_rate: tuple[float, ...]
@@ -91,7 +92,8 @@ def roc(scores: Float[Tensor, "source destination"], truth: Circuit) -> Curve:
     if label.all() or not label.any():
         return Curve((), (), (), float("nan"))
     false, true, thresholds = roc_curve(label, score)
-    return Curve(tuple(false), tuple(true), tuple(thresholds), float(roc_auc_score(label, score)))
+    points = (tuple(rates.tolist()) for rates in (false, true, thresholds))
+    return Curve(*points, area=float(roc_auc_score(label, score)))
 
 
 @dataclass(frozen=True)

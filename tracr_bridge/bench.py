@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
@@ -38,6 +39,14 @@ _KEPT_WARM: Final = 100
 """Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
 
 _begun = count(1)
+
+
+_PATIENCE: Final = 20
+"""Half seconds without a row, once all work is done, after which none is waited for."""
+
+
+class WorkerDied(EdgePruneError):
+    """A process of a sweep that ended before its work did."""
 
 
 @dataclass(frozen=True)
@@ -152,18 +161,25 @@ def _rows(work: Work, jobs: int, seconds: float) -> Iterator[Row]:
 
 
 def _received(queue: Any, futures: list[Future[int]]) -> Iterator[Row]:
-    """What arrives in the queue, until every future has sent as many rows as it says."""
-    received = 0
+    """What arrives in the queue, until every future has sent as many rows as it says.
+
+    Raises:
+        WorkerDied: a process ended before its work did; what it had sent has been handed on.
+    """
+    received = idle = 0
     while True:
-        done = [future for future in futures if future.done()]
-        sent = sum(future.result() for future in done)  # raises what a process raised
-        if len(done) == len(futures) and received == sent:
-            return
         try:
             yield queue.get(timeout=0.5)
-            received += 1
-        except Empty:
+            received, idle = received + 1, 0
             continue
+        except Empty:
+            idle += 1
+        try:
+            sent = [future.result() for future in futures if future.done()]
+        except BrokenProcessPool as error:
+            raise WorkerDied("A process of the sweep was ended from outside, or by a method: run it again") from error
+        if len(sent) == len(futures) and (received == sum(sent) or idle > _PATIENCE):
+            return
 
 
 _queue: list[Any] = []
@@ -193,7 +209,7 @@ def _head(subject: Subject, run: Run) -> Row:
         "ablation": run.ablation,
         "method": run.method,
         "seed": run.seed,
-        "code": code_digest(),
+        "code": code_digest(run.method),
     }
 
 
@@ -224,7 +240,7 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
             if isinstance(truth, str):
                 found = {"outcome": "refused", "reason": truth}
             else:
-                found, truth = _run(compiled, truth, run, seconds)
+                found = _run(compiled, truth, run, seconds)
             found["seconds"] = {"certify": certifying} | found.get("seconds", {})
             yield heads[run] | made_of | found
 
@@ -251,15 +267,21 @@ def _certified(compiled: Compiled, ablation: Ablation) -> Truth | str:
         return str(refused)
 
 
-def _run(compiled: Compiled, truth: Truth, run: Run, limit: float) -> tuple[Row, Truth]:
-    """How a method fared, and the truth with what it may have added to it."""
+def _run(compiled: Compiled, truth: Truth, run: Run, limit: float) -> Row:
+    """How a method fared, against the truth as it was certified, whatever other methods found."""
     start = time.perf_counter()
     try:
         with time_limit(limit, run.method):
             found = find_method(run.method)(compiled.model, compiled.dataset, run.ablation, seed=run.seed)
-    except MethodError as error:
-        return {"outcome": "broken", "reason": str(error)}, truth
-    took = time.perf_counter() - start
+        took = time.perf_counter() - start
+        return _row(compiled, truth, found) | {"seconds": {"discover": round(took, 3)}}
+    except Exception as error:  # a method of one's own that breaks its contract, or one of ours that breaks down
+        reason = str(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
+        return {"outcome": "broken", "reason": reason}
+
+
+def _row(compiled: Compiled, truth: Truth, found: Discovery) -> Row:
+    """What was found, beside what is true."""
     assessment = assess(truth, found.circuit)
     comparison, reference = assessment.comparison, assessment.reference
     row: Row = {
@@ -272,9 +294,8 @@ def _run(compiled: Compiled, truth: Truth, run: Run, limit: float) -> tuple[Row,
         "missing": sorted(map(str, comparison.missing)),
         "extra": sorted(map(str, comparison.extra)),
         "gap": truth.certificate.gap.kept,
-        "seconds": {"discover": round(took, 3)},
     }
-    return row | _measured(compiled, found, reference), assessment.truth
+    return row | _measured(compiled, found, reference)
 
 
 def _measured(compiled: Compiled, found: Discovery, reference: Circuit) -> Row:

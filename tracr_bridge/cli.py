@@ -72,28 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     programs = add("programs", "list the programs that come with the toolkit", _programs)
     programs.add_argument("--coverage", action="store_true", help="show which constructs of RASP each of them uses")
     bench = add("bench", "run methods on many programs, and compare how well they recover circuits", _bench)
-    bench.add_argument("program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all)")
-    bench.add_argument("--random", type=_count, metavar="N", help="run on N random programs instead, drawn by --seed")
-    bench.add_argument(
-        "--out",
-        type=Path,
-        default=Path("bench"),
-        metavar="DIR",
-        help="results.jsonl, leaderboard.md, pictures, and every random program not recovered; a second run goes on "
-        "there (default: %(default)s)",
-    )
-    bench.add_argument(
-        "--seeds", type=_count, default=1, metavar="N", help="run methods at seeds 0 to N - 1 (default: %(default)s)"
-    )
-    bench.add_argument(
-        "--method",
-        action="append",
-        help="a discovery method, or all; may be repeated; one that is none lists them (default: edge-pruning)",
-    )
-    bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
-    bench.add_argument(
-        "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
-    )
+    _add_bench_options(bench)
     verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", _verify)
     truth = add("truth", "derive and certify a program's true circuit", _truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", _recover)
@@ -118,6 +97,31 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("--report", type=Path, metavar="FILE.html", help="write a page that opens offline")
     recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
     return parser
+
+
+def _add_bench_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all)")
+    bench.add_argument("--random", type=_count, metavar="N", help="run on N random programs instead, drawn by --seed")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench"),
+        metavar="DIR",
+        help="results.jsonl, leaderboard.md, pictures, and every random program not recovered; a second run goes on "
+        "there (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--seeds", type=_count, default=1, metavar="N", help="run methods at seeds 0 to N - 1 (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--method",
+        action="append",
+        help="a discovery method, or all; may be repeated; one that is none lists them (default: edge-pruning)",
+    )
+    bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument(
+        "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
+    )
 
 
 def _seed(text: str) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ _KEY: Final[dict[str, type]] = {
     "program": str, "text": str, "ablation": str, "method": str, "seed": int, "code": str
 }  # fmt: skip
 """What makes a run the same run: of the same program's text, by the same code of this toolkit."""
+
+
+_BEGINNING: Final = b'{"program": '
+"""Of every row."""
 
 
 class ResultsError(EdgePruneError):
@@ -60,7 +65,12 @@ class Results:
             self.rows = {row_key(row): row for row in read_rows(self.path)}
             self.path.touch()
             # A line that was cut off would spoil the one after it.
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+            kept, newline, cut = self.path.read_bytes().rpartition(b"\n")
+            if not _BEGINNING.startswith(cut[: len(_BEGINNING)]):
+                raise ResultsError(
+                    f"Expected results of `edgeprune bench`; {str(self.path)!r} is none: name another folder"
+                )
+            os.truncate(self.path, len(kept) + len(newline))
         except OSError as error:
             raise UnwritableFile(f"Expected a folder for results; got {str(folder)!r}: {error.strerror}") from error
 
@@ -106,10 +116,13 @@ def digest(text: str) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """A short name for what this toolkit's files hold."""
+def code_digest(method: str) -> str:
+    """A short name for what this toolkit's files hold, and the file of a method of one's own."""
     packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
     files = sorted(file for package in packages for file in package.rglob("*.py"))
+    if ":" in method:
+        file = getattr(sys.modules.get(method.partition(":")[0]), "__file__", None)
+        files += [Path(file)] if file else []
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

@@ -9,6 +9,7 @@ under the assumption that all of them do, and what was run after the first that 
 serves all models. Inputs are one sample, drawn once. Numbers, which have no divergence, take a squared error.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,6 +60,10 @@ class AcdcConfig:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
+_BROKEN = 1e6
+"""By how much the loss grows where it is no number any more."""
+
+
 @torch.no_grad()
 def remove_greedily(
     model: MaskedModel,
@@ -85,8 +90,9 @@ def remove_greedily(
             width = min(2 * width, config.at_once)
             for (row, column), loss in zip(ahead, losses, strict=True):
                 done += 1
-                scores[row, column] = loss - current
-                if loss - current >= config.threshold:
+                change = loss - current if math.isfinite(loss) else _BROKEN
+                scores[row, column] = change
+                if change >= config.threshold:
                     width = 1
                     break
                 kept[row, column], current = 0, loss

@@ -1,13 +1,13 @@
 """A discovery method of one's own, named `package.module:function`, held to the same contract as ours."""
 
 import importlib
-import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,12 @@ def _adapt(function: Callable[..., Any], name: str) -> Method:
 def _torch_as_it_was() -> Generator[None]:
     """Undo what is set for all of torch inside."""
     dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    device = torch.get_default_device()
     try:
         yield
     finally:
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(gradients)
@@ -102,7 +105,7 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
             f"{result.circuit.graph.total} edges in all (the model has {graph.total}) under {result.circuit.ablation!r}"
         )
     _check_scores(result.scores, graph, name)
-    return result
+    return replace(result, scores=result.scores.detach().cpu().float())
 
 
 def _check_scores(scores: object, graph: Graph, name: str) -> None:
@@ -117,13 +120,17 @@ def _check_scores(scores: object, graph: Graph, name: str) -> None:
         raise MethodError(f"Expected finite scores from method {name}; {bad} of {scores.numel()} are not")
 
 
+_FOR_EVER = 1e8
+"""Seconds beyond which there is no limit; timers take no more."""
+
+
 class Overtime(BaseException):
     """Raised inside a method whose time is up; no `Exception`, so that its own handlers let it pass."""
 
 
 @contextmanager
 def time_limit(seconds: float, name: str) -> Generator[None]:
-    """Interrupt what runs inside after `seconds`, and again every second until it stops.
+    """Interrupt what runs inside after `seconds`, and again every second until it stops; a timer set before goes on.
 
     Enforced by a signal, hence in the main thread of a POSIX system alone; elsewhere nothing is interrupted. Inside one
     long call of compiled code, an interruption waits for its end.
@@ -132,18 +139,20 @@ def time_limit(seconds: float, name: str) -> Generator[None]:
         MethodError: it took longer.
     """
     possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if not possible or math.isinf(seconds):
+    if not possible or seconds > _FOR_EVER:
         yield
         return
+    running = True
 
     def interrupt(*_: object) -> None:
-        raise Overtime
+        if running:
+            raise Overtime
 
     before = signal.signal(signal.SIGALRM, interrupt)
     start = time.monotonic()
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     late = MethodError(f"Method {name} ran longer than the {seconds:g} s that it is given")
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
         if time.monotonic() - start > seconds:  # it caught what interrupted it
             raise late
@@ -154,5 +163,8 @@ def time_limit(seconds: float, name: str) -> Generator[None]:
             raise late from None
         raise
     finally:
+        running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - start)), interval)

@@ -68,8 +68,8 @@ class PenaltyConfig:
 
     start_over: bool = True
     """Whether a circuit that has settled, and that an input in the batch shows to be wrong, starts from the beginning,
-    with those inputs at hand; once a run. Only under the loss `worst`, as no other is ever 0, and the likelihood ratio,
-    which runs the circuit itself beside the samples."""
+    with those inputs at hand; once a run, and in its first half, while steps are left to settle in. Only under the
+    loss `worst`, as no other is ever 0, and the likelihood ratio, which runs the circuit itself beside the samples."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -197,8 +197,10 @@ def prune_with_penalty(
         if not torch.equal(before, rounded):
             changed = step
         elif step - changed == config.patience or step - restless == config.rest:
-            if may_start_over and bool(per_input[0].max() > 0):
+            wrong = per_input[0] > 0
+            if may_start_over and 2 * step < config.steps and bool(wrong.any()):
                 may_start_over, doubted = False, None
+                hard.remember(pairs[:, wrong])
                 masks.set_to(config.initial_log_alpha)
             elif not config.second_look or (doubted is not None and torch.equal(doubted, rounded)):
                 break

@@ -120,6 +120,11 @@ class HardPairs:
         self.pairs: Pairs = torch.zeros(2, 0, dtype=torch.long)
         self._merit = torch.zeros(0)
 
+    def remember(self, pairs: Pairs) -> None:
+        """Put the first of `pairs` in the place of those remembered, with a merit of 1."""
+        self.pairs = pairs[:, : self._size]
+        self._merit = torch.ones(self.pairs.shape[1])
+
     def update(self, pairs: Pairs, losses: Float[Tensor, "mask pair"]) -> None:
         """Take note of how masks fared on `pairs`, of which the last are those remembered.
 

@@ -1,18 +1,22 @@
 """Sweeps: what is written down, gone on with, and counted."""
 
 import json
+import os
+import sys
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
+import torch
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.store import UnwritableFile
 from tracr_bridge import leaderboard
-from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
+from tracr_bridge.bench import Run, WorkerDied, drawn_subject, named_subject, sweep
 from tracr_bridge.catalogue import load_file
 from tracr_bridge.cli import main
-from tracr_bridge.results import Rate, Results, ResultsError, distribution, mean, rates, read_rows
+from tracr_bridge.results import Rate, Results, ResultsError, code_digest, distribution, mean, rates, read_rows
 from tracr_bridge.sample import draw_programs
 
 ROW = {
@@ -86,10 +90,46 @@ def test_a_results_file_that_cannot_be_read_is_refused(tmp_path):
 def test_a_line_that_was_cut_off_is_written_over(tmp_path):
     Results(tmp_path).append(ROW)
     with (tmp_path / "results.jsonl").open("a") as file:
-        file.write('{"cut off')
+        file.write('{"program": "cut off')
     results = Results(tmp_path)
     results.append(ROW | {"seed": 1})
     assert read_rows(results.path) == list(results.rows.values()) == [ROW, ROW | {"seed": 1}]
+
+
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
+    (tmp_path / "results.jsonl").write_text("precious")
+    with pytest.raises(ResultsError, match="name another folder"):
+        Results(tmp_path)
+    assert (tmp_path / "results.jsonl").read_text() == "precious"
+
+
+def dies(model, dataset, ablation, *, seed):
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_one_line_and_loses_no_row_before_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    runs = [Run("zero", "random", 0), Run("zero", "test_bench:dies", 0)]
+    with pytest.raises(WorkerDied, match="run it again"):
+        sweep([named_subject("hist"), named_subject("caesar")], runs, tmp_path, jobs=2)
+    assert [row["method"] for row in read_rows(tmp_path / "results.jsonl")].count("random") >= 1
+
+
+def breaks_down(model, dataset, ablation, *, seed):
+    return torch.zeros(len(model.graph.sources), len(model.graph.destinations), requires_grad=True)
+
+
+def test_a_method_is_another_one_once_its_file_has_changed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_to_change.py").write_text("from test_bench import breaks_down as find\n")
+    run = Run("zero", "mine_to_change:find", 0)
+    (row,) = sweep([named_subject("hist")], [run], tmp_path / "out", jobs=1)
+    assert row["outcome"] == "inexact"
+    (tmp_path / "mine_to_change.py").write_text("def find(*_, **__):\n    raise RuntimeError\n")
+    code_digest.cache_clear()
+    del sys.modules["mine_to_change"]
+    (row,) = sweep([named_subject("hist")], [run], tmp_path / "out", jobs=1)
+    assert row["outcome"] == "broken"
 
 
 def test_a_method_that_fails_is_an_outcome_and_a_run_named_twice_is_run_once(tmp_path):
@@ -128,7 +168,8 @@ def test_a_row_says_all_about_its_run(tmp_path):
     assert wrong["iou"] < 1
     assert len(wrong["missing"]) + wrong["found"] - len(wrong["extra"]) == wrong["true"]
     assert found["length", "resample", "acdc"]["outcome"] == "refused"
-    assert read_rows(tmp_path / "results.jsonl") == rows or len(read_rows(tmp_path / "results.jsonl")) == 8
+    written = {(row["program"], row["ablation"], row["method"]): row for row in read_rows(tmp_path / "results.jsonl")}
+    assert written == found
 
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(tmp_path):
@@ -143,7 +184,7 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(t
     assert first["outcome"] == "inexact"
     assert len(first["missing"]) == first["true"] > 0 == len(first["extra"])
     results = tmp_path / "results.jsonl"
-    results.write_text(results.read_text() + '{"cut off')
+    results.write_text(results.read_text() + '{"program": "cut off')
     assert run(2)[0] == first
     assert [row["program"] for row in read_rows(results)] == [row["program"] for row in run(2)]
     for program, row in zip(programs, run(2), strict=True):
@@ -233,7 +274,7 @@ def test_a_leaderboard_of_nothing_is_one_too(tmp_path):
 
 
 def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeypatch):
-    arguments = ["bench", "--random", "2", "--ablation", "resample", "--out", str(tmp_path / "out")]
+    arguments = ["bench", "--random", "2", "--ablation", "resample", "--jobs", "1", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert sum(rate["runs"] for rate in result["rates"]) + result["refused"] == 2

@@ -1,5 +1,6 @@
 """Methods of one's own, held to the contract; what the plugin's checks report."""
 
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from edgeprune.errors import MethodError, UnknownMethod
 from edgeprune.graph import Circuit, Edge
 from edgeprune.methods import Discovery, find_method
+from edgeprune.methods.custom import time_limit
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.suite import CheckFailed, Suite
 
@@ -104,6 +106,7 @@ def spoils(model, dataset, ablation, *, seed):
     nothing = zeros(model, dataset, ablation, seed=seed)
     for tensor in (dataset.target, dataset.tokens, dataset.scored, dataset.group):
         tensor.zero_()
+    torch.set_default_device("meta")
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
     return nothing
@@ -144,6 +147,19 @@ def test_what_a_method_does_to_its_inputs_and_to_torch_is_undone():
         assert not suite.recover(NAME, "zero").comparison.exact
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
+    assert torch.zeros(1).device.type == "cpu"
+
+
+def test_time_limits_nest_and_leave_everything_as_it_was():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(MethodError, match=r"outer ran longer than the 0\.3 s"), time_limit(0.3, "outer"):
+        with time_limit(60.0, "inner"):
+            pass
+        time.sleep(30)
+    with time_limit(1e30, "unlimited"):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 @pytest.mark.parametrize(
