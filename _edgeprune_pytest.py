@@ -64,13 +64,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    if not (seconds := float(text)) > 0:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
     return seconds
 
@@ -113,13 +117,14 @@ def _suite(config: pytest.Config) -> "Suite":
 
 
 def _program_files(config: pytest.Config) -> frozenset[Path]:
-    """`programs/*.py`, and what the ini option names.
+    """Those of `programs/*.py` that declare programs, and what the ini option names.
 
     Raises:
         pytest.UsageError: it names nothing that there is.
     """
     if _FILES not in config.stash:
-        found: set[Path] = set(config.rootpath.glob("programs/*.py"))
+        # A folder of that name may hold what has nothing to do with us, and running it would do what it does.
+        found = {file for file in config.rootpath.glob("programs/*.py") if _declares_programs(file)}
         for entry in config.getini("edgeprune_programs"):
             matched = [config.rootpath / path for path in glob(entry, root_dir=config.rootpath, recursive=True)]
             if not matched:
@@ -265,8 +270,12 @@ def recover(request: pytest.FixtureRequest) -> Callable[..., Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test marked `programs(*names)` once for each of them."""
     marker = metafunc.definition.get_closest_marker("programs")
-    if marker is not None and "program" in metafunc.fixturenames:
-        metafunc.parametrize("program", marker.args)
+    if marker is None:
+        return
+    if "program" not in metafunc.fixturenames or not marker.args:
+        test = metafunc.definition.nodeid
+        raise pytest.UsageError(f"Expected @pytest.mark.programs(name, ...) on a test with an argument program; {test}")
+    metafunc.parametrize("program", marker.args)
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

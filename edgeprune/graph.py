@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
 
@@ -205,6 +205,9 @@ class Circuit:
     edges: frozenset[Edge]
 
     def __post_init__(self) -> None:
+        edges: Any = self.edges  # what a method of one's own put there
+        if not isinstance(edges, frozenset) or not all(isinstance(edge, Edge) for edge in edges):
+            raise GraphError(f"Expected a frozenset of Edge objects, such as Edge.parse('tok->m0'); got {edges!r:.80}")
         for edge in self.edges:
             self.graph.position(edge)
 

@@ -57,9 +57,12 @@ class OnlyMasked:
 
     def __init__(self, model: MaskedModel) -> None:
         self.graph = model.graph
-        self.sources = model.sources
-        self._run = model.__call__
+        self._model = model
+
+    def sources(self, tokens: Tokens) -> Sources:
+        """See `MaskedModel`."""
+        return self._model.sources(tokens)
 
     def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
         """See `MaskedModel`."""
-        return self._run(tokens, mask, ablated)
+        return self._model(tokens, mask, ablated)

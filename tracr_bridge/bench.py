@@ -4,7 +4,6 @@ Every run is one row of a results file (`results.py`), written once it is known:
 it was.
 """
 
-import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -19,21 +18,21 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError, UnsupportedProgram
+from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
 from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
 from edgeprune.store import write_text
 from tracr_bridge.catalogue import load_program
-from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.compile import Compiled
 from tracr_bridge.coverage import constructs
 from tracr_bridge.program import Program
 from tracr_bridge.recover import assess, certify
 from tracr_bridge.results import Results, Row, code_digest, digest, row_key, versions
 from tracr_bridge.strategies import DrawnProgram, program_from
 from tracr_bridge.truth import Truth
-from tracr_bridge.verify import verify
+from tracr_bridge.verify import compile_and_verify
 
 _KEPT_WARM: Final = 100
 """Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
@@ -74,8 +73,7 @@ def named_subject(spec: str) -> Subject:
     Raises:
         EdgePruneError: there is none.
     """
-    program = load_program(spec)
-    return Subject(spec, Path(inspect.getfile(program.build)).read_text(), drawn=False)
+    return Subject(spec, load_program(spec).source, drawn=False)
 
 
 def drawn_subject(program: DrawnProgram) -> Subject:
@@ -137,7 +135,8 @@ def sweep(
             subject = by_text[row["program"], row["text"]]
             if subject.drawn and row["outcome"] in ("inexact", "broken"):
                 (out / "failures").mkdir(exist_ok=True)
-                write_text(out / "failures" / f"{subject.name}.py", subject.text)
+                named = subject.text.replace("def drawn(", f"def {subject.name}(")  # to stand in a corpus with others
+                write_text(out / "failures" / f"{subject.name}.py", named)
             bar.update()
     return [results.rows[key] for keyed in wanted.values() for key in keyed]
 
@@ -224,11 +223,11 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     heads = {run: _head(subject, run) | {"versions": versions(), "config": configuration(run.method)} for run in todo}
     made_of: dict[str, Any] = {}
     try:
-        program = subject.load()
-        made_of["constructs"] = sorted(constructs(program))
-        compiled = _verified(program)
-    except EdgePruneError as error:
-        yield from (head | made_of | {"outcome": "broken", "reason": str(error)} for head in heads.values())
+        compiled = compile_and_verify(subject.load())
+        made_of["constructs"] = sorted(constructs(compiled.program))
+    except Exception as error:  # whatever a user's program does
+        reason = str(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
+        yield from (head | {"outcome": "broken", "reason": reason} for head in heads.values())
         return
     for ablation in ABLATIONS:
         runs = [run for run in todo if run.ablation == ablation]
@@ -243,20 +242,6 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
                 found = _run(compiled, truth, run, seconds)
             found["seconds"] = {"certify": certifying} | found.get("seconds", {})
             yield heads[run] | made_of | found
-
-
-def _verified(program: Program) -> Compiled:
-    """The compiled program.
-
-    Raises:
-        EdgePruneError: it is unusable.
-        UnsupportedProgram: the model does not do what RASP says.
-    """
-    compiled = compile_program(program)
-    verification = verify(compiled)
-    if not verification.equal:
-        raise UnsupportedProgram(f"RASP and the model differ: {verification.mismatches[0]}")
-    return compiled
 
 
 def _certified(compiled: Compiled, ablation: Ablation) -> Truth | str:

@@ -72,19 +72,23 @@ def load_file(path: Path) -> dict[str, Program]:
         raise ProgramFileError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
-    programs = _programs_in(module)
+    text = path.read_text()
+    programs = {name: replace(program, name=name, source=text) for name, program in _programs_in(module).items()}
     if not programs:
         raise ProgramFileError(f"{path} holds no program; declare one with @rasp_program(vocab=..., max_seq_len=...)")
     return programs
 
 
 def _programs_in(module: ModuleType) -> dict[str, Program]:
-    """The programs that the module declares, under the names that it gives them."""
-    return {
-        name: replace(value, name=name) if value.name != name else value
-        for name, value in vars(module).items()
-        if isinstance(value, Program) and value.build.__module__ == module.__name__
-    }
+    """The programs that the module declares, by the names that it gives them, and none that it imports."""
+    found: dict[str, Program] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, Program):
+            home = sys.modules.get(getattr(value.build, "__module__", module.__name__), module)
+            # What builds it may come from elsewhere; a program that stands there too was imported.
+            if home is module or not any(value is other for other in vars(home).values()):
+                found[name] = value
+    return found
 
 
 def _choose(programs: Mapping[str, Program], name: str, where: str, listed: str) -> Program:

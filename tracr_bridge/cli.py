@@ -125,21 +125,22 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
-    if not 0 <= seed < 2**32:
+    if not text.isdecimal() or not int(text) < 2**32:
         raise argparse.ArgumentTypeError(f"expected a seed from 0 to 2**32 - 1, got {text}")
-    return seed
+    return int(text)
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
     return seconds
@@ -177,12 +178,11 @@ def _coverage(options: argparse.Namespace) -> bool:
     from tracr_bridge.coverage import CONSTRUCTS, constructs
 
     used = {name: constructs(program) for name, program in catalogue().items()}
-    by_construct = {what: [name for name, found in used.items() if what in found] for what in CONSTRUCTS}
     if options.json:
+        by_construct = {what: [name for name, found in used.items() if what in found] for what in CONSTRUCTS}
         print(report.as_json({"constructs": by_construct}), file=options.output)
     else:
-        rows = [(what, str(len(names)), " ".join(names)) for what, names in by_construct.items()]
-        report.print_table(f"Constructs of {len(used)} programs", ("construct", "programs", ""), rows)
+        report.print_matrix(used, CONSTRUCTS)
     return True
 
 
@@ -212,12 +212,12 @@ def _truth(options: argparse.Namespace) -> bool:
     ablation = parse_ablation(options.ablation)
     from tracr_bridge import report
     from tracr_bridge.catalogue import load_program
-    from tracr_bridge.compile import compile_program
     from tracr_bridge.recover import certify
+    from tracr_bridge.verify import compile_and_verify
 
     _use_one_thread()
     program = load_program(options.program)
-    truth = certify(compile_program(program, seed=options.seed), ablation, seed=options.seed)
+    truth = certify(compile_and_verify(program, seed=options.seed), ablation, seed=options.seed)
     if options.json:
         print(report.as_json(report.truth_json(truth, program.name)), file=options.output)
     else:

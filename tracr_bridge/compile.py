@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Real
 from typing import Any, Final
 
 import haiku as hk
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from tracr.compiler import compiling, validating
 from tracr.compiler.assemble import AssembledTransformerModel
-from tracr.rasp import causal_eval, rasp
+from tracr.rasp import rasp
 from tracr.transformer.model import Transformer
 
 from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedProgram
 from tracr_bridge.model import TracrModel
-from tracr_bridge.program import Domain, Program, check_interpreter
+from tracr_bridge.program import Domain, Program, check_interpreter, expressions_of, is_hashable
 from tracr_bridge.weights import extract_weights
 
 INPUT_BUDGET: Final = 4096
@@ -177,57 +178,52 @@ def _static_reasons(program: Program) -> list[tuple[str, str]]:
     reasons = [(found.expr.name, _one_line(found.reason)) for found in validating.static_validate(expression)]
     if isinstance(expression, rasp.TokensType):
         reasons.append((expression.name, "the output is an input, so that no layer computes it; put a Map around it"))
-    seen: set[int] = set()
-    queue: list[rasp.RASPExpr] = [expression]
-    while queue:
-        expr = queue.pop(0)
-        if id(expr) in seen:
-            continue
-        seen.add(id(expr))
-        if type(expr) in _UNCOMPILABLE:
-            reasons.append((expr.name, _UNCOMPILABLE[type(expr)]))
-        queue.extend(expr.children)
+    reasons += [(e.name, _UNCOMPILABLE[type(e)]) for e in expressions_of(expression) if type(e) in _UNCOMPILABLE]
     return reasons
 
 
-class _Validator(rasp.DefaultRASPEvaluator):
-    """Evaluates RASP and notes expressions whose value Tracr does not reproduce.
+def _dynamic_reasons(program: Program, domain: Domain) -> list[tuple[str, str]]:
+    """(expression, reason) for every value that Tracr does not reproduce.
 
     Tracr's own dynamic validation ignores causal masks, so it would reject programs that Tracr compiles.
     """
-
-    def __init__(self) -> None:
-        self.reasons: list[tuple[str, str]] = []
-        super().__init__()
-
-    def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
-        output = super().evaluate(expr, xs)
-        if isinstance(expr, rasp.Aggregate):
-            values = set(self.evaluate(expr.sop, xs)) - {None}
-            if rasp.is_categorical(expr) and not set(output) <= values | {None}:
-                reason = "a categorical aggregate cannot average; select one value a position"
-                self.reasons.append((expr.name, reason))
-            if rasp.is_numerical(expr) and not values <= {0, 1}:
-                reason = f"a numerical aggregate averages 0 and 1 only; got {sorted(values, key=repr)}"
-                self.reasons.append((expr.name, reason))
-        if isinstance(expr, rasp.Map) and rasp.is_numerical(expr) and rasp.is_categorical(expr.inner):
-            numbers: list[Any] = [value for value in output if value is not None]
-            if min(numbers, default=0) < 0:
-                reason = f"a Map of a categorical to a number below 0 is clipped at 0; got {min(numbers)!r}"
-                self.reasons.append((expr.name, reason))
-        return output
-
-
-class _CausalValidator(_Validator, causal_eval.CausalEvaluator):
-    """The same under a causal mask."""
-
-
-def _dynamic_reasons(program: Program, domain: Domain) -> list[tuple[str, str]]:
-    validator = _CausalValidator() if program.causal else _Validator()
     step = max(1, len(domain.inputs) // VALIDATED_INPUTS)
+    expressions = [e for e in expressions_of(program.expression()) if isinstance(e, rasp.SOp)]
+    reasons: list[tuple[str, str]] = []
     for tokens in domain.inputs[::step]:
-        validator.evaluate(program.expression(), list(tokens))
-    return validator.reasons
+        interpreter = program.interpreter()
+        values = {id(e): list(interpreter.evaluate(e, list(tokens))) for e in expressions}
+        for expression in expressions:
+            reason = _value_reason(expression, values[id(expression)])
+            if reason is None and isinstance(expression, rasp.Aggregate):
+                reason = _aggregate_reason(expression, values[id(expression)], values[id(expression.sop)])
+            if reason is not None:
+                reasons.append((expression.name, reason))
+    return reasons
+
+
+def _value_reason(expression: rasp.SOp, values: list[Any]) -> str | None:
+    odd = [value for value in values if not is_hashable(value)]
+    if odd:
+        return f"values are such as can be hashed; got {odd[0]!r}"
+    numbers = [value for value in values if value is not None]
+    if rasp.is_numerical(expression):
+        odd = [value for value in numbers if not isinstance(value, Real)]
+        if odd:
+            return f"numerical values are real numbers; got {odd[0]!r}"
+        if isinstance(expression, rasp.Map) and rasp.is_categorical(expression.inner) and min(numbers, default=0) < 0:
+            return f"a Map of a categorical to a number below 0 is clipped at 0; got {min(numbers)!r}"
+    return None
+
+
+def _aggregate_reason(expression: rasp.Aggregate[Any], output: list[Any], values: list[Any]) -> str | None:
+    if not all(map(is_hashable, values)):
+        return None  # said of the expression that has them
+    if rasp.is_categorical(expression) and not {*output} <= {*values, None}:
+        return "a categorical aggregate cannot average; select one value a position"
+    if rasp.is_numerical(expression) and not {*values} <= {0, 1, None}:
+        return f"a numerical aggregate averages 0 and 1 only; got {sorted({*values} - {None}, key=repr)}"
+    return None
 
 
 def _one_line(text: str) -> str:

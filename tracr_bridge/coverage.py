@@ -2,14 +2,14 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Any, Final
 
 from tracr.compiler import basis_inference, compiling, craft_graph_to_model, expr_to_craft_graph, rasp_to_graph
 from tracr.craft import bases, transformers
-from tracr.rasp import causal_eval, rasp
+from tracr.rasp import rasp
 
-from tracr_bridge.program import Domain, Program
+from tracr_bridge.program import Domain, Program, expressions_of
 
 CONSTRUCTS: Final = (
     "tokens alone",
@@ -75,7 +75,7 @@ def constructs(program: Program) -> frozenset[str]:
     """
     program.check()
     domain = program.domain(budget=_RUN, seed=0)
-    expressions = list(_expressions(program.expression()))
+    expressions = list(expressions_of(program.expression()))
     values = _Values(program, domain)
     found = {name for expression in expressions for name in _of_expression(expression, values)}
     output = program.expression()
@@ -119,24 +119,11 @@ class _Values:
     """What expressions give on a program's inputs, run by RASP's interpreter."""
 
     def __init__(self, program: Program, domain: Domain) -> None:
-        self._interpreter = causal_eval.CausalEvaluator() if program.causal else rasp.DefaultRASPEvaluator()
-        self._inputs = [list(tokens) for tokens in domain.inputs]
+        self._runs = [(program.interpreter(), list(tokens)) for tokens in domain.inputs]
 
     def of(self, expression: rasp.RASPExpr) -> list[Any]:
         """Its values at every position of every input; of a selector, its rows."""
-        return [value for tokens in self._inputs for value in self._interpreter.evaluate(expression, tokens)]
-
-
-def _expressions(output: rasp.SOp) -> Iterator[rasp.RASPExpr]:
-    """Every expression that `output` is made of, once."""
-    seen: set[int] = set()
-    queue: list[rasp.RASPExpr] = [output]
-    while queue:
-        expression = queue.pop()
-        if id(expression) not in seen:
-            seen.add(id(expression))
-            queue.extend(expression.children)
-            yield expression
+        return [value for interpreter, tokens in self._runs for value in interpreter.evaluate(expression, tokens)]
 
 
 def _of_expression(expression: rasp.RASPExpr, values: _Values) -> set[str]:
@@ -169,7 +156,7 @@ def _of_map(expression: rasp.Map, values: _Values) -> set[str]:
         (False, False): "Map of numbers",
     }
     found = {names[kinds]}
-    if "Map.__init__" in expression.f.__qualname__:  # RASP puts the two functions into one
+    if "Map.__init__" in getattr(expression.f, "__qualname__", ""):  # RASP puts the two functions into one
         found.add("Map of a Map")
     if len(set(values.of(expression)) - {None}) == 1 and len(set(values.of(expression.inner)) - {None}) > 1:
         found.add("Map that ignores its input")
@@ -181,7 +168,7 @@ def _of_selector(expression: rasp.Select) -> set[str]:
     predicate: Any = expression.predicate
     if isinstance(predicate, rasp.Comparison):
         found.add(f"Select by {predicate.value}")
-    elif predicate.__module__ == rasp.__name__:
+    elif _is_rasps(predicate):
         found |= _of_combined(predicate)
     else:
         found.add("Select by a predicate of one's own")
@@ -197,9 +184,14 @@ _COMBINED: Final[dict[str, str]] = {
 }
 
 
+def _is_rasps(predicate: Any) -> bool:
+    """Whether RASP itself made a predicate, rather than the program's author."""
+    return not isinstance(predicate, rasp.Comparison) and getattr(predicate, "__module__", "") == rasp.__name__
+
+
 def _of_combined(predicate: Any) -> set[str]:
     """What RASP made one predicate of those of several selectors with; its name is that of the function around it."""
-    if isinstance(predicate, rasp.Comparison) or predicate.__module__ != rasp.__name__:
+    if not _is_rasps(predicate):
         return set()
     parts = dict(inspect.getclosurevars(predicate).nonlocals)
     combine = parts.pop("combine", predicate)

@@ -4,8 +4,8 @@ import inspect
 import itertools
 import math
 import random
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -18,6 +18,25 @@ Tokens = tuple[Any, ...]
 
 _SEARCHED: Final = 1_000_000
 """Sequences that are tried against `valid` before a domain counts as too large to list, or as empty."""
+
+
+class Interpreter(rasp.DefaultRASPEvaluator):
+    """RASP's interpreter on one input, which evaluates each expression once, however many others read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[rasp.RASPExpr, Any]] = {}
+        """By identity; each is kept, so that no other takes its place in memory."""
+
+    def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
+        """What `expr` gives on `xs`, the same at every call."""
+        if id(expr) not in self._known:
+            self._known[id(expr)] = expr, super().evaluate(expr, xs)
+        return self._known[id(expr)][1]
+
+
+class CausalInterpreter(Interpreter, causal_eval.CausalEvaluator):
+    """The same under a causal mask."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,8 @@ class Program:
     """Narrows the domain to the sequences for which it is true."""
 
     min_seq_len: int = 1
+    source: str = field(default="", repr=False, compare=False)
+    """The text of the file that declares it; empty for one that comes from none."""
 
     def expression(self) -> rasp.SOp:
         """The RASP expression, built once."""
@@ -58,15 +79,18 @@ class Program:
     def _expression(self) -> Any:
         return self.build()  # a user's function may return anything: `check` says so
 
+    def interpreter(self) -> "Interpreter":
+        """RASP's interpreter for one input."""
+        return CausalInterpreter() if self.causal else Interpreter()
+
     def evaluate(self, tokens: Tokens) -> list[Any]:
         """RASP's own output on `tokens`, without BOS; None where it is undefined.
 
         Raises:
             InterpreterError: RASP's interpreter raises.
         """
-        interpreter = causal_eval.evaluate if self.causal else rasp.evaluate
         try:
-            return list(interpreter(self.expression(), list(tokens)))
+            return list(self.interpreter().evaluate(self.expression(), list(tokens)))
         except (Exception, SystemExit) as error:  # whatever a user's lambda raises
             raise InterpreterError(
                 f"RASP's interpreter raises on an input of {self.name}: {list(tokens)} gives "
@@ -155,7 +179,7 @@ def _sample_listed(inputs: tuple[Tokens, ...], budget: int, seed: int) -> tuple[
 
 def rasp_program(
     *,
-    vocab: Tokens,
+    vocab: Iterable[Any],
     max_seq_len: int,
     causal: bool = False,
     valid: Callable[[Tokens], bool] | None = None,
@@ -164,7 +188,7 @@ def rasp_program(
     """Declare the function below as a program of its name; its docstring says what it computes.
 
     Args:
-        vocab: the tokens, without BOS and PAD.
+        vocab: the tokens, without BOS and PAD, in the order of the domain; a set is put in order.
         max_seq_len: the longest input, in tokens without BOS.
         causal: whether attention sees earlier positions only.
         valid: narrows the domain to the sequences for which it is true.
@@ -173,7 +197,9 @@ def rasp_program(
 
     def declare(build: Callable[[], rasp.SOp]) -> Program:
         doc = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
-        return Program(build.__name__, doc, build, tuple(vocab), max_seq_len, causal, valid, min_seq_len)
+        tokens = sorted(vocab, key=repr) if isinstance(vocab, Set) else vocab  # a set's own order changes with the run
+        name = getattr(build, "__name__", "program")
+        return Program(name, doc, build, tuple(tokens), max_seq_len, causal, valid, min_seq_len)
 
     return declare
 
@@ -206,14 +232,35 @@ def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
 
 
 def _is_usable(value: Any) -> bool:
-    return isinstance(value, Hashable) and (not isinstance(value, float) or math.isfinite(value))
+    return is_hashable(value) and (not isinstance(value, float) or math.isfinite(value))
+
+
+def is_hashable(value: Any) -> bool:
+    """Whether it has a hash; of a tuple, whether all in it have."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def expressions_of(output: rasp.SOp) -> Iterator[rasp.RASPExpr]:
+    """Every expression that `output` is made of, itself first, each once."""
+    seen: set[int] = set()
+    queue: list[rasp.RASPExpr] = [output]
+    while queue:
+        expression = queue.pop(0)
+        if id(expression) not in seen:
+            seen.add(id(expression))
+            queue.extend(expression.children)
+            yield expression
 
 
 def _declaration_faults(program: Program) -> list[str]:
     faults: list[str] = []
     if not program.vocab:
         faults.append("vocab is empty; name at least two tokens")
-    if not all(isinstance(token, Hashable) for token in program.vocab):
+    if not all(map(is_hashable, program.vocab)):
         faults.append(f"vocab holds what cannot be hashed: {list(program.vocab)}; take strings, numbers or tuples")
     elif len(set(program.vocab)) < len(program.vocab):
         faults.append(f"vocab names a token twice: {list(program.vocab)}")
@@ -240,13 +287,6 @@ def _expression_faults(program: Program) -> list[str]:
         return [f"building it raises {type(error).__name__}: {error}"]
     if not isinstance(expression, rasp.SOp):
         return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"]
-    queue: list[rasp.RASPExpr] = [expression]
-    seen: set[int] = set()
-    while queue:
-        current = queue.pop()
-        if isinstance(current, rasp.TokensType):
-            return []
-        if id(current) not in seen:
-            seen.add(id(current))
-            queue.extend(current.children)
+    if any(isinstance(inner, rasp.TokensType) for inner in expressions_of(expression)):
+        return []
     return ["it never reads rasp.tokens, so that its output cannot depend on the input's tokens"]

@@ -11,9 +11,10 @@ from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
 from edgeprune.masks import mask_of
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
-from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.compile import Compiled
 from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, derive_truth, is_true_circuit
+from tracr_bridge.verify import compile_and_verify
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Recovery:
     discovery: Discovery
     assessment: Assessment
     seconds: Mapping[str, float]
-    """Wall-clock seconds of each phase run: compile, truth, discover."""
+    """Wall-clock seconds of each phase run: compile (and verify), truth, discover."""
 
     @property
     def exact(self) -> bool:
@@ -56,7 +57,7 @@ def recover(
     seconds: float = math.inf,
     progress: bool = False,
 ) -> Recovery:
-    """Compile `program`, certify its true circuit, discover one with `method`, and compare.
+    """Compile and verify `program`, certify its true circuit, discover one with `method`, and compare.
 
     The method gets the model and its inputs, and nothing of the truth.
 
@@ -69,11 +70,12 @@ def recover(
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        EdgePruneError: the program or the method's name is unusable, or the method breaks its contract.
+        EdgePruneError: the program or the method's name is unusable, or the method breaks its contract; also where the
+            compiled model does not do what RASP says.
     """
     discover = find_method(method)
     start = time.perf_counter()
-    compiled = compile_program(program)
+    compiled = compile_and_verify(program)
     compiled_at = time.perf_counter()
     truth = certify(compiled, ablation)
     certified_at = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -122,6 +122,24 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def print_matrix(used: Mapping[str, Collection[str]], columns: Sequence[str]) -> None:
+    """Which columns each row has, a dot each, on standard output; below, what the columns' numbers stand for.
+
+    Args:
+        used: for each row, its columns.
+        columns: all columns, in order.
+    """
+    width = max(map(len, used))
+    numbers = [f"{number:2}" for number in range(1, len(columns) + 1)]
+    for digit in (0, 1):
+        print(" " * width, "".join(number[digit] for number in numbers))
+    for name, found in used.items():
+        print(f"{name:<{width}}", "".join("●" if column in found else "·" for column in columns))
+    print()
+    for number, column in zip(numbers, columns, strict=True):
+        print(number, f"{column}: {sum(column in found for found in used.values())} of {len(used)}")
 
 
 def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:

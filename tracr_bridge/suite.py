@@ -42,6 +42,7 @@ class Suite:
             EdgePruneError: the program is unusable.
         """
         program = load_program(program) if isinstance(program, str) else program
+        program.check()  # what has faults may have no hash
         if program not in self._compiled:
             self._compiled[program] = compile_program(program)
         return self._compiled[program]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tracr_bridge.compile import Compiled
+from edgeprune.errors import UnsupportedProgram
+from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.program import Program
 
 LAYER_ATOL: Final = 1e-4
 """Largest difference between Tracr's and our residuals, after any half-layer, attention scores and outputs, relative to
@@ -47,6 +49,26 @@ class Verification:
 
     mismatches: tuple[str, ...]
     """The first disagreements, in words."""
+
+
+def compile_and_verify(program: Program, *, seed: int = 0) -> Compiled:
+    """The compiled program, once it has been run.
+
+    Args:
+        program: what to compile.
+        seed: of the sample of its domain.
+
+    Raises:
+        EdgePruneError: it is unusable.
+        UnsupportedProgram: the model does not do what RASP says.
+    """
+    compiled = compile_program(program, seed=seed)
+    verification = verify(compiled)
+    if not verification.equal:
+        raise UnsupportedProgram(
+            f"Tracr compiles {program.name} to a model that does something else: {verification.mismatches[0]}"
+        )
+    return compiled
 
 
 def verify(compiled: Compiled, *, progress: bool = False) -> Verification:

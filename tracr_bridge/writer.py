@@ -7,9 +7,9 @@ from itertools import pairwise, product
 from typing import Any, Final
 
 from hypothesis import strategies as st
-from tracr.rasp import causal_eval, rasp
+from tracr.rasp import rasp
 
-from tracr_bridge.program import Tokens
+from tracr_bridge.program import CausalInterpreter, Interpreter, Tokens
 
 CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold")
 NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled", "_parallel")
@@ -48,23 +48,6 @@ class _Expression:
         return all(isinstance(value, int) for value in self.values)
 
 
-class _Remembering(rasp.DefaultRASPEvaluator):
-    """RASP's interpreter on one input, each expression evaluated once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: dict[int, Any] = {}
-
-    def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
-        if id(expr) not in self._known:
-            self._known[id(expr)] = super().evaluate(expr, xs)
-        return self._known[id(expr)]
-
-
-class _RememberingCausal(_Remembering, causal_eval.CausalEvaluator):
-    """The same under a causal mask."""
-
-
 @dataclass
 class Writer:
     """Writes a program line by line, drawing what each line is."""
@@ -81,7 +64,7 @@ class Writer:
     written: list[_Expression] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        kind = _RememberingCausal if self.causal else _Remembering
+        kind = CausalInterpreter if self.causal else Interpreter
         domain = [tokens for n in range(self.shortest, self.length + 1) for tokens in product(self.vocab, repeat=n)]
         self._runs = [(kind(), list(tokens)) for tokens in domain]
         self._tokens = self._expression("rasp.tokens", rasp.tokens, self.vocab)

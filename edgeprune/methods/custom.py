@@ -1,6 +1,7 @@
 """A discovery method of one's own, named `package.module:function`, held to the same contract as ours."""
 
 import importlib
+import random
 import signal
 import sys
 import threading
@@ -11,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.errors import MethodError, UnknownMethod
 from edgeprune.graph import Ablation, Circuit, Graph
-from edgeprune.masks import edges_of
+from edgeprune.masks import edge_exists, edges_of
 from edgeprune.methods.method import Discovery, Method
 from edgeprune.model import MaskedModel
 
@@ -28,7 +30,8 @@ def load_method(spec: str) -> Method:
     The function is called as `function(model, dataset, ablation, seed=seed)` and returns one of
 
     - a `Circuit` of `model.graph` under `ablation`;
-    - scores, a tensor `[source, destination]` of which every edge above 0.5 is kept;
+    - scores, a tensor `[source, destination]` of which every edge above 0.5 is kept; what stands where the graph has
+      no edge is not read;
     - a `Discovery`, which is both.
 
     Raises:
@@ -55,7 +58,7 @@ def _adapt(function: Callable[..., Any], name: str) -> Method:
     ) -> Discovery:
         graph = model.graph
         try:
-            with _torch_as_it_was():
+            with _seeded(seed), _torch_as_it_was():
                 result = function(model, dataset, ablation, seed=seed)
             return _checked(result, graph, ablation, name)
         except (MethodError, Overtime, KeyboardInterrupt, GeneratorExit):
@@ -64,6 +67,21 @@ def _adapt(function: Callable[..., Any], name: str) -> Method:
             raise MethodError(f"Method {name} raised {type(error).__name__}: {error}") from error
 
     return discover
+
+
+@contextmanager
+def _seeded(seed: int) -> Generator[None]:
+    """Every generator that a method may draw from without a word starts from `seed`, and is put back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy)
+        random.setstate(python)
 
 
 @contextmanager
@@ -105,7 +123,8 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
             f"{result.circuit.graph.total} edges in all (the model has {graph.total}) under {result.circuit.ablation!r}"
         )
     _check_scores(result.scores, graph, name)
-    return replace(result, scores=result.scores.detach().cpu().float())
+    scores = result.scores.detach().cpu().float()
+    return replace(result, scores=torch.where(edge_exists(graph), scores, 0.0))  # whatever stands where no edge is
 
 
 def _check_scores(scores: object, graph: Graph, name: str) -> None:
@@ -115,9 +134,10 @@ def _check_scores(scores: object, graph: Graph, name: str) -> None:
         raise MethodError(f"Expected a tensor of real scores from method {name}; got {got}")
     if tuple(scores.shape) != shape:
         raise MethodError(f"Expected scores of shape {shape} from method {name}; got {tuple(scores.shape)}")
-    bad = int((~torch.isfinite(scores)).sum())
+    of_edges = scores[edge_exists(graph).to(scores.device)]
+    bad = int((~torch.isfinite(of_edges)).sum())
     if bad:
-        raise MethodError(f"Expected finite scores from method {name}; {bad} of {scores.numel()} are not")
+        raise MethodError(f"Expected finite scores from method {name}; those of {bad} of {len(of_edges)} edges are not")
 
 
 _FOR_EVER = 1e8
@@ -133,7 +153,7 @@ def time_limit(seconds: float, name: str) -> Generator[None]:
     """Interrupt what runs inside after `seconds`, and again every second until it stops; a timer set before goes on.
 
     Enforced by a signal, hence in the main thread of a POSIX system alone; elsewhere nothing is interrupted. Inside one
-    long call of compiled code, an interruption waits for its end.
+    long call of compiled code, an interruption waits for its end; a loop around a bare `except:` outlives them all.
 
     Raises:
         MethodError: it took longer.

@@ -32,6 +32,7 @@ SUITE = (
 """What is run, quickest first: part of what plain `pytest` runs."""
 
 OWN = {
+    "edgeprune/methods/edge_pruning.py": "tests/recovery/test_discoveries.py",
     "edgeprune/methods": "tests/unit/test_methods.py",
     "edgeprune/metrics": "tests/unit/test_methods.py",
     "tracr_bridge/model": "tests/property/test_model.py",
@@ -104,8 +105,9 @@ def first_failure(mutant: Mutant | None, code: Path) -> str | None:
         )
     if done.returncode == 0:
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
-    assert found is not None, f"pytest did not run:\n{done.stdout}\n{done.stderr}"
+    # An error without a test's name is of a file that cannot be imported: no test noticed anything.
+    found = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    assert found is not None, f"no test was run:\n{done.stdout}\n{done.stderr}"
     return found[1]
 
 

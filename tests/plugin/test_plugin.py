@@ -136,6 +136,21 @@ def test_a_file_is_collected_when_it_is_named_or_matched_and_not_otherwise(pytes
     result.stderr.fnmatch_lines(["*Expected edgeprune_programs to name files or folders; 'nowhere/*.py' names none"])
 
 
+def test_a_file_in_a_folder_called_programs_that_declares_none_is_not_run(pytester, run):
+    pytester.makepyfile(**{"programs/train": "raise SystemExit('it was run')"})
+    run("--collect-only").assert_outcomes()
+
+
+def test_a_mark_that_would_run_nothing_is_a_usage_error(pytester, run):
+    pytester.makepyfile(test_mine="import pytest\n@pytest.mark.programs('hist')\ndef test_mine(): pass\n")
+    result = run("test_mine.py")
+    assert (
+        "Expected @pytest.mark.programs(name, ...) on a test with an argument program"
+        in result.stdout.str() + result.stderr.str()
+    )
+    assert result.ret != 0
+
+
 def test_settings_that_would_test_nothing_are_usage_errors(run):
     for option in ("--circuit-seeds=0", "--circuit-timeout=0", "--circuit-timeout=-3"):
         result = run(option)
@@ -162,10 +177,10 @@ def test_the_command_of_a_failing_recovery_reproduces_it(run, pytester):
 
 
 def test_an_unusable_program_file_is_an_error_of_one_line(pytester, run):
-    pytester.makepyfile(**{"programs/broken": "def broken(:"})
+    pytester.makepyfile(**{"programs/broken": "from tracr_bridge import rasp_program\ndef broken(:"})
     result = run()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*broken.py is not Python: line 1: *"])
+    result.stdout.fnmatch_lines(["*broken.py is not Python: line 2: *"])
     assert "Traceback" not in result.stdout.str()
 
 

@@ -141,11 +141,12 @@ def test_a_method_that_fails_is_an_outcome_and_a_run_named_twice_is_run_once(tmp
     assert "ran longer than the 0.2 s" in row["reason"]
 
 
-def test_a_program_that_cannot_be_run_is_an_outcome(tmp_path):
+@pytest.mark.parametrize("body", ["1", "1 / 0"])
+def test_a_program_that_cannot_be_run_is_an_outcome(tmp_path, body):
     (tmp_path / "mine.py").write_text(
         "from tracr.rasp import rasp\nfrom tracr_bridge import rasp_program\n"
         "@rasp_program(vocab=('a', 'b'), max_seq_len=2)\n"
-        "def mine():\n    return rasp.Map(lambda token: 1, rasp.tokens).named('mine')\n"
+        f"def mine():\n    return rasp.Map(lambda token: {body}, rasp.tokens).named('mine')\n"
     )
     (row,) = sweep([named_subject(f"{tmp_path / 'mine.py'}:mine")], [Run("zero", "eap", 0)], tmp_path, jobs=1)
     assert (row["outcome"], row["program"]) == ("broken", f"{tmp_path / 'mine.py'}:mine")
@@ -188,7 +189,7 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(t
     assert run(2)[0] == first
     assert [row["program"] for row in read_rows(results)] == [row["program"] for row in run(2)]
     for program, row in zip(programs, run(2), strict=True):
-        saved = load_file(tmp_path / "failures" / f"{row['program']}.py")["drawn"]
+        saved = load_file(tmp_path / "failures" / f"{row['program']}.py")[row["program"]]
         longest = program.domain(budget=100, seed=0).inputs[-1]
         assert saved.evaluate(longest) == program.evaluate(longest)
 

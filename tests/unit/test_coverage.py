@@ -1,11 +1,15 @@
 """The shipped programs cover the language, and what is said to be covered is."""
 
+from functools import partial
+from operator import eq
+
 import pytest
 from tracr.rasp import rasp
 
 from tracr_bridge import rasp_program
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.coverage import CONSTRUCTS, constructs, shape
+from tracr_bridge.report import print_matrix
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,16 @@ def test_every_construct_has_a_program(used, construct):
 
 def test_no_construct_is_found_that_is_not_listed(used):
     assert set().union(*used.values()) <= set(CONSTRUCTS)
+
+
+def test_the_matrix_has_a_row_for_each_program_and_says_what_its_columns_are(used, capsys):
+    print_matrix(used, CONSTRUCTS)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line for line in lines if line.startswith("mirrored "))
+    dots = row.split()[1]
+    assert [dot == "●" for dot in dots] == [construct in used["mirrored"] for construct in CONSTRUCTS]
+    counted = sum("SelectorWidth" in found for found in used.values())
+    assert f"{1 + CONSTRUCTS.index('SelectorWidth')} SelectorWidth: {counted} of {len(used)}" in lines
 
 
 @pytest.mark.parametrize("name", ["reverse", "sort_freq", "xproportion", "shuffle_dyck1"])
@@ -49,3 +63,17 @@ def test_a_program_has_the_constructs_that_are_written_in_it():
         "selector on computed sequences", "SequenceMap", "SequenceMap that ignores an input", "categorical output",
         "causal", "restricted domain", "1 head", "3 layers",
     }  # fmt: skip
+
+
+def test_functions_without_a_name_of_their_own_are_told_too():
+    @rasp_program(vocab=("a", "b"), max_seq_len=2)
+    def small() -> rasp.SOp:
+        """Counts earlier tokens."""
+        is_a = rasp.Map(partial(eq, "a"), rasp.tokens)
+        return rasp.SelectorWidth(rasp.Select(is_a, rasp.tokens, partial(ge_by, "b"))).named("small")
+
+    assert constructs(small) >= {"Map", "Select by a predicate of one's own"}
+
+
+def ge_by(bound, key, query):
+    return query >= bound or key

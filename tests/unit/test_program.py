@@ -83,6 +83,8 @@ def test_a_domain_too_large_to_list_is_drawn_from():
 INVALID = [
     ({"vocab": ()}, "vocab is empty"),
     ({"vocab": ("a", "a")}, "names a token twice"),
+    ({"vocab": (["a"], ["b"])}, "vocab holds what cannot be hashed"),
+    ({"vocab": ((["a"],), (["b"],))}, "vocab holds what cannot be hashed"),
     ({"vocab": ("a", 1)}, "mixes types"),
     ({"vocab": ("a", "compiler_bos")}, "'compiler_bos', which the compiler keeps for BOS"),
     ({"vocab": ("a", "compiler_pad")}, "'compiler_pad', which the compiler keeps for PAD"),
@@ -152,6 +154,20 @@ UNSUPPORTED = [
         "negative: a Map of a categorical to a number below 0 is clipped at 0; got -2",
     ),
     (lambda: rasp.SequenceMap(lambda x, y: x, numbers(), rasp.tokens).named("mixed"), "mixed: (Non-linear)"),
+    (
+        lambda: rasp.numerical(rasp.Map(lambda x: x, rasp.tokens)).named("letters"),
+        "letters: numerical values are real numbers; got 'a'",
+    ),
+    (
+        lambda: rasp.Map(
+            lambda x: x == ["a"],
+            rasp.Aggregate(
+                rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.EQ),
+                rasp.Map(lambda x: [x], rasp.tokens).named("lists"),
+            ),
+        ),
+        "lists: values are such as can be hashed; got ['a']",
+    ),
 ]
 
 
@@ -224,6 +240,27 @@ def test_programs_have_the_names_that_the_file_gives_them_and_imported_ones_are_
     (tmp_path / "mine.py").write_text("from programs.hist import hist\n" + ONE.format(name="copy") + "\nother = copy\n")
     assert list(load_file(tmp_path / "mine.py")) == ["copy", "other"]
     assert load_program(f"{tmp_path / 'mine.py'}:other").name == "other"
+
+
+def test_what_builds_a_program_may_come_from_elsewhere(tmp_path):
+    (tmp_path / "parts.py").write_text(
+        "from tracr.rasp import rasp\nfrom tracr_bridge import rasp_program\n"
+        "def equals(token):\n    return rasp.Map(lambda other: other == token, rasp.tokens).named('equals')\n"
+        "def is_b():\n    return equals('b')\n"
+        "def declared():\n    return rasp_program(vocab={'b', 'a'}, max_seq_len=2)(is_b)\n"
+    )
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from functools import partial\nfrom parts import declared, equals\nfrom tracr.compiler import lib\n"
+        "from tracr_bridge import rasp_program\n"
+        "declare = rasp_program(vocab=['a', 'b'], max_seq_len=2)\n"
+        "hist, is_a, is_b = declare(lib.make_hist), declare(partial(equals, 'a')), declared()\n"
+    )
+    programs = load_file(file)
+    assert {name: p.name for name, p in programs.items()} == {"hist": "hist", "is_a": "is_a", "is_b": "is_b"}
+    assert programs["is_a"].evaluate(("a", "b")) == [True, False]
+    assert programs["is_b"].vocab == ("a", "b")  # a set is put in order
+    assert programs["hist"].source == file.read_text()
 
 
 FILES = [

@@ -1,16 +1,19 @@
 """Methods of one's own, held to the contract; what the plugin's checks report."""
 
+import random
 import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from edgeprune.errors import MethodError, UnknownMethod
+from edgeprune.errors import InvalidProgram, MethodError, UnknownMethod
 from edgeprune.graph import Circuit, Edge
+from edgeprune.masks import edge_exists
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
 from tracr_bridge.catalogue import load_program
@@ -112,6 +115,22 @@ def spoils(model, dataset, ablation, *, seed):
     return nothing
 
 
+def listed(model, dataset, ablation, *, seed):
+    return Circuit(model.graph, ablation, list(model.graph.edges))
+
+
+def named(model, dataset, ablation, *, seed):
+    return Circuit(model.graph, ablation, frozenset({"tok->m0"}))
+
+
+def draws(model, dataset, ablation, *, seed):
+    return torch.rand(len(model.graph.sources), len(model.graph.destinations)) + random.random() + np.random.rand()
+
+
+def unread_infinities(model, dataset, ablation, *, seed):
+    return torch.where(edge_exists(model.graph), 1.0, -torch.inf)
+
+
 def seeded(model, dataset, ablation, *, seed):
     return zeros(model, dataset, ablation, seed=seed) + seed / 100
 
@@ -121,7 +140,12 @@ def seeded(model, dataset, ablation, *, seed):
     [
         ("none", "Expected a Circuit, a tensor of scores or a Discovery from method test_suite:none; got NoneType"),
         ("stray", "Method test_suite:stray raised GraphError: Expected an edge of this graph of 13 edges"),
-        ("not_finite", "Expected finite scores from method test_suite:not_finite; 20 of 20 are not"),
+        (
+            "listed",
+            r"Method test_suite:listed raised GraphError: Expected a frozenset of Edge objects, .*; got \[Edge",
+        ),
+        ("named", "Method test_suite:named raised GraphError: Expected a frozenset of Edge objects, .*'tok->m0'"),
+        ("not_finite", "Expected finite scores from method test_suite:not_finite; those of 13 of 13 edges are not"),
         ("misshapen", r"Expected scores of shape \(4, 5\) from method test_suite:misshapen; got \(3,\)"),
         ("other_ablation", "under 'zero' ablation from method test_suite:other_ablation; got one .* under 'mean'"),
         ("raises", "Method test_suite:raises raised RuntimeError: out of luck"),
@@ -139,6 +163,29 @@ def seeded(model, dataset, ablation, *, seed):
 def test_a_method_that_breaks_the_contract_is_refused_by_name(method, message):
     with pytest.raises(MethodError, match=message):
         Suite(f"test_suite:{method}", seconds=0.5).recover(NAME, "zero")
+
+
+def test_what_a_method_draws_without_a_generator_follows_the_seed_and_moves_nobody_elses(compiled):
+    program, method = compiled(NAME), find_method("test_suite:draws")
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+    one, same, other = (method(program.model, program.dataset, "zero", seed=seed).scores for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_scores_are_not_read_where_no_edge_is(compiled):
+    program = compiled(NAME)
+    found = find_method("test_suite:unread_infinities")(program.model, program.dataset, "zero")
+    assert found.circuit.edges == set(program.model.graph.edges)
+    assert torch.isfinite(found.scores).all()
+
+
+def test_a_vocabulary_that_cannot_be_hashed_is_refused_before_anything_is_looked_up():
+    with pytest.raises(InvalidProgram, match="cannot be hashed"):
+        Suite().compiled(replace(load_program(NAME), vocab=(["a"], ["b"])))
 
 
 def test_what_a_method_does_to_its_inputs_and_to_torch_is_undone():
