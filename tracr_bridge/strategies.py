@@ -27,10 +27,7 @@ MOST_INPUTS: Final = 128
 
 @dataclass(frozen=True)
 class DrawnProgram(Program):
-    """A random program, with the text that declares it."""
-
-    source: str = ""
-    """The whole program file."""
+    """A random program, which prints as the text that declares it."""
 
     def __repr__(self) -> str:
         return f"\n{self.source}"
@@ -41,7 +38,7 @@ def program_from(source: str) -> DrawnProgram:
     namespace: dict[str, Any] = {"__name__": "drawn"}
     exec(compile(source, "<drawn program>", "exec"), namespace)
     (program,) = (value for value in namespace.values() if isinstance(value, Program))
-    return DrawnProgram(**vars(program), source=source)
+    return DrawnProgram(**{**vars(program), "source": source})
 
 
 @st.composite
