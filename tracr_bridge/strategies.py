@@ -38,7 +38,8 @@ def program_from(source: str) -> DrawnProgram:
     namespace: dict[str, Any] = {"__name__": "drawn"}
     exec(compile(source, "<drawn program>", "exec"), namespace)
     (program,) = (value for value in namespace.values() if isinstance(value, Program))
-    return DrawnProgram(**{**vars(program), "source": source})
+    declared: dict[str, Any] = {**vars(program), "source": source}
+    return DrawnProgram(**declared)
 
 
 @st.composite
