@@ -98,6 +98,7 @@ def sweep(
     jobs: int,
     seconds: float = math.inf,
     progress: bool = False,
+    ray: str | None = None,
 ) -> list[Row]:
     """A row for each program and run, those of an earlier sweep in the same folder among them.
 
@@ -108,11 +109,14 @@ def sweep(
         jobs: processes; with one, everything runs in this one.
         seconds: how long one discovery may take.
         progress: show a progress bar on standard error, if that is a terminal.
+        ray: the address of a Ray cluster that runs it instead of processes here; `on_ray` says what that needs.
 
     Raises:
         UnknownMethod: there is no such method.
         ResultsError: the folder holds results that are none of ours.
         UnwritableFile: the folder cannot be written.
+        WorkerDied: a process ended before its work did.
+        ClusterError: the Ray cluster cannot be used.
     """
     for method in dict.fromkeys(run.method for run in runs):
         find_method(method)
@@ -130,7 +134,7 @@ def sweep(
         total=total, initial=total - sum(map(len, left.values())), desc="runs", disable=None if progress else True
     )
     with bar:
-        for row in _rows(work, jobs, seconds):
+        for row in _rows(work, jobs, seconds, ray):
             results.append(row)
             subject = by_text[row["program"], row["text"]]
             if subject.drawn and row["outcome"] in ("inexact", "broken"):
@@ -144,8 +148,13 @@ def sweep(
 Work = Sequence[tuple[Subject, list[Run]]]
 
 
-def _rows(work: Work, jobs: int, seconds: float) -> Iterator[Row]:
+def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Row]:
     """The rows of all work, each as soon as it is known; with one job, from this process."""
+    if ray is not None:
+        from tracr_bridge import on_ray
+
+        yield from on_ray.rows(work, seconds, ray)
+        return
     if jobs == 1:
         for subject, todo in work:
             yield from run_subject(subject, todo, seconds)

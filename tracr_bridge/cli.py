@@ -120,6 +120,14 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
     bench.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster, on as many processes as it has CPUs: auto (the one that this machine belongs to), "
+        "HOST:6379, ray://HOST:10001 (from outside of it) or local (one started here, for this run); its machines need "
+        "the versions of edgeprune and of what it depends on that are here, and files of your own at the same path; "
+        "comes with pip install 'edgeprune[ray]'",
+    )
+    bench.add_argument(
         "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
     )
 
@@ -269,7 +277,9 @@ def _bench(options: argparse.Namespace) -> bool:
     runs = [
         Run(a, m, s) for a in dict.fromkeys(ablations) for m in dict.fromkeys(methods) for s in range(options.seeds)
     ]
-    rows = sweep(subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True)
+    rows = sweep(
+        subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True, ray=options.ray
+    )
     leaderboard.write(rows, options.out)
     if options.json:
         print(report.as_json(leaderboard.as_json(rows)), file=options.output)

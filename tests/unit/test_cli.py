@@ -41,7 +41,7 @@ def test_help_teaches_and_imports_nothing_heavy():
     code = (
         "import sys; from tracr_bridge.cli import main\n"
         "try: main(['--help'])\n"
-        "finally: print(sorted({'jax', 'torch', 'tracr', 'numpy', 'matplotlib'} & set(sys.modules)))"
+        "finally: print(sorted({'jax', 'torch', 'tracr', 'numpy', 'matplotlib', 'ray'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "edgeprune recover reverse" in result.stdout
