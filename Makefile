@@ -22,13 +22,13 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
 	@echo "== pytest: units and properties, with branch coverage and shapes checked"
-	@$(BIN)/pytest tests/unit tests/property -n 2 --dist loadscope $(SHAPES) --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/pytest tests/unit tests/property $(SHAPES) --cov --cov-report=term --cov-fail-under=90
 	@echo "== pytest: every program, verified, certified and recovered; whole discoveries; the plugin"
-	@$(BIN)/pytest tests/recovery tests/plugin tests/mutants programs -n 2 --dist loadscope
+	@$(BIN)/pytest tests/recovery tests/plugin tests/mutants programs
 
-sweep: $(INSTALLED) ## every program at seeds 0 to 4, and more random programs, minutes long
+sweep: $(INSTALLED) ## every program at seeds 0 to 4, more random programs, Ray; minutes long
 	@echo "== pytest: seed sweep"
-	@$(BIN)/pytest programs tests/recovery --circuit-seeds 5 -m sweep -n 2
+	@$(BIN)/pytest programs tests --circuit-seeds 5 -m sweep
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
 	@$(BIN)/python tests/mutants/run_mutants.py

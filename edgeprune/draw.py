@@ -15,11 +15,13 @@ from edgeprune.store import write_atomically
 FORMATS: Final = ("svg", "png", "pdf")
 
 _STYLES: Final[dict[str, tuple[str, Literal["-", "--", ":"]]]] = {
+    "kept": ("#23466e", "-"),
     "true": ("#1b6e3c", "-"),
     "missing": ("#b3261e", "--"),
     "extra": ("#c77700", ":"),
 }
-_PORT_OFFSET: Final = {"q": -0.22, "k": 0.0, "v": 0.22, "": 0.0}
+PORT_OFFSET: Final = {"q": -0.22, "k": 0.0, "v": 0.22, "": 0.0}
+"""How far from the middle of a head's box its inputs are read, in columns."""
 
 
 class UnknownFormat(EdgePruneError):
@@ -38,15 +40,17 @@ def check_format(path: Path) -> str:
     return name
 
 
-def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison, title: str) -> Figure:
+def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison | None, title: str) -> Figure:
     """The circuit found: true edges solid, missing ones dashed, extra ones dotted, nodes without edges left pale.
 
+    Without anything to compare it with, all its edges are solid.
     Sources write from the top of their box; a head's q, k and v are read at its bottom, left to right.
     """
     found = set(found)
-    kinds = dict.fromkeys(found - comparison.extra, "true")
-    kinds |= dict.fromkeys(comparison.extra, "extra") | dict.fromkeys(comparison.missing, "missing")
-    place = _places(graph)
+    kinds = dict.fromkeys(found, "kept" if comparison is None else "true")
+    if comparison is not None:
+        kinds |= dict.fromkeys(comparison.extra, "extra") | dict.fromkeys(comparison.missing, "missing")
+    place = places(graph)
     columns, rows = [x for x, _ in place.values()], [y for _, y in place.values()]
     width, height = max(columns) - min(columns) + 1.5, max(rows) + 1.5
     figure = Figure(figsize=(max(6.0, 1.5 * width), max(4.0, 0.8 * height)), layout="constrained")
@@ -60,7 +64,7 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison,
         axes.add_patch(_arrow(edge, kind, place))
     for port in sorted({edge.destination for edge in kinds if edge.destination.port}):
         x, y = place[port.owner]
-        axes.text(x + _PORT_OFFSET[port.port], y - 0.35, port.port, ha="center", va="center", fontsize=7, zorder=4)
+        axes.text(x + PORT_OFFSET[port.port], y - 0.35, port.port, ha="center", va="center", fontsize=7, zorder=4)
     shown = [kind for kind in _STYLES if kind in kinds.values()]
     handles = [Line2D([], [], color=_STYLES[k][0], linestyle=_STYLES[k][1], label=k) for k in shown]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -75,7 +79,7 @@ def _arrow(edge: Edge, kind: str, place: dict[Node, tuple[float, float]]) -> Fan
     """An edge from the top of its source's box to the bottom of its destination's, or to the port's letter there."""
     colour, line = _STYLES[kind]
     (x0, y0), (x1, y1) = place[edge.source], place[edge.destination.owner]
-    x1 += _PORT_OFFSET[edge.destination.port]
+    x1 += PORT_OFFSET[edge.destination.port]
     below = 0.42 if edge.destination.port else 0.28
     # Long edges bow outwards, so that they pass beside the nodes in between.
     bow = 0.0 if y1 - y0 <= 1 else (0.12 if x1 <= x0 else -0.12)
@@ -85,7 +89,7 @@ def _arrow(edge: Edge, kind: str, place: dict[Node, tuple[float, float]]) -> Fan
     )  # fmt: skip
 
 
-def _places(graph: Graph) -> dict[Node, tuple[float, float]]:
+def places(graph: Graph) -> dict[Node, tuple[float, float]]:
     """Where each node's box goes: a row for each stage, a column for each head, and one more for the MLPs.
 
     Embeddings stand between the columns, so that what they write does not pass behind the boxes above them.

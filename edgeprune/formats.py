@@ -11,7 +11,7 @@ and the other has one, an edge from the one is an edge from both, and an edge fr
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -159,6 +159,19 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
     every = _imported(scored, own if graph is None else graph, ablation, path, (NO_ABLATION,))
     circuit = _imported([(*pair, 1.0) for pair in sorted(kept)], every.circuit.graph, ablation, path, ()).circuit
     return Imported(circuit, every.scores, every.losses)
+
+
+def scores_by_edge(scores: Float[Tensor, "source destination"], graph: Graph) -> dict[Edge, float]:
+    """The score of every edge, by edge."""
+    return {edge: float(scores[graph.position(edge)]) for edge in graph.edges}
+
+
+def score_tensor(scores: Mapping[Edge, float], graph: Graph) -> Float[Tensor, "source destination"]:
+    """Scores by edge as a tensor; 0 for an edge that has none."""
+    found = torch.zeros(len(graph.sources), len(graph.destinations))
+    for edge, score in scores.items():
+        found[graph.position(edge)] = score
+    return found
 
 
 def _imported(

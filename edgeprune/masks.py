@@ -170,6 +170,16 @@ class LearnedMask:
         mask = cells.index_copy(-1, self._cells, edges).unflatten(-1, shape)
         return mask if self.of == "edges" else mask * entries[..., self._edges :, None]
 
+    def edge_log_alpha(self) -> Float[Tensor, "source destination"]:
+        """log_alpha of each edge, or of its source where that is less; 0 where there is no edge."""
+        values = self.log_alpha.detach()
+        cells = values.new_zeros(len(self.graph.sources), len(self.graph.destinations))
+        rows = self._cells // cells.shape[1]
+        edges = values[: self._edges] if self._edges else torch.full((len(self._cells),), math.inf)
+        nodes = torch.full((len(self._cells),), math.inf) if self.of == "edges" else values[self._edges :][rows]
+        cells.view(-1)[self._cells] = torch.minimum(edges, nodes)
+        return cells
+
     def rounded(self) -> Float[Tensor, "source destination"]:
         """The mask that keeps the entries whose mean is above one half."""
         return self._assemble(self._settled())

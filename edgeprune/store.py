@@ -3,9 +3,12 @@
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from platform import python_version
+from typing import IO, Any, Final
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import Circuit, Edge, Graph, Node, parse_ablation
@@ -55,39 +58,101 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def save_circuit(circuit: Circuit, path: Path) -> None:
-    """Write `circuit` as JSON: its ablation, its graph's sources and destinations, and its edges, all by name.
+# Circuits
+
+
+FORMAT: Final = "edgeprune circuit 1"
+
+SCHEMA: Final = Path(__file__).with_name("circuit.schema.json")
+"""The published JSON schema of a circuit's file."""
+
+
+@dataclass(frozen=True)
+class SavedCircuit:
+    """A circuit, and what its file says of it."""
+
+    circuit: Circuit
+    scores: Mapping[Edge, float] = field(default_factory=dict[Edge, float])
+    """How strongly the method holds on to edges, on a scale of its own; empty where that is not known."""
+
+    model: str = ""
+    """The program or checkpoint that it is a circuit of."""
+
+    method: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """`name`, `seed` and `config` of what found it; empty for a circuit that was certified."""
+
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of what ran."""
+
+
+def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
+    """Write a circuit as JSON, as `SCHEMA` has it: nodes and edges by name.
 
     Raises:
         UnwritableFile: the folder does not exist, or cannot be written to.
     """
+    saved = SavedCircuit(saved) if isinstance(saved, Circuit) else saved
+    graph = saved.circuit.graph
     content = {
-        "ablation": circuit.ablation,
-        "sources": [str(node) for node in circuit.graph.sources],
-        "destinations": [str(node) for node in circuit.graph.destinations],
-        "edges": circuit.names(),
+        "format": FORMAT,
+        "model": saved.model,
+        "ablation": saved.circuit.ablation,
+        "edges": saved.circuit.names(),
+        "scores": {str(edge): score for edge, score in saved.scores.items()},
+        "method": dict(saved.method),
+        "versions": dict(saved.versions),
+        "graph": {
+            "sources": [str(node) for node in graph.sources],
+            "destinations": [str(node) for node in graph.destinations],
+        },
     }
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    optional = ("model", "scores", "method", "versions")
+    content = {name: value for name, value in content.items() if value or name not in optional}
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def load_circuit(path: Path) -> Circuit:
-    """The circuit that `save_circuit` wrote.
+    """The circuit in a file of `save_circuit`'s.
+
+    Raises:
+        CircuitFileError: there is no such file, or it holds no circuit.
+    """
+    return load_saved(path).circuit
+
+
+def load_saved(path: Path) -> SavedCircuit:
+    """A circuit with all that its file says of it.
 
     Raises:
         CircuitFileError: there is no such file, or it holds no circuit.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        graph = Graph(*(tuple(map(Node.parse, content[kind])) for kind in ("sources", "destinations")))
-        return Circuit(graph, parse_ablation(content["ablation"]), frozenset(map(Edge.parse, content["edges"])))
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise CircuitFileError(f"Expected a file of format {FORMAT!r}; {str(path)!r} is of {content['format']!r}")
+        graph = Graph(*(tuple(map(Node.parse, content["graph"][kind])) for kind in ("sources", "destinations")))
+        circuit = Circuit(graph, parse_ablation(content["ablation"]), frozenset(map(Edge.parse, content["edges"])))
+        scores = {Edge.parse(name): float(score) for name, score in dict(content.get("scores", {})).items()}
+        for edge in scores:
+            graph.position(edge)
+        method, versions = dict(content.get("method", {})), dict(content.get("versions", {}))
+        return SavedCircuit(circuit, scores, str(content.get("model", "")), method, versions)
     except OSError as error:
         raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
     except KeyError as error:
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; it has no {error}") from error
-    except (
-        TypeError,
-        AttributeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # not JSON, not of this form, no such node or edge
+    except CircuitFileError:
+        raise
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:  # not JSON, or not of this form
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """What runs: Python, this package, and those that numbers depend on."""
+    found = {"python": python_version()}
+    for name in ("edgeprune", "tracr-pypi", "torch", "jax", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a folder, without having been installed
+            found[name] = "not installed"
+    return found

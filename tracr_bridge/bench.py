@@ -23,13 +23,13 @@ from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
-from edgeprune.store import write_text
+from edgeprune.store import versions, write_text
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled
 from tracr_bridge.coverage import constructs
 from tracr_bridge.program import Program
 from tracr_bridge.recover import assess, certify
-from tracr_bridge.results import Results, Row, code_digest, digest, row_key, versions
+from tracr_bridge.results import Results, Row, code_digest, digest, row_key
 from tracr_bridge.strategies import DrawnProgram, program_from
 from tracr_bridge.truth import Truth
 from tracr_bridge.verify import compile_and_verify
@@ -227,6 +227,8 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     import torch
 
     torch.set_num_threads(1)
+    for method in {run.method for run in todo}:
+        find_method(method)  # its file is part of what makes a run the same run, once it is loaded
     if next(_begun) % _KEPT_WARM == 0:
         jax.clear_caches()
     heads = {run: _head(subject, run) | {"versions": versions(), "config": configuration(run.method)} for run in todo}

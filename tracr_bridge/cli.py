@@ -5,13 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
-
-if TYPE_CHECKING:
-    from tracr_bridge.recover import Recovery
+from edgeprune.graph import ABLATIONS
+from tracr_bridge import commands
 
 _DESCRIPTION = """\
 Circuit discovery, checked against circuits that are known.
@@ -58,32 +56,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    choices = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
     def add(name: str, summary: str, run: Callable[[argparse.Namespace], bool]) -> argparse.ArgumentParser:
-        command = commands.add_parser(
+        command = choices.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
         )
-        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, json=False)
         return command
 
-    programs = add("programs", "list the programs that come with the toolkit", _programs)
+    programs = add("programs", "list the programs that come with the toolkit", commands.programs)
     programs.add_argument("--coverage", action="store_true", help="show which constructs of RASP each of them uses")
-    bench = add("bench", "run methods on many programs, and compare how well they recover circuits", _bench)
+    bench = add("bench", "run methods on many programs, and compare how well they recover circuits", commands.bench)
     _add_bench_options(bench)
-    verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", _verify)
-    truth = add("truth", "derive and certify a program's true circuit", _truth)
-    recover = add("recover", "discover a program's circuit and compare it with the truth", _recover)
+    verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", commands.verify)
+    truth = add("truth", "derive and certify a program's true circuit", commands.truth)
+    recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
+    _add_file_commands(add)
+    for command in (programs, bench, verify, truth, recover):
+        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
     for command in (verify, truth, recover):
         command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
-    for command in (truth, recover):
-        command.add_argument(
-            "--ablation",
-            default="zero",
-            help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: %(default)s)",
-        )
+    carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"
+    truth.add_argument("--ablation", default="zero", help=f"{carried} (default: %(default)s)")
+    recover.add_argument(
+        "--ablation", action="append", help=f"{carried}; may be repeated, for a report of both (default: zero)"
+    )
     recover.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
     for command in (recover, bench):
         command.add_argument(
@@ -94,9 +93,49 @@ def _parser() -> argparse.ArgumentParser:
             help="how long one discovery may take (default: %(default)g)",
         )
     recover.add_argument("--picture", type=Path, metavar="FILE", help="draw the circuit (.svg, .png or .pdf)")
-    recover.add_argument("--report", type=Path, metavar="FILE.html", help="write a page that opens offline")
+    recover.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write a page that opens offline, to look at every edge",
+    )
     recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
+    truth.add_argument("--save", type=Path, metavar="FILE.json", help="write the true circuit")
     return parser
+
+
+def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What reads circuits that were saved, and runs no model."""
+    draw = add("draw", "draw a saved circuit, alone or against another", commands.draw)
+    draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote")
+    draw.add_argument("picture", type=Path, metavar="PICTURE", help="the file to draw (.svg, .png or .pdf)")
+    draw.add_argument(
+        "--against",
+        type=Path,
+        metavar="CIRCUIT.json",
+        help="the circuit that counts as true; see truth --save",
+    )
+    convert = add("convert", "turn a circuit's file into another tool's, or back", commands.convert)
+    convert.add_argument("file", type=Path, metavar="FILE", help="what to read")
+    convert.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    for option, says in (("--from", "of the file that is read"), ("--to", "of the file that is written")):
+        convert.add_argument(
+            option,
+            dest=option.replace("--from", "source").replace("--to", "target"),
+            default="circuit",
+            choices=commands.FORMATS,
+            help=f"format {says}: circuit (ours), edge-pruning (edges.json of the paper's code) or eap-ig (the graph "
+            "of EAP-IG and MIB) (default: %(default)s)",
+        )
+    convert.add_argument(
+        "--like",
+        type=Path,
+        metavar="CIRCUIT.json",
+        help="a circuit of the same model, for the graph and the ablation that the other formats leave out",
+    )
+    convert.add_argument(
+        "--ablation", help=f"what removed edges carry, where no file says: {', '.join(ABLATIONS)} (default: as --like)"
+    )
 
 
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
@@ -152,185 +191,6 @@ def _seconds(text: str) -> float:
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
     return seconds
-
-
-def _programs(options: argparse.Namespace) -> bool:
-    from tracr_bridge import report
-    from tracr_bridge.catalogue import catalogue
-
-    if options.coverage:
-        return _coverage(options)
-    programs = catalogue().values()
-    if options.json:
-        listed = [
-            {
-                "name": p.name,
-                "doc": p.doc,
-                "vocab": list(p.vocab),
-                "min_seq_len": p.min_seq_len,
-                "max_seq_len": p.max_seq_len,
-                "causal": p.causal,
-            }
-            for p in programs
-        ]
-        print(report.as_json({"programs": listed}), file=options.output)
-    else:
-        rows = [(p.name, p.doc, " ".join(map(str, p.vocab)), f"{p.min_seq_len}-{p.max_seq_len}") for p in programs]
-        report.print_table("Programs", ("name", "computes", "vocabulary", "length"), rows)
-    return True
-
-
-def _coverage(options: argparse.Namespace) -> bool:
-    from tracr_bridge import report
-    from tracr_bridge.catalogue import catalogue
-    from tracr_bridge.coverage import CONSTRUCTS, constructs
-
-    used = {name: constructs(program) for name, program in catalogue().items()}
-    if options.json:
-        by_construct = {what: [name for name, found in used.items() if what in found] for what in CONSTRUCTS}
-        print(report.as_json({"constructs": by_construct}), file=options.output)
-    else:
-        report.print_matrix(used, CONSTRUCTS)
-    return True
-
-
-def _verify(options: argparse.Namespace) -> bool:
-    from tracr_bridge import report
-    from tracr_bridge.catalogue import load_program
-    from tracr_bridge.compile import compile_program
-    from tracr_bridge.verify import verify
-
-    _use_one_thread()
-    program = load_program(options.program)
-    verification = verify(compile_program(program, seed=options.seed), progress=True)
-    if options.json:
-        print(report.as_json(report.verification_json(verification, program.name)), file=options.output)
-        return verification.equal
-    rows = [
-        ("RASP = Tracr = PyTorch", "yes" if verification.equal else "no"),
-        ("inputs", f"{verification.inputs}, {'all there are' if verification.exhaustive else 'a seeded sample'}"),
-        ("largest difference, Tracr to PyTorch", f"{verification.max_abs_diff:.3g}"),
-        *(("mismatch", text) for text in verification.mismatches),
-    ]
-    report.print_rows(f"{program.name}: {program.doc}", rows)
-    return verification.equal
-
-
-def _truth(options: argparse.Namespace) -> bool:
-    ablation = parse_ablation(options.ablation)
-    from tracr_bridge import report
-    from tracr_bridge.catalogue import load_program
-    from tracr_bridge.recover import certify
-    from tracr_bridge.verify import compile_and_verify
-
-    _use_one_thread()
-    program = load_program(options.program)
-    truth = certify(compile_and_verify(program, seed=options.seed), ablation, seed=options.seed)
-    if options.json:
-        print(report.as_json(report.truth_json(truth, program.name)), file=options.output)
-    else:
-        report.print_truth(truth, program.name, program.doc)
-    return True
-
-
-def _recover(options: argparse.Namespace) -> bool:
-    ablation = parse_ablation(options.ablation)
-    from edgeprune.methods import find_method
-    from tracr_bridge import report
-    from tracr_bridge.catalogue import load_program
-    from tracr_bridge.recover import recover
-
-    _use_one_thread()
-    find_method(options.method)
-    _check_outputs(options)
-    program = load_program(options.program)
-    recovery = recover(
-        program, ablation, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
-    )
-    if options.json:
-        print(report.as_json(report.recovery_json(recovery)), file=options.output)
-    else:
-        report.print_recovery(recovery)
-    _write_outputs(options, recovery)
-    return recovery.exact
-
-
-def _bench(options: argparse.Namespace) -> bool:
-    from edgeprune.methods import METHODS, find_method
-    from tracr_bridge import leaderboard, report
-    from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
-    from tracr_bridge.catalogue import catalogue
-    from tracr_bridge.sample import draw_programs
-
-    chosen: list[str] = options.ablation or ["zero", "resample"]
-    ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
-    named: list[str] = options.method or ["edge-pruning"]
-    methods = [method for name in named for method in (METHODS if name == "all" else [name])]
-    for method in methods:
-        find_method(method)
-    if options.random is None:
-        subjects = [named_subject(spec) for spec in options.program or catalogue()]
-    elif options.program:
-        raise EdgePruneError(f"Expected either programs or --random; got both, {options.program[0]!r} and more")
-    else:
-        subjects = [drawn_subject(p) for p in draw_programs(options.random, seed=options.seed, progress=True)]
-    runs = [
-        Run(a, m, s) for a in dict.fromkeys(ablations) for m in dict.fromkeys(methods) for s in range(options.seeds)
-    ]
-    rows = sweep(
-        subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True, ray=options.ray
-    )
-    leaderboard.write(rows, options.out)
-    if options.json:
-        print(report.as_json(leaderboard.as_json(rows)), file=options.output)
-    else:
-        if options.random is not None:
-            report.print_table("What was drawn", ("", "programs"), leaderboard.distribution(rows))
-        report.print_table(f"{len(subjects)} programs", *leaderboard.table(rows, leaderboard.FEW))
-        counts = leaderboard.outcomes(rows)
-        print(f"refused, as nothing could fail on them: {counts['refused']}; broken: {counts['broken']}")
-        print(f"results: {(options.out / 'leaderboard.md').resolve()}")
-    return all(row["outcome"] in ("exact", "refused") for row in rows)
-
-
-def _use_one_thread() -> None:
-    """Compiled models are so small that threads wait for each other longer than they work."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    """Refuse what `_write_outputs` could not write, before the work begins."""
-    from edgeprune.store import check_writable
-
-    for path in filter(None, (options.picture, options.report, options.save)):
-        check_writable(path)
-    if options.picture is not None:
-        from edgeprune.draw import check_format
-
-        check_format(options.picture)
-
-
-def _write_outputs(options: argparse.Namespace, recovery: "Recovery") -> None:
-    """Write the picture and the page that were asked for, and say where they are."""
-    stream = sys.stderr if options.json else sys.stdout
-    if options.picture is not None:
-        from edgeprune.draw import save_figure
-        from tracr_bridge.page import recovery_figure
-
-        save_figure(recovery_figure(recovery), options.picture)
-        print(f"picture: {options.picture.resolve()}", file=stream)
-    if options.save is not None:
-        from edgeprune.store import save_circuit
-
-        save_circuit(recovery.discovery.circuit, options.save)
-        print(f"circuit: {options.save.resolve()}", file=stream)
-    if options.report is not None:
-        from tracr_bridge.page import write_page
-
-        write_page(recovery, options.report)
-        print(f"report: {options.report.resolve()}", file=stream)
 
 
 if __name__ == "__main__":

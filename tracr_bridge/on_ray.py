@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.methods import find_method
+from edgeprune.store import versions
 from tracr_bridge.bench import Run, Subject, Work, WorkerDied, named_subject, run_subject
-from tracr_bridge.results import Row, code_digest, versions
+from tracr_bridge.results import Row, code_digest
 
 _AHEAD: Final = 1000
 """Tasks handed to Ray at a time: enough for it to see how many machines would pay, few enough to wait for at once."""

@@ -1,15 +1,32 @@
-"""A recovery as a picture, and as a page that opens offline."""
+"""Recoveries as pictures, and as a page that opens offline, in which edges come and go."""
 
-import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import jinja2
 from matplotlib.figure import Figure
 
-from edgeprune.draw import draw_comparison
-from edgeprune.store import write_atomically
-from tracr_bridge.recover import Recovery
+from edgeprune.draw import PORT_OFFSET, draw_comparison, places
+from edgeprune.graph import Edge, Graph, Node
+from edgeprune.store import write_text
+from tracr_bridge.recover import Recovery, effects
 from tracr_bridge.report import edge_rows, summary_rows
+
+_TEMPLATE: Final = Path(__file__).with_suffix(".html")
+
+_LEGEND: Final = (
+    ("true", "true, and kept"),
+    ("missing", "missing: true, and not kept"),
+    ("extra", "extra: kept, and not true"),
+    ("structural", "structural: could carry something, and need not"),
+)
+
+_COLUMN, _ROW, _MARGIN = 96.0, 84.0, 60.0
+"""Pixels between heads, between layers, and around all."""
+
+_CHART: Final = {"width": 380, "height": 200, "left": 60, "right": 368, "top": 24, "bottom": 176}
 
 
 def recovery_figure(recovery: Recovery) -> Figure:
@@ -19,46 +36,141 @@ def recovery_figure(recovery: Recovery) -> Figure:
     return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.assessment.comparison, title)
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; }
-td:first-child { font-family: ui-monospace, monospace; }
-svg { max-width: 100%; height: auto; }
-</style>
-<h1>{{ title }}</h1>
-<p>{{ doc }}</p>
-<table>{% for fact, value in summary %}<tr><td>{{ fact }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
-{{ picture | safe }}
-<table><tr><th>edge</th><th>true</th><th>found</th><th>score</th></tr>
-{% for row in edges %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-</html>
-"""
+def write_page(recoveries: Sequence[Recovery], path: Path) -> None:
+    """One self-contained HTML page that opens offline; it shows one of the recoveries at a time.
 
-
-def write_page(recovery: Recovery, path: Path) -> None:
-    """One self-contained HTML page that opens offline: summary, picture and edges.
+    Args:
+        recoveries: of one program by one method, under one ablation each.
+        path: the file.
 
     Raises:
         UnwritableFile: it cannot be written there.
     """
-    picture = io.StringIO()
-    recovery_figure(recovery).savefig(picture, format="svg", metadata={"Date": None})
-    svg = picture.getvalue()
-    page = (
-        jinja2.Environment(autoescape=True)
-        .from_string(_PAGE)
-        .render(
-            title=f"{recovery.program.name}, {recovery.assessment.reference.ablation} ablation",
-            doc=recovery.program.doc,
-            summary=summary_rows(recovery),
-            picture=svg[svg.index("<svg") :],
-            edges=edge_rows(recovery),
-        )
+    first = recoveries[0]
+    graph = first.assessment.reference.graph
+    measured = [effects(recovery.assessment) for recovery in recoveries]
+    views = [
+        {
+            "ablation": recovery.assessment.reference.ablation,
+            "summary": summary_rows(recovery),
+            "charts": _charts(recovery),
+            "rows": [(*row[:3], f"{effect[Edge.parse(row[0])]:.3g}", row[3]) for row in edge_rows(recovery)],
+        }
+        for recovery, effect in zip(recoveries, measured, strict=True)
+    ]
+    data = _picture(graph) | {"views": [_view(*pair) for pair in zip(recoveries, measured, strict=True)]}
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    title = f"{first.program.name}, {first.method}, seed {first.seed}"
+    page = environment.from_string(_TEMPLATE.read_text()).render(
+        title=title, doc=first.program.doc, views=views, legend=_LEGEND, data=data
     )
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
+
+
+def _picture(graph: Graph) -> dict[str, Any]:
+    """Where everything is drawn, in pixels from the top left."""
+    grid = places(graph)
+    left, top = min(x for x, _ in grid.values()), max(y for _, y in grid.values())
+    at = {node: (_MARGIN + _COLUMN * (x - left), _MARGIN + _ROW * (top - y)) for node, (x, y) in grid.items()}
+    number = {node: n for n, node in enumerate(at)}
+    edges: list[dict[str, Any]] = []
+    for edge in graph.edges:
+        path, end = _path(edge, at)
+        edges.append(
+            {
+                "name": str(edge),
+                "path": path,
+                "end": end,
+                "from": number[edge.source],
+                "to": number[edge.destination.owner],
+                "port": edge.destination.port,
+                "reader": str(edge.destination),
+            }
+        )
+    return {
+        "width": round(2 * _MARGIN + max(x for x, _ in at.values()) - _MARGIN),
+        "height": round(_MARGIN + max(y for _, y in at.values())),
+        "nodes": [{"name": str(node), "x": round(x), "y": round(y)} for node, (x, y) in at.items()],
+        "edges": edges,
+    }
+
+
+def _path(edge: Edge, at: dict[Node, tuple[float, float]]) -> tuple[str, tuple[int, int]]:
+    """A curve from the top of a source's box to the bottom of its reader's, and where it ends.
+
+    One over several rows bows to the side, the more the longer, so that it passes beside the boxes between.
+    """
+    (x0, y0), (x1, y1) = at[edge.source], at[edge.destination.owner]
+    x1 += PORT_OFFSET[edge.destination.port] * _COLUMN
+    y0, y1 = y0 - 13, y1 + 13
+    rows = (y0 - y1) / _ROW
+    bow = 0.0 if rows < 1.2 else math.copysign(0.32 * _COLUMN * math.log2(1 + rows), x1 - x0 or 1)
+    reach = (y0 - y1) * 0.45
+    points = (x0 + bow, y0 - reach, x1 + bow, y1 + reach, x1, y1)
+    return f"M{x0:.0f} {y0:.0f}C" + " ".join(f"{value:.0f}" for value in points), (round(x1), round(y1))
+
+
+def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
+    """Everything that the page knows of each edge, in the order of the picture's."""
+    graph, assessment, discovery = recovery.assessment.found.graph, recovery.assessment, recovery.discovery
+    positions = [graph.position(edge) for edge in graph.edges]
+    scores = [_rounded(float(discovery.scores[position])) for position in positions]
+    found = assessment.found.edges
+    dropped = [score for edge, score in zip(graph.edges, scores, strict=True) if edge not in found]
+    return {
+        "method": f"{recovery.method}, seed {recovery.seed}",
+        "true": [edge in assessment.reference.edges for edge in graph.edges],
+        "found": [edge in found for edge in graph.edges],
+        "structural": [edge in assessment.truth.structural for edge in graph.edges],
+        "effects": [_rounded(measured[edge]) if edge in measured else None for edge in graph.edges],
+        "scores": scores,
+        # Each keeps fewer edges than the one before; the first, below all scores, keeps every edge.
+        "thresholds": [min(scores) - 1, *sorted(set(scores))],
+        "cut": max(dropped, default=min(scores) - 1),
+        "snapshots": [
+            {"step": shot.step, "log_alpha": [round(float(shot.log_alpha[position]), 2) for position in positions]}
+            for shot in discovery.snapshots
+        ],
+    }
+
+
+def _charts(recovery: Recovery) -> list[dict[str, Any]]:
+    """Loss, expected edges and every edge's log_alpha over steps; none of a method that does not train."""
+    history, snapshots = recovery.discovery.history, recovery.discovery.snapshots
+    if not history:
+        return []
+    every = history[:: max(1, len(history) // 300)]
+    curves = {
+        "loss": [("", [(record.step, record.loss) for record in every])],
+        "expected edges": [("", [(record.step, record.expected_edges) for record in every])],
+    }
+    graph, true = recovery.assessment.found.graph, recovery.assessment.reference.edges
+    structural = recovery.assessment.truth.structural
+    drawn = sorted(structural | recovery.assessment.found.edges, key=lambda edge: edge in true)
+    if snapshots:
+        curves["log α of each edge, the true ones dark"] = [
+            (
+                "true" if edge in true else "false",
+                [(shot.step, float(shot.log_alpha[graph.position(edge)])) for shot in snapshots],
+            )
+            for edge in drawn
+        ]
+    return [_chart(title, lines, last=history[-1].step) for title, lines in curves.items()]
+
+
+def _chart(title: str, curves: list[tuple[str, list[tuple[int, float]]]], *, last: int) -> dict[str, Any]:
+    values = [value for _, points in curves for _, value in points]
+    low, high = min(0.0, *values), max(values)
+    wide, tall = _CHART["right"] - _CHART["left"], _CHART["bottom"] - _CHART["top"]
+
+    def place(step: int, value: float) -> str:
+        up = (value - low) / (high - low or 1)
+        return f"{_CHART['left'] + wide * step / max(1, last):.1f},{_CHART['bottom'] - tall * up:.1f}"
+
+    drawn = [(kind, " ".join(place(*point) for point in points)) for kind, points in curves]
+    return {**_CHART, "title": title, "low": f"{low:.3g}", "high": f"{high:.3g}", "last": last, "curves": drawn}
+
+
+def _rounded(value: float) -> float:
+    """Enough digits to tell scores apart, and no more."""
+    return float(f"{value:.7g}")

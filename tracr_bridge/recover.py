@@ -128,16 +128,13 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
 
 
 def effects(assessment: Assessment) -> dict[Edge, float]:
-    """What each wrong edge does, as the largest difference before decoding over the whole domain.
+    """What each edge that is true or found does, as the largest difference before decoding over the whole domain.
 
-    For a missing edge: how far the true circuit without it is from the full model. For an extra one: how far the
-    circuit found is without it.
+    For a true edge: how far the true circuit without it is from the full model. For an extra one: how far the circuit
+    found is without it.
     """
-    missing, extra = sorted(assessment.comparison.missing), sorted(assessment.comparison.extra)
     judge, graph = assessment.truth.judge, assessment.found.graph
-    true, found = assessment.reference.edges, assessment.found.edges
-    sets = [*(true - {edge} for edge in missing), *(found - {edge} for edge in extra)]
-    if not sets:
-        return {}
-    differences = judge.differences(torch.stack([mask_of(graph, edges) for edges in sets]))
-    return dict(zip([*missing, *extra], differences.tolist(), strict=True))
+    true, found, extra = assessment.reference.edges, assessment.found.edges, assessment.comparison.extra
+    sets = {edge: true - {edge} for edge in sorted(true)} | {edge: found - {edge} for edge in sorted(extra)}
+    differences = judge.differences(torch.stack([mask_of(graph, edges) for edges in sets.values()]))
+    return dict(zip(sets, differences.tolist(), strict=True))

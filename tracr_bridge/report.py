@@ -9,7 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeprune.formats import scores_by_edge
 from edgeprune.graph import edge_names
+from edgeprune.methods import configuration
+from edgeprune.store import SavedCircuit, versions
 from tracr_bridge.recover import Recovery
 from tracr_bridge.truth import Certificate, Truth
 from tracr_bridge.verify import Verification
@@ -68,6 +71,14 @@ def recovery_json(recovery: Recovery) -> dict[str, Any]:
         "certificate": certificate_json(recovery.assessment.truth.certificate),
         "seconds": {phase: round(seconds, 3) for phase, seconds in recovery.seconds.items()},
     }
+
+
+def saved_circuit(recovery: Recovery) -> SavedCircuit:
+    """The circuit found, with its scores and what found it, as `save_circuit` takes it."""
+    circuit, name = recovery.discovery.circuit, recovery.method
+    method = {"name": name, "seed": recovery.seed, "config": configuration(name)}
+    scores = scores_by_edge(recovery.discovery.scores, circuit.graph)
+    return SavedCircuit(circuit, scores, model=recovery.program.name, method=method, versions=versions())
 
 
 def verification_json(verification: Verification, program: str) -> dict[str, Any]:

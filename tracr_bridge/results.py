@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 from statistics import quantiles
 from typing import Any, Final
 
@@ -124,18 +122,6 @@ def code_digest(method: str) -> str:
         file = getattr(sys.modules.get(method.partition(":")[0]), "__file__", None)
         files += [Path(file)] if file else []
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
-@cache
-def versions() -> dict[str, str]:
-    """What runs: Python, this package, and those that numbers depend on."""
-    found = {"python": python_version()}
-    for name in ("edgeprune", "tracr-pypi", "torch", "jax", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a folder, without having been installed
-            found[name] = "not installed"
-    return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit
 from edgeprune.masks import HardConcrete, LearnedMask, Masked, edges_of
-from edgeprune.methods.method import Discovery, Record
+from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
 from edgeprune.model import Mask, MaskedModel, Sources
 
@@ -174,7 +174,7 @@ def prune_with_penalty(
     ablator = Ablator(model, dataset, ablation)
     hard = HardPairs(config.hard_pairs, config.hard_pair_decay)
     optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
-    history: list[Record] = []
+    trace = Trace(masks, config.steps)
     rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
     may_start_over = config.start_over and (config.loss, config.gradient) == ("worst", "likelihood-ratio")
@@ -190,7 +190,7 @@ def prune_with_penalty(
         with torch.no_grad():
             optimizer.step(gradient + penalty * penalty_gradient, learning_rate)
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
-        history.append(Record(step, float(losses.mean()), float(expected.detach())))
+        trace.note(step, losses.mean(), expected)
         before, rounded = rounded, masks.rounded()
         if not config.rounded or float(masks.log_alpha.detach().abs().min()) < config.at_rest:
             restless = max(step, restless)
@@ -210,7 +210,7 @@ def prune_with_penalty(
             changed, restless = step, max(step, restless)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))
-    return Discovery(circuit, masks.mean().detach(), tuple(history))
+    return Discovery(circuit, masks.mean().detach(), tuple(trace.records), tuple(trace.snapshots))
 
 
 def _run_samples(

@@ -1,15 +1,19 @@
 """The signature that all discovery methods share, and what they return."""
 
+import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Graph
-from edgeprune.masks import edges_of
+from edgeprune.masks import LearnedMask, edges_of
 from edgeprune.model import MaskedModel
+
+_SNAPSHOTS: Final = 100
+"""How many of a run are kept, at the most and evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,15 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """The masks of a run at one step."""
+
+    step: int
+    log_alpha: Float[Tensor, "source destination"]
+    """Of each edge, or of its node where that is less: the rounded mask keeps those above 0."""
+
+
+@dataclass(frozen=True)
 class Discovery:
     """What a method found."""
 
@@ -32,6 +45,27 @@ class Discovery:
     """How strongly the method holds on to each edge; for masks their mean."""
 
     history: tuple[Record, ...]
+    snapshots: tuple[Snapshot, ...] = ()
+
+
+class Trace:
+    """Notes how learned masks change over a run.
+
+    Args:
+        masks: what is learned.
+        steps: how many steps the run has, at the most.
+    """
+
+    def __init__(self, masks: LearnedMask, steps: int) -> None:
+        self.records: list[Record] = []
+        self.snapshots: list[Snapshot] = []
+        self._masks, self._every = masks, math.ceil(steps / _SNAPSHOTS)
+
+    def note(self, step: int, loss: Float[Tensor, ""], expected_edges: Float[Tensor, ""]) -> None:
+        """The record of a step, and now and then a snapshot."""
+        self.records.append(Record(step, float(loss.detach()), float(expected_edges.detach())))
+        if step % self._every == 0:
+            self.snapshots.append(Snapshot(step, self._masks.edge_log_alpha()))
 
 
 def keep_above(

@@ -19,7 +19,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.masks import HardConcrete, LearnedMask, Masked
 from edgeprune.methods.hisp import edge_scores
-from edgeprune.methods.method import Discovery, Record, keep_above
+from edgeprune.methods.method import Discovery, Trace, keep_above
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
 from edgeprune.model import MaskedModel
 
@@ -73,8 +73,9 @@ def probe_edges(
 ) -> Discovery:
     """Learn a mask for every edge; see `Method` and `ProbingConfig`."""
     config = ProbingConfig() if config is None else config
-    masks, history = _probe(model, dataset, ablation, config, "edges", seed=seed, progress=progress)
-    return replace(keep_above(model.graph, ablation, masks.mean().detach(), 0.5), history=history)
+    masks, trace = _probe(model, dataset, ablation, config, "edges", seed=seed, progress=progress)
+    found = keep_above(model.graph, ablation, masks.mean().detach(), 0.5)
+    return replace(found, history=tuple(trace.records), snapshots=tuple(trace.snapshots))
 
 
 def probe_nodes(
@@ -88,9 +89,9 @@ def probe_nodes(
 ) -> Discovery:
     """Learn a mask for every node; an edge's score is the lesser of its ends'. See `Method` and `ProbingConfig`."""
     config = ProbingConfig() if config is None else config
-    masks, history = _probe(model, dataset, ablation, config, "nodes", seed=seed, progress=progress)
+    masks, trace = _probe(model, dataset, ablation, config, "nodes", seed=seed, progress=progress)
     scores = edge_scores(model.graph, masks.hard_concrete.mean(masks.log_alpha.detach()))
-    return replace(keep_above(model.graph, ablation, scores, 0.5), history=history)
+    return replace(keep_above(model.graph, ablation, scores, 0.5), history=tuple(trace.records))
 
 
 def _probe(
@@ -102,14 +103,14 @@ def _probe(
     *,
     seed: int,
     progress: bool,
-) -> tuple[LearnedMask, tuple[Record, ...]]:
+) -> tuple[LearnedMask, Trace]:
     """The masks learned, and how the run went."""
     generator = torch.Generator().manual_seed(seed)
     masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=of)
     optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate)
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
-    history: list[Record] = []
+    trace = Trace(masks, config.steps)
     for step in tqdm(range(config.steps), desc=f"probing {of}, {ablation}", disable=None if progress else True):
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
@@ -120,5 +121,5 @@ def _probe(
         (loss + config.penalty * kept).backward()
         optimizer.step()
         with torch.no_grad():
-            history.append(Record(step, float(loss), float(masks.expected_edges())))
-    return masks, tuple(history)
+            trace.note(step, loss, masks.expected_edges())
+    return masks, trace

@@ -98,7 +98,7 @@ def first_failure(mutant: Mutant | None, code: Path) -> str | None:
             file.write_text(mutant.apply(file.read_text()))
         own = [tests for where, tests in OWN.items() if mutant is not None and mutant.file.startswith(where)]
         suite = dict.fromkeys([*own, *SUITE])
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *suite]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0", *suite]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False

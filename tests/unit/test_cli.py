@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from edgeprune.store import load_circuit
+from edgeprune.store import load_circuit, load_saved
 from tracr_bridge.cli import main
 
 ONE = """
@@ -119,6 +120,44 @@ def test_recover_compares_and_draws(capsys, program_file, tmp_path):
         "p.html",
         "p.svg",
     ]
+
+
+def test_several_ablations_are_recovered_side_by_side(capsys, program_file, tmp_path):
+    both = ("recover", program_file(), "--method", "exact", "--ablation", "zero", "--ablation", "resample")
+    status, out, _ = run(capsys, *both, "--json", "--report", str(tmp_path / "both.html"))
+    assert [found["ablation"] for found in json.loads(out)["recoveries"]] == ["zero", "resample"]
+    assert status == 0
+    assert (tmp_path / "both.html").read_text().count('name="ablation"') == 2
+    status, _, err = run(capsys, *both, "--save", str(tmp_path / "both.json"))
+    assert (status, err) == (2, "edgeprune: Expected one --ablation, as a --save holds one circuit; got 2\n")
+
+
+def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, tmp_path):
+    true, found, graph, edges, back = (str(tmp_path / f"{n}.json") for n in ("true", "found", "graph", "edges", "back"))
+    assert run(capsys, "truth", program_file(), "--save", true)[0] == 0
+    assert run(capsys, "recover", program_file(), "--method", "random", "--save", found)[0] == 1
+    saved = load_saved(Path(found))
+    assert (saved.model, saved.method["name"], saved.method["seed"]) == ("mine", "random", 0)
+    assert len(saved.scores) == saved.circuit.graph.total
+    picture = tmp_path / "p.svg"
+    status, out, _ = run(capsys, "draw", found, str(picture), "--against", true)
+    assert status == 1
+    assert str(picture) in out.replace("\n", "")
+    assert "<svg" in picture.read_text()
+    assert run(capsys, "draw", true, str(picture))[0] == 0
+    status, out, _ = run(capsys, "convert", true, graph, "--to", "eap-ig")
+    assert (status, out.count("note: ")) == (0, 2)
+    assert run(capsys, "convert", graph, edges, "--from", "eap-ig", "--to", "edge-pruning", "--like", true)[0] == 0
+    assert run(capsys, "convert", edges, back, "--from", "edge-pruning", "--like", true)[0] == 0
+    assert load_circuit(Path(back)).edges >= load_circuit(Path(true)).edges  # tok and pos are one on the way
+    for arguments, message in [
+        (("--from", "edge-pruning"), "Expected --ablation or --like: a file of edge-pruning does not say"),
+        (("--from", "edge-pruning", "--ablation", "zero"), "Expected --like CIRCUIT.json"),
+        (("--from", "eap-ig", "--ablation", "noise"), "Expected an ablation among"),
+    ]:
+        status, _, err = run(capsys, "convert", edges, back, *arguments)
+        assert status == 2
+        assert message in err
 
 
 def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, program_file, monkeypatch):

@@ -36,6 +36,9 @@ def dies_on_few_edges(model, dataset, ablation, *, seed):
 """
 
 
+slow = pytest.mark.sweep  # a cluster takes seconds to start, and its workers as long to import what they need
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """One for all tests: its workers take seconds to import what they need."""
@@ -64,6 +67,7 @@ def without_seconds(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@slow
 def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
     subjects = [named_subject(name) for name in ("hist", "caesar")]
     runs = [Run("zero", method, 0) for method in ("eap", "exact", "random")]
@@ -72,6 +76,7 @@ def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
     assert ray.is_initialized()  # it was there before
 
 
+@slow
 def test_files_of_ones_own_are_found_from_the_same_folder_and_time_is_limited(cluster, methods):
     Path("mine.py").write_text(PROGRAM)
     subject = named_subject("mine.py")
@@ -85,6 +90,7 @@ def test_files_of_ones_own_are_found_from_the_same_folder_and_time_is_limited(cl
         sweep([subject], [Run("zero", "random", 0)], Path("out"), jobs=1, ray="auto")
 
 
+@slow
 def test_a_machine_with_other_versions_is_refused(cluster, tmp_path, monkeypatch):
     asked = on_ray.versions() | {"torch": "1.0"}
     monkeypatch.setattr(on_ray, "versions", lambda: asked)
@@ -92,12 +98,14 @@ def test_a_machine_with_other_versions_is_refused(cluster, tmp_path, monkeypatch
         sweep([named_subject("hist")], [Run("zero", "random", 0)], tmp_path, jobs=1, ray="auto")
 
 
+@slow
 def test_a_driver_outside_the_cluster_asks_by_way_of_a_relay(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "_outside", lambda: True)
     (row,) = sweep([named_subject("hist")], [Run("zero", "exact", 0)], tmp_path, jobs=1, ray="ray://host:10001")
     assert row["outcome"] == "exact"
 
 
+@slow
 def test_a_connection_is_ended_by_who_made_it(cluster, unconnected, monkeypatch):
     ended = []
     monkeypatch.setattr(ray, "init", lambda *_, **__: None)
@@ -109,6 +117,7 @@ def test_a_connection_is_ended_by_who_made_it(cluster, unconnected, monkeypatch)
     assert ended
 
 
+@slow
 def test_a_worker_that_dies_is_one_line_and_loses_no_row_of_its_own_or_of_others(cluster, methods):
     dies = f"{methods}:dies_on_few_edges"
     runs = [Run("zero", "random", 0), Run("zero", dies, 0)]

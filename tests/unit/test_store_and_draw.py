@@ -1,10 +1,23 @@
+import json
 import os
 
+import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgeprune.draw import UnknownFormat, draw_comparison, save_figure
-from edgeprune.graph import Circuit, Comparison, Edge, Graph, compare
-from edgeprune.store import CircuitFileError, UnwritableFile, load_circuit, save_circuit, write_atomically
+from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, compare
+from edgeprune.store import (
+    SCHEMA,
+    CircuitFileError,
+    SavedCircuit,
+    UnwritableFile,
+    load_circuit,
+    load_saved,
+    save_circuit,
+    write_atomically,
+)
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
 
@@ -68,23 +81,74 @@ def test_a_circuit_is_read_back_as_it_was_saved(tmp_path):
     assert len(found) == 3
 
 
+edges = st.sampled_from(GRAPH.edges)
+words = st.text(max_size=9)
+saved_circuits = st.builds(
+    SavedCircuit,
+    st.builds(Circuit, st.just(GRAPH), st.sampled_from(ABLATIONS), st.frozensets(edges)),
+    scores=st.dictionaries(edges, st.floats(allow_nan=False, allow_infinity=False)),
+    model=words,
+    method=st.just({})
+    | st.fixed_dictionaries(
+        {"name": words, "seed": st.integers(0, 9)}, optional={"config": st.dictionaries(words, st.booleans())}
+    ),
+    versions=st.dictionaries(words, words),
+)
+
+
+@given(saved_circuits)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+def test_all_that_is_saved_is_read_back_and_is_as_the_schema_has_it(tmp_path, saved):
+    save_circuit(saved, tmp_path / "circuit.json")
+    assert load_saved(tmp_path / "circuit.json") == saved
+    jsonschema.validate(json.loads((tmp_path / "circuit.json").read_text()), json.loads(SCHEMA.read_text()))
+
+
+def test_a_score_that_is_no_number_is_not_written(tmp_path):
+    found, _ = comparison()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_circuit(SavedCircuit(found, {GRAPH.edges[0]: float("nan")}), tmp_path / "circuit.json")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_circuit_alone_is_drawn_without_a_verdict():
+    found, _ = comparison()
+    (axes,) = draw_comparison(GRAPH, found.edges, None, "two layers").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["kept"]
+    assert len(axes.patches) == len(found)
+
+
+SMALL = {
+    "format": "edgeprune circuit 1",
+    "ablation": "zero",
+    "graph": {"sources": ["tok"], "destinations": ["m0", "logits"]},
+    "edges": ["tok->m0"],
+}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "Expecting value"),
         ("[]", "in '.*circuit.json'"),
-        ("{}", "it has no 'sources'"),
-        ('{"sources": [], "destinations": [], "edges": []}', "it has no 'ablation'"),
-        ('{"sources": [], "destinations": [], "edges": [], "ablation": "noise"}', "among zero, mean, resample"),
-        ('{"sources": ["tok"], "destinations": ["logits"], "edges": ["m0->logits"], "ablation": "zero"}', "m0->logits"),
-        ('{"sources": ["tokens"], "destinations": [], "edges": [], "ablation": "zero"}', "got 'tokens'"),
-        ('{"sources": ["tok", "tok"], "destinations": ["m0"], "edges": [], "ablation": "zero"}', "once each; got tok"),
-        ('{"sources": ["a0.h0.q"], "destinations": ["a0.h0"], "edges": [], "ablation": "zero"}', "a0.h0, a0.h0.q"),
-        ('{"sources": 3, "destinations": [], "edges": [], "ablation": "zero"}', "not iterable"),
+        ("{}", "it has no 'format'"),
+        (SMALL | {"format": 3}, "of format 'edgeprune circuit 1'; .* is of 3"),
+        ({k: v for k, v in SMALL.items() if k != "ablation"}, "it has no 'ablation'"),
+        (SMALL | {"graph": {"sources": []}}, "it has no 'destinations'"),
+        (SMALL | {"ablation": "noise"}, "among zero, mean, resample"),
+        (SMALL | {"edges": ["m0->logits"]}, "m0->logits"),
+        (SMALL | {"graph": {"sources": ["tokens"], "destinations": []}}, "got 'tokens'"),
+        (SMALL | {"graph": {"sources": ["tok", "tok"], "destinations": ["m0"]}}, "once each; got tok"),
+        (SMALL | {"graph": {"sources": ["a0.h0.q"], "destinations": ["a0.h0"]}}, "a0.h0, a0.h0.q"),
+        (SMALL | {"graph": {"sources": 3, "destinations": []}}, "not iterable"),
+        (SMALL | {"scores": {"m0->tok": 1}}, "got m0->tok"),
+        (SMALL | {"scores": {"tok->m0": "high"}}, "could not convert"),
+        (SMALL | {"scores": [1]}, "in '.*circuit.json'"),
+        (SMALL | {"method": 3}, "not iterable"),
     ],
 )
 def test_a_file_that_holds_no_circuit_is_refused(tmp_path, text, message):
-    (tmp_path / "circuit.json").write_text(text)
+    (tmp_path / "circuit.json").write_text(text if isinstance(text, str) else json.dumps(text))
     with pytest.raises(CircuitFileError, match=message):
         load_circuit(tmp_path / "circuit.json")
 

@@ -1,0 +1,146 @@
+"""The report, in a browser: it loads offline without a complaint, and hover, sliders and switches do what they say."""
+
+import shutil
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tracr_bridge.catalogue import load_program
+from tracr_bridge.page import write_page
+from tracr_bridge.recover import recover
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+OPTIONS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM or not DRIVER, reason="needs Chromium and its driver: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def recoveries():
+    """One that trains, under two ablations, and one that keeps too much."""
+    hist = load_program("hist")
+    return {
+        "edge-pruning": [recover(hist, ablation) for ablation in ("zero", "resample")],
+        "random": [recover(hist, "zero", method="random")],
+    }
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    for option in OPTIONS:
+        options.add_argument(option)
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, recoveries, tmp_path):
+    """Open the report of a method's recoveries."""
+
+    def opened(method):
+        write_page(recoveries[method], tmp_path / "report.html")
+        browser.get((tmp_path / "report.html").as_uri())
+        assert browser.get_log("browser") == []
+        return browser
+
+    return opened
+
+
+def drawn(browser, kind):
+    return len(browser.find_elements(By.CSS_SELECTOR, f"#circuit .line.{kind}"))
+
+
+def text(browser, name):
+    return browser.find_element(By.ID, name).text
+
+
+def test_what_was_found_is_drawn_and_said(opened, recoveries):
+    browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
+    edges = len(found.assessment.reference)
+    assert (drawn(browser, "true"), drawn(browser, "missing"), drawn(browser, "extra")) == (edges, 0, 0)
+    assert text(browser, "verdict") == f"found by edge-pruning, seed 0: {edges} edges, exactly a true circuit"
+    rows = browser.find_elements(By.CSS_SELECTOR, "section:not([hidden]) tr[data-edge]")
+    assert {row.text.split()[0] for row in rows} == set(found.assessment.reference.names())
+    assert "every subset that could be a circuit was run" in browser.page_source
+
+
+def test_missing_and_extra_edges_are_told_apart_by_their_dashes(opened, recoveries):
+    browser, (found,) = opened("random"), recoveries["random"]
+    comparison = found.assessment.comparison
+    assert (drawn(browser, "missing"), drawn(browser, "extra")) == (len(comparison.missing), len(comparison.extra))
+    assert comparison.missing and comparison.extra
+    assert f"{len(comparison.missing)} missing, {len(comparison.extra)} extra" in text(browser, "verdict")
+    dashes = {
+        kind: browser.find_element(By.CSS_SELECTOR, f".legend .{kind}").value_of_css_property("stroke-dasharray")
+        for kind in ("true", "missing", "extra")
+    }
+    assert len(set(dashes.values())) == 3
+    assert not browser.find_element(By.ID, "step").is_displayed()  # nothing was trained
+
+
+def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
+    browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
+    name = found.assessment.reference.names()[0]
+    row = browser.find_element(By.CSS_SELECTOR, f"section:not([hidden]) tr[data-edge='{name}']")
+    webdriver.ActionChains(browser).move_to_element(row).perform()
+    assert text(browser, "about").startswith(f"{name}\ntrue, and kept\neffect: without it the output is off by ")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#circuit.shown .line.on")) == 1
+    edge = browser.find_element(By.CSS_SELECTOR, f"#circuit .hit[aria-label='{name}']")
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('mouseenter'))", edge)
+    assert text(browser, "about").startswith(name)
+    node = browser.find_element(By.CSS_SELECTOR, "#circuit .node[aria-label='logits']")
+    webdriver.ActionChains(browser).move_to_element(node).perform()
+    assert text(browser, "about").startswith("logits\nreads 1, writes to 0")
+    webdriver.ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h1")).perform()
+    assert text(browser, "about").startswith("Point at")
+
+
+def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recoveries):
+    browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
+    edges, every = len(found.assessment.reference), len(found.assessment.found.graph.edges)
+    threshold, step = (browser.find_element(By.ID, name) for name in ("threshold", "step"))
+    threshold.send_keys(Keys.HOME)
+    assert drawn(browser, "true") + drawn(browser, "extra") == every
+    threshold.send_keys(Keys.END)
+    assert drawn(browser, "missing") == edges
+    step.send_keys(Keys.HOME)
+    assert text(browser, "verdict").startswith(f"at step 0: {every} edges")  # all masks start above 0
+    cursor = browser.find_element(By.CSS_SELECTOR, "section:not([hidden]) .cursor")
+    assert cursor.get_attribute("x1") == cursor.get_attribute("data-left")
+    step.send_keys(Keys.END)
+    assert f": {edges} edges, exactly" in text(browser, "verdict")
+    threshold.send_keys(Keys.END)
+    browser.find_element(By.ID, "found").click()
+    assert drawn(browser, "true") == edges
+
+
+def test_the_switches_show_structural_edges_and_the_other_ablation(opened, recoveries):
+    browser, (zero, resample) = opened("edge-pruning"), recoveries["edge-pruning"]
+    assert drawn(browser, "structural") == 0
+    browser.find_element(By.ID, "structural").click()
+    truth = zero.assessment.truth
+    assert drawn(browser, "structural") == len(truth.structural - truth.circuit.edges)
+    browser.find_element(By.CSS_SELECTOR, "input[name=ablation][value='1']").click()
+    assert drawn(browser, "true") == len(resample.assessment.reference)
+    shown = browser.find_elements(By.CSS_SELECTOR, "section:not([hidden]) h2")
+    assert shown[0].text == "Certificate and run, resample ablation"
+    assert browser.get_log("browser") == []
+
+
+def test_nothing_is_loaded_from_elsewhere(recoveries, tmp_path):
+    write_page(recoveries["random"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "src=" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")

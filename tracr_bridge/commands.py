@@ -1,0 +1,275 @@
+"""What each command of `edgeprune` does. Nothing heavy is imported until one runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.graph import Ablation, parse_ablation
+
+if TYPE_CHECKING:
+    from tracr_bridge.recover import Recovery
+
+FORMATS: Final = ("circuit", "edge-pruning", "eap-ig")
+"""Files that hold circuits: ours, and those of other tools."""
+
+
+def programs(options: argparse.Namespace) -> bool:
+    """`edgeprune programs`."""
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import catalogue
+
+    if options.coverage:
+        return _coverage(options)
+    listed = catalogue().values()
+    if options.json:
+        entries = [
+            {
+                "name": p.name,
+                "doc": p.doc,
+                "vocab": list(p.vocab),
+                "min_seq_len": p.min_seq_len,
+                "max_seq_len": p.max_seq_len,
+                "causal": p.causal,
+            }
+            for p in listed
+        ]
+        print(report.as_json({"programs": entries}), file=options.output)
+    else:
+        rows = [(p.name, p.doc, " ".join(map(str, p.vocab)), f"{p.min_seq_len}-{p.max_seq_len}") for p in listed]
+        report.print_table("Programs", ("name", "computes", "vocabulary", "length"), rows)
+    return True
+
+
+def _coverage(options: argparse.Namespace) -> bool:
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import catalogue
+    from tracr_bridge.coverage import CONSTRUCTS, constructs
+
+    used = {name: constructs(program) for name, program in catalogue().items()}
+    if options.json:
+        by_construct = {what: [name for name, found in used.items() if what in found] for what in CONSTRUCTS}
+        print(report.as_json({"constructs": by_construct}), file=options.output)
+    else:
+        report.print_matrix(used, CONSTRUCTS)
+    return True
+
+
+def verify(options: argparse.Namespace) -> bool:
+    """`edgeprune verify`."""
+    from tracr_bridge import report
+    from tracr_bridge import verify as verifying
+    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.compile import compile_program
+
+    _use_one_thread()
+    program = load_program(options.program)
+    verification = verifying.verify(compile_program(program, seed=options.seed), progress=True)
+    if options.json:
+        print(report.as_json(report.verification_json(verification, program.name)), file=options.output)
+        return verification.equal
+    rows = [
+        ("RASP = Tracr = PyTorch", "yes" if verification.equal else "no"),
+        ("inputs", f"{verification.inputs}, {'all there are' if verification.exhaustive else 'a seeded sample'}"),
+        ("largest difference, Tracr to PyTorch", f"{verification.max_abs_diff:.3g}"),
+        *(("mismatch", text) for text in verification.mismatches),
+    ]
+    report.print_rows(f"{program.name}: {program.doc}", rows)
+    return verification.equal
+
+
+def truth(options: argparse.Namespace) -> bool:
+    """`edgeprune truth`."""
+    ablation = parse_ablation(options.ablation)
+    from edgeprune.store import SavedCircuit, save_circuit, versions
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.recover import certify
+    from tracr_bridge.verify import compile_and_verify
+
+    _use_one_thread()
+    _check_outputs(options.save)
+    program = load_program(options.program)
+    found = certify(compile_and_verify(program, seed=options.seed), ablation, seed=options.seed)
+    if options.json:
+        print(report.as_json(report.truth_json(found, program.name)), file=options.output)
+    else:
+        report.print_truth(found, program.name, program.doc)
+    if options.save is not None:
+        save_circuit(SavedCircuit(found.circuit, model=program.name, versions=versions()), options.save)
+        _say_where("circuit", options.save, options)
+    return True
+
+
+def recover(options: argparse.Namespace) -> bool:
+    """`edgeprune recover`."""
+    named: list[str] = options.ablation or ["zero"]
+    ablations: list[Ablation] = [parse_ablation(text) for text in dict.fromkeys(named)]
+    from edgeprune.methods import find_method
+    from tracr_bridge import recover as recovering
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import load_program
+
+    _use_one_thread()
+    find_method(options.method)
+    for option in ("picture", "save"):
+        if getattr(options, option) is not None and len(ablations) > 1:
+            raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
+    _check_outputs(options.picture, options.report, options.save, picture=options.picture)
+    program = load_program(options.program)
+    recoveries = [
+        recovering.recover(
+            program, ablation, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
+        )
+        for ablation in ablations
+    ]
+    if options.json:
+        found = [report.recovery_json(recovery) for recovery in recoveries]
+        print(report.as_json(found[0] if len(found) == 1 else {"recoveries": found}), file=options.output)
+    else:
+        for recovery in recoveries:
+            report.print_recovery(recovery)
+    _write_outputs(options, recoveries)
+    return all(recovery.exact for recovery in recoveries)
+
+
+def bench(options: argparse.Namespace) -> bool:
+    """`edgeprune bench`."""
+    from edgeprune.methods import METHODS, find_method
+    from tracr_bridge import leaderboard, report
+    from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
+    from tracr_bridge.catalogue import catalogue
+    from tracr_bridge.sample import draw_programs
+
+    chosen: list[str] = options.ablation or ["zero", "resample"]
+    ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
+    named: list[str] = options.method or ["edge-pruning"]
+    methods = [method for name in named for method in (METHODS if name == "all" else [name])]
+    for method in methods:
+        find_method(method)
+    if options.random is None:
+        subjects = [named_subject(spec) for spec in options.program or catalogue()]
+    elif options.program:
+        raise EdgePruneError(f"Expected either programs or --random; got both, {options.program[0]!r} and more")
+    else:
+        subjects = [drawn_subject(p) for p in draw_programs(options.random, seed=options.seed, progress=True)]
+    runs = [
+        Run(a, m, s) for a in dict.fromkeys(ablations) for m in dict.fromkeys(methods) for s in range(options.seeds)
+    ]
+    rows = sweep(
+        subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True, ray=options.ray
+    )
+    leaderboard.write(rows, options.out)
+    if options.json:
+        print(report.as_json(leaderboard.as_json(rows)), file=options.output)
+    else:
+        if options.random is not None:
+            report.print_table("What was drawn", ("", "programs"), leaderboard.distribution(rows))
+        report.print_table(f"{len(subjects)} programs", *leaderboard.table(rows, leaderboard.FEW))
+        counts = leaderboard.outcomes(rows)
+        print(f"refused, as nothing could fail on them: {counts['refused']}; broken: {counts['broken']}")
+        print(f"results: {(options.out / 'leaderboard.md').resolve()}")
+    return all(row["outcome"] in ("exact", "refused") for row in rows)
+
+
+def _use_one_thread() -> None:
+    """Compiled models are so small that threads wait for each other longer than they work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _check_outputs(*paths: Path | None, picture: Path | None = None) -> None:
+    """Refuse what could not be written, before the work begins."""
+    from edgeprune.store import check_writable
+
+    for path in filter(None, paths):
+        check_writable(path)
+    if picture is not None:
+        from edgeprune.draw import check_format
+
+        check_format(picture)
+
+
+def _write_outputs(options: argparse.Namespace, recoveries: "Sequence[Recovery]") -> None:
+    """Write the picture, the circuit and the page that were asked for, and say where they are."""
+    first = recoveries[0]
+    if options.picture is not None:
+        from edgeprune.draw import save_figure
+        from tracr_bridge.page import recovery_figure
+
+        save_figure(recovery_figure(first), options.picture)
+        _say_where("picture", options.picture, options)
+    if options.save is not None:
+        from edgeprune.store import save_circuit
+        from tracr_bridge.report import saved_circuit
+
+        save_circuit(saved_circuit(first), options.save)
+        _say_where("circuit", options.save, options)
+    if options.report is not None:
+        from tracr_bridge.page import write_page
+
+        write_page(recoveries, options.report)
+        _say_where("report", options.report, options)
+
+
+def _say_where(what: str, path: Path, options: argparse.Namespace) -> None:
+    print(f"{what}: {path.resolve()}", file=sys.stderr if options.json else sys.stdout)
+
+
+# Files alone
+
+
+def draw(options: argparse.Namespace) -> bool:
+    """`edgeprune draw`."""
+    from edgeprune.draw import draw_comparison, save_figure
+    from edgeprune.graph import compare
+    from edgeprune.store import load_circuit, load_saved
+
+    _check_outputs(options.picture, picture=options.picture)
+    saved = load_saved(options.circuit)
+    found = saved.circuit
+    comparison = compare(found, load_circuit(options.against)) if options.against is not None else None
+    title = ", ".join(filter(None, (saved.model, f"{found.ablation} ablation", saved.method.get("name"))))
+    save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.picture)
+    _say_where("picture", options.picture, options)
+    return comparison is None or comparison.exact
+
+
+def convert(options: argparse.Namespace) -> bool:
+    """`edgeprune convert`."""
+    from edgeprune import formats
+    from edgeprune.store import SavedCircuit, load_saved, save_circuit
+
+    _check_outputs(options.out)
+    like = load_saved(options.like).circuit if options.like is not None else None
+    named: str | None = options.ablation or (like.ablation if like is not None else None)
+    losses: list[str] = []
+    if options.source == "circuit":
+        saved = load_saved(options.file)
+    elif named is None:
+        raise EdgePruneError(f"Expected --ablation or --like: a file of {options.source} does not say what edges carry")
+    elif options.source == "edge-pruning":
+        if like is None:
+            raise EdgePruneError("Expected --like CIRCUIT.json: edges.json does not say which edges its model has")
+        imported = formats.read_edge_pruning(options.file, like.graph, parse_ablation(named))
+        saved = SavedCircuit(imported.circuit)
+        losses += imported.losses
+    else:
+        graph = None if like is None else like.graph
+        imported = formats.read_eap_ig(options.file, parse_ablation(named), graph=graph)
+        saved = SavedCircuit(imported.circuit, formats.scores_by_edge(imported.scores, imported.circuit.graph))
+        losses += imported.losses
+    if options.target == "circuit":
+        save_circuit(saved, options.out)
+    elif options.target == "edge-pruning":
+        losses += formats.write_edge_pruning(saved.circuit, options.out)
+    else:
+        scores = formats.score_tensor(saved.scores, saved.circuit.graph) if saved.scores else None
+        losses += formats.write_eap_ig(saved.circuit, options.out, scores=scores)
+    for loss in dict.fromkeys(losses):
+        print(f"note: {loss}")
+    _say_where("circuit", options.out, options)
+    return True
