@@ -1,6 +1,6 @@
 """What a model must offer to have its circuit discovered."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -52,12 +52,18 @@ class MaskedModel(Protocol):
 
 
 class OnlyMasked:
-    """A model with nothing to it but what `MaskedModel` promises: what a discovery method is handed, so that it cannot
-    lean on what only a compiled model knows of itself."""
+    """A model with nothing to it but what `MaskedModel` promises, and its weights: what a discovery method is handed,
+    so that it does not lean on what only a compiled model knows of itself."""
 
     def __init__(self, model: MaskedModel) -> None:
         self.graph = model.graph
         self._model = model
+
+    @property
+    def weights(self) -> Any:
+        """What the model computes with, for a published implementation that has to run it in its own way; None where it
+        does not say. Of a compiled program, `tracr_bridge.weights.Weights`."""
+        return getattr(self._model, "weights", None)
 
     def sources(self, tokens: Tokens) -> Sources:
         """See `MaskedModel`."""

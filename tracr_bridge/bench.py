@@ -7,13 +7,12 @@ it was.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
-from queue import Empty
 from typing import Any, Final
 
 from tqdm import tqdm
@@ -38,10 +37,6 @@ _KEPT_WARM: Final = 100
 """Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
 
 _begun = count(1)
-
-
-_PATIENCE: Final = 20
-"""Half seconds without a row, once all work is done, after which none is waited for."""
 
 
 class WorkerDied(EdgePruneError):
@@ -160,7 +155,7 @@ def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Ro
             yield from run_subject(subject, todo, seconds)
         return
     context = get_context("spawn")
-    queue = context.Queue()
+    queue = context.SimpleQueue()  # which has sent what was put there, even if the process dies at once
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_queue, initargs=(queue,)) as pool:
         try:
             yield from _received(queue, [pool.submit(_send_rows, *each, seconds) for each in work])
@@ -168,26 +163,22 @@ def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Ro
             pool.shutdown(cancel_futures=True)
 
 
-def _received(queue: Any, futures: list[Future[int]]) -> Iterator[Row]:
-    """What arrives in the queue, until every future has sent as many rows as it says.
+def _received(queue: Any, futures: list[Future[None]]) -> Iterator[Row]:
+    """What arrives in the queue, until all is done.
 
     Raises:
         WorkerDied: a process ended before its work did; what it had sent has been handed on.
     """
-    received = idle = 0
-    while True:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+        while not queue.empty():
+            yield queue.get()
         try:
-            yield queue.get(timeout=0.5)
-            received, idle = received + 1, 0
-            continue
-        except Empty:
-            idle += 1
-        try:
-            sent = [future.result() for future in futures if future.done()]
+            for future in done:
+                future.result()
         except BrokenProcessPool as error:
             raise WorkerDied("A process of the sweep was ended from outside, or by a method: run it again") from error
-        if len(sent) == len(futures) and (received == sum(sent) or idle > _PATIENCE):
-            return
 
 
 _queue: list[Any] = []
@@ -198,13 +189,10 @@ def _keep_queue(queue: Any) -> None:
     _queue.append(queue)
 
 
-def _send_rows(subject: Subject, todo: list[Run], seconds: float) -> int:
-    """Send the rows of a program one by one; how many they are."""
-    number = 0
+def _send_rows(subject: Subject, todo: list[Run], seconds: float) -> None:
+    """Send the rows of a program one by one; all are in the queue before this returns."""
     for row in run_subject(subject, todo, seconds):
         _queue[0].put(row)
-        number += 1
-    return number
 
 
 # One program
@@ -227,8 +215,6 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     import torch
 
     torch.set_num_threads(1)
-    for method in {run.method for run in todo}:
-        find_method(method)  # its file is part of what makes a run the same run, once it is loaded
     if next(_begun) % _KEPT_WARM == 0:
         jax.clear_caches()
     heads = {run: _head(subject, run) | {"versions": versions(), "config": configuration(run.method)} for run in todo}

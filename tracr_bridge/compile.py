@@ -150,7 +150,7 @@ def _only_shapes(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) 
 def _build_model(program: Program, assembled: AssembledTransformerModel) -> TracrModel:
     encoding: dict[Any, int] = assembled.input_encoder.encoding_map  # pyright: ignore
     occurring = [encoding[token] for token in (_BOS, *program.vocab)]
-    return TracrModel(extract_weights(assembled), token_ids=occurring, pad_id=encoding[_PAD])
+    return TracrModel(extract_weights(assembled), token_ids=occurring)
 
 
 def _tokens(

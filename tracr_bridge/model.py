@@ -49,13 +49,12 @@ class TracrModel:
     Args:
         weights: as `extract_weights` gives them.
         token_ids: ids that can occur in an input, BOS among them; structure is read off for these alone.
-        pad_id: the id of PAD.
     """
 
-    def __init__(self, weights: Weights, *, token_ids: list[int], pad_id: int) -> None:
+    def __init__(self, weights: Weights, *, token_ids: list[int]) -> None:
         heads = len(weights.layers[0].heads)
         self.graph = Graph.transformer(embeddings=("tok", "pos"), layers=len(weights.layers), heads=heads)
-        self.pad_id = pad_id
+        self.weights = weights
         self._causal = weights.causal
         self._key_size = weights.layers[0].heads[0].query.shape[1]
         written, read = _written_matrices(weights, token_ids), _read_matrices(weights)
@@ -119,7 +118,7 @@ class TracrModel:
 
     def is_token(self, tokens: Tokens) -> Bool[Tensor, "*lead batch pos"]:
         """Whether each position holds a token or BOS, and not PAD."""
-        return tokens != self.pad_id
+        return tokens != self.weights.pad_id
 
     def _visible(self, ids: Int[Tensor, "pos *lead batch"]) -> Bool[Tensor, "key query *lead batch"]:
         """Which key each query sees: never PAD, and nothing later in a causal program."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
@@ -119,9 +120,17 @@ def code_digest(method: str) -> str:
     packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
     files = sorted(file for package in packages for file in package.rglob("*.py"))
     if ":" in method:
-        file = getattr(sys.modules.get(method.partition(":")[0]), "__file__", None)
+        file = _file_of(method.partition(":")[0])
         files += [Path(file)] if file else []
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _file_of(module: str) -> str | None:
+    """The file of a module; a process of a sweep that has yet to run a method has not imported it, and need not."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__file__", None)
+    spec = find_spec(module)
+    return spec.origin if spec is not None and spec.has_location else None
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _padded_forward(compiled: Compiled) -> Callable[[Any, Any], Any]:
 
     def forward(tokens: Any) -> Any:
         model = compiled.assembled.get_compiled_model()
-        model.pad_token = compiled.model.pad_id
+        model.pad_token = compiled.model.weights.pad_id
         return model(tokens, use_dropout=False)
 
     return hk.without_apply_rng(hk.transform(forward)).apply

@@ -7,6 +7,7 @@ import haiku as hk
 import numpy as np
 from jaxtyping import Float
 from tracr.compiler.assemble import AssembledTransformerModel
+from tracr.compiler.compiling import COMPILER_PAD
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Weights:
     """Selects the output columns; one column for a numerical program, one a value for a categorical one."""
 
     causal: bool
+    pad_id: int
+    """The token id of PAD, which no position attends to."""
 
 
 def extract_weights(assembled: AssembledTransformerModel) -> Weights:
@@ -50,6 +53,7 @@ def extract_weights(assembled: AssembledTransformerModel) -> Weights:
     """
     params: dict[str, dict[str, Any]] = assembled.params  # pyright: ignore[reportAssignmentType]
     config = assembled.model_config
+    encoding: dict[Any, int] = assembled.input_encoder.encoding_map  # pyright: ignore
     d_model = len(assembled.residual_labels)
     layers: list[LayerWeights] = []
     for layer in range(config.num_layers):
@@ -71,6 +75,7 @@ def extract_weights(assembled: AssembledTransformerModel) -> Weights:
         layers=tuple(layers),
         unembed=_unembedding(assembled, d_model),
         causal=config.causal,
+        pad_id=encoding[COMPILER_PAD],
     )
 
 

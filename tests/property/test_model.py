@@ -109,8 +109,8 @@ def jittered(weights: Weights, seed: int) -> Weights:
 @quick
 def test_masked_runs_and_their_gradients_equal_a_loop_over_edges(compiled, name, seed):
     program = compiled(name)
-    weights = jittered(extract_weights(program.assembled), seed)
-    model = TracrModel(weights, token_ids=list(range(len(weights.token))), pad_id=-1)
+    weights = replace(jittered(extract_weights(program.assembled), seed), pad_id=-1)
+    model = TracrModel(weights, token_ids=list(range(len(weights.token))))
     graph = model.graph
     batch = random_rows(program.dataset, 1, seed)
     length = 2 + int(batch.group[0])

@@ -132,6 +132,15 @@ def test_a_method_is_another_one_once_its_file_has_changed(tmp_path, monkeypatch
     assert row["outcome"] == "broken"
 
 
+def test_a_method_of_ones_own_is_the_same_in_every_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    subjects, run = [named_subject("hist"), named_subject("caesar")], Run("zero", "test_bench:breaks_down", 0)
+    rows = sweep(subjects, [run], tmp_path, jobs=2)
+    assert [row["outcome"] for row in rows] == ["inexact", "inexact"]
+    assert sweep(subjects, [run], tmp_path, jobs=2) == rows
+    assert len(read_rows(tmp_path / "results.jsonl")) == 2
+
+
 def test_a_method_that_fails_is_an_outcome_and_a_run_named_twice_is_run_once(tmp_path):
     subjects = [named_subject("hist")]
     (row,) = sweep(subjects, 2 * [Run("zero", "test_suite:none", 0)], tmp_path, jobs=1)

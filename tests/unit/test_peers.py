@@ -48,11 +48,11 @@ def random_weights(seed: int, *, layers: int = 2, heads: int = 2, linear: bool =
         return LayerWeights(tuple(head() for _ in range(heads)), draw(D_MODEL, 6), output)
 
     blocks = tuple(layer() for _ in range(layers))
-    return Weights(draw(VOCAB, D_MODEL), draw(LENGTH, D_MODEL), blocks, draw(D_MODEL, 4), causal=False)
+    return Weights(draw(VOCAB, D_MODEL), draw(LENGTH, D_MODEL), blocks, draw(D_MODEL, 4), causal=False, pad_id=-1)
 
 
 def build(weights: Weights, *, logits: bool = True) -> tuple[TracrModel, Dataset]:
-    model = TracrModel(weights, token_ids=list(range(VOCAB)), pad_id=-1)
+    model = TracrModel(weights, token_ids=list(range(VOCAB)))
     tokens = torch.tensor(list(product(range(VOCAB), repeat=LENGTH)))
     scored = torch.ones(tokens.shape, dtype=torch.bool)
     scored[:, 0] = False
