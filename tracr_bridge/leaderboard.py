@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import jinja2
 from matplotlib.figure import Figure
 
 from edgeprune.draw import save_figure
@@ -31,6 +32,26 @@ COLUMNS: Final = {
 
 FEW: Final = ("iou", "auroc")
 """Those that a terminal has room for."""
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Leaderboard</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1.5rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
+td, th { border: 1px solid #d8d8dc; padding: .2rem .6rem; text-align: left; white-space: nowrap; }
+svg { max-width: 100%; height: auto; margin: 1.5rem 0; }
+</style>
+<h1>Leaderboard</h1>
+<p>{{ says }}</p>
+<table><tr>{% for name in head %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for line in lines %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% for picture in pictures %}<svg{{ picture | safe }}{% endfor %}
+</html>
+"""
 
 
 def outcomes(rows: Sequence[Row]) -> Counter[str]:
@@ -83,7 +104,7 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
-    """`leaderboard.md` and its pictures.
+    """`leaderboard.md` and its pictures, and `leaderboard.html`, which holds them and opens offline.
 
     Raises:
         UnwritableFile: the folder cannot be written.
@@ -100,10 +121,14 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         *(f"| {' | '.join(line)} |" for line in lines),
         "",
     ]
+    pictures: list[str] = []
     for name, draw in {"exact": _exact, "auroc": _auroc, "seconds": _seconds}.items() if lines else ():
         save_figure(draw(rows), folder / f"{name}.svg")
         text.append(f"![{name}]({name}.svg)")
+        pictures.append((folder / f"{name}.svg").read_text().partition("<svg")[2])
     write_text(folder / "leaderboard.md", "\n".join(text) + "\n")
+    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    write_text(folder / "leaderboard.html", page.render(says=text[0], head=headings, lines=lines, pictures=pictures))
 
 
 def _methods(rows: Sequence[Row]) -> list[str]:

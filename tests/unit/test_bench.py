@@ -276,6 +276,9 @@ def test_the_leaderboard_puts_the_most_exact_method_first_and_draws_what_it_says
     for name in ("exact", "auroc", "seconds"):
         assert f"]({name}.svg)" in written
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert page.count("<svg") == 3
+    assert "<td>better</td><td>mean</td><td>2/2</td>" in page
 
 
 def test_a_leaderboard_of_nothing_is_one_too(tmp_path):
