@@ -12,13 +12,13 @@ from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.baselines import ExactConfig, ablate_each, draw_scores
 from edgeprune.methods.custom import load_method
 from edgeprune.methods.eap import EapConfig, attribution_patching
-from edgeprune.methods.eap_ig import EapIgConfig, integrate_activations, integrate_inputs
+from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.hisp import HispConfig, score_nodes
 from edgeprune.methods.method import Discovery as Discovery
 from edgeprune.methods.method import Method as Method
-from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_edges, probe_nodes
+from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
 from edgeprune.model import MaskedModel, OnlyMasked
 
 METHODS: Final[Mapping[str, Method]] = {
@@ -27,10 +27,10 @@ METHODS: Final[Mapping[str, Method]] = {
     "acdc": partial(remove_greedily, config=AcdcConfig()),
     "acdc-earliest-first": partial(remove_greedily, config=AcdcConfig(order="earliest first")),
     "eap": partial(attribution_patching, config=EapConfig()),
-    "eap-ig-inputs": partial(integrate_inputs, config=EapIgConfig()),
-    "eap-ig-activations": partial(integrate_activations, config=EapIgConfig()),
-    "subnetwork-probing": partial(probe_edges, config=ProbingConfig()),
-    "subnetwork-probing-nodes": partial(probe_nodes, config=ProbingConfig()),
+    "eap-ig-inputs": partial(integrate_gradients, config=EapIgConfig()),
+    "eap-ig-activations": partial(integrate_gradients, config=EapIgConfig(over="activations")),
+    "subnetwork-probing": partial(probe_subnetwork, config=ProbingConfig()),
+    "subnetwork-probing-nodes": partial(probe_subnetwork, config=ProbingConfig(masked="nodes")),
     "hisp": partial(score_nodes, config=HispConfig()),
     "exact": partial(ablate_each, config=ExactConfig()),
     "random": draw_scores,

@@ -2,8 +2,8 @@
 
 Hanna, Pezzelle and Belinkov, "Have Faith in Faithfulness", arXiv:2403.17806: an edge scores
 `(ablated - clean) . mean over alpha of d loss / d input of its destination`, the derivative of EAP averaged along the
-straight line from ablated to clean input embeddings (`integrate_inputs`), or, as in MIB (arXiv:2504.13151), along that
-of the source's own output (`integrate_activations`), each source having a path of its own.
+straight line from ablated to clean input embeddings (over `inputs`), or, as in MIB (arXiv:2504.13151), along that
+of the source's own output (over `activations`), each source having a path of its own.
 
 Both follow from derivatives by the mask. With z = alpha for every edge out of an embedding, and 1 for all others, a
 model runs on interpolated embeddings; with z = alpha for every edge out of one source, on its interpolated output.
@@ -14,8 +14,8 @@ interpolates all heads of a layer together, and adds up the scores of all edges 
 source's path scores its own edges, as the formula says. One threshold keeps edges in place of a given number of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,10 @@ from edgeprune.model import MaskedModel, Sources
 
 @dataclass(frozen=True, kw_only=True)
 class EapIgConfig:
-    """Settings of `integrate_inputs` and `integrate_activations`."""
+    """Settings of `integrate_gradients`."""
+
+    over: Literal["inputs", "activations"] = "inputs"
+    """Whose path it is: that of all embeddings together, or of each source's output by itself."""
 
     steps: int = 30
     """Points on the path (the authors' code; the paper's figures use 5)."""
@@ -63,7 +66,7 @@ class EapIgConfig:
         return (torch.arange(self.steps) + 0.5) / self.steps
 
 
-def integrate_inputs(
+def integrate_gradients(
     model: MaskedModel,
     dataset: Dataset,
     ablation: Ablation,
@@ -72,48 +75,19 @@ def integrate_inputs(
     progress: bool = False,
     config: EapIgConfig | None = None,
 ) -> Discovery:
-    """Score every edge by its derivative along the path of the input; see `Method` and `EapIgConfig`."""
+    """Score every edge by its derivative along a path; see `Method` and `EapIgConfig`."""
     config = EapIgConfig() if config is None else config
-    scores = _mean_over_inputs(_along_inputs, model, dataset, ablation, config, seed=seed, progress=progress)
-    return keep_above(model.graph, ablation, scores.abs(), config.threshold)
-
-
-def integrate_activations(
-    model: MaskedModel,
-    dataset: Dataset,
-    ablation: Ablation,
-    *,
-    seed: int = 0,
-    progress: bool = False,
-    config: EapIgConfig | None = None,
-) -> Discovery:
-    """Score every edge by its derivative along the path of its source; see `Method` and `EapIgConfig`."""
-    config = EapIgConfig() if config is None else config
-    scores = _mean_over_inputs(_along_activations, model, dataset, ablation, config, seed=seed, progress=progress)
-    return keep_above(model.graph, ablation, scores.abs(), config.threshold)
-
-
-_Integral = Callable[[MaskedModel, Objective, Batch, Sources | None, Float[Tensor, " step"]], Tensor]
-"""The derivatives by z, summed over inputs and averaged over the path."""
-
-
-def _mean_over_inputs(
-    integrate: _Integral,
-    model: MaskedModel,
-    dataset: Dataset,
-    ablation: Ablation,
-    config: EapIgConfig,
-    *,
-    seed: int,
-    progress: bool,
-) -> Float[Tensor, "source destination"]:
+    integrate = _along_inputs if config.over == "inputs" else _along_activations
     ablator = Ablator(model, dataset, ablation)
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
     batches = dataset.batches(config.batch_size, torch.Generator().manual_seed(seed))
     for batch in tqdm(batches, desc=f"EAP-IG, {ablation}", disable=None if progress else True):
         total += integrate(model, objective, batch, ablator(batch), config.path)
-    return total / len(dataset)
+    return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)
+
+
+# Both give the derivatives by z, summed over inputs and averaged over the path.
 
 
 def _along_inputs(

@@ -9,6 +9,7 @@ else is one configuration for every model. Numbers, which have no divergence, ta
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.masks import HardConcrete, LearnedMask, Masked
+from edgeprune.masks import HardConcrete, LearnedMask
 from edgeprune.methods.hisp import edge_scores
 from edgeprune.methods.method import Discovery, Trace, keep_above
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
@@ -26,7 +27,10 @@ from edgeprune.model import MaskedModel
 
 @dataclass(frozen=True, kw_only=True)
 class ProbingConfig:
-    """Settings of `probe_edges` and `probe_nodes`."""
+    """Settings of `probe_subnetwork`."""
+
+    masked: Literal["edges", "nodes"] = "edges"
+    """What has masks."""
 
     penalty: float = 0.05
     """lambda: what one expected mask entry costs, in units of the loss."""
@@ -62,7 +66,7 @@ class ProbingConfig:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
-def probe_edges(
+def probe_subnetwork(
     model: MaskedModel,
     dataset: Dataset,
     ablation: Ablation,
@@ -71,47 +75,16 @@ def probe_edges(
     progress: bool = False,
     config: ProbingConfig | None = None,
 ) -> Discovery:
-    """Learn a mask for every edge; see `Method` and `ProbingConfig`."""
+    """Learn masks; with masks of nodes, an edge's score is the lesser of its ends'. See `Method`, `ProbingConfig`."""
     config = ProbingConfig() if config is None else config
-    masks, trace = _probe(model, dataset, ablation, config, "edges", seed=seed, progress=progress)
-    found = keep_above(model.graph, ablation, masks.mean().detach(), 0.5)
-    return replace(found, history=tuple(trace.records), snapshots=tuple(trace.snapshots))
-
-
-def probe_nodes(
-    model: MaskedModel,
-    dataset: Dataset,
-    ablation: Ablation,
-    *,
-    seed: int = 0,
-    progress: bool = False,
-    config: ProbingConfig | None = None,
-) -> Discovery:
-    """Learn a mask for every node; an edge's score is the lesser of its ends'. See `Method` and `ProbingConfig`."""
-    config = ProbingConfig() if config is None else config
-    masks, trace = _probe(model, dataset, ablation, config, "nodes", seed=seed, progress=progress)
-    scores = edge_scores(model.graph, masks.hard_concrete.mean(masks.log_alpha.detach()))
-    return replace(keep_above(model.graph, ablation, scores, 0.5), history=tuple(trace.records))
-
-
-def _probe(
-    model: MaskedModel,
-    dataset: Dataset,
-    ablation: Ablation,
-    config: ProbingConfig,
-    of: Masked,
-    *,
-    seed: int,
-    progress: bool,
-) -> tuple[LearnedMask, Trace]:
-    """The masks learned, and how the run went."""
     generator = torch.Generator().manual_seed(seed)
-    masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=of)
+    masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=config.masked)
     optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate)
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
     trace = Trace(masks, config.steps)
-    for step in tqdm(range(config.steps), desc=f"probing {of}, {ablation}", disable=None if progress else True):
+    description = f"probing {config.masked}, {ablation}"
+    for step in tqdm(range(config.steps), desc=description, disable=None if progress else True):
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
         mask = masks.draw(config.mask_samples, generator).mask
@@ -122,4 +95,7 @@ def _probe(
         optimizer.step()
         with torch.no_grad():
             trace.note(step, loss, masks.expected_edges())
-    return masks, trace
+    mean = config.hard_concrete.mean(masks.log_alpha.detach())
+    scores = edge_scores(model.graph, mean) if config.masked == "nodes" else masks.mean().detach()
+    found = keep_above(model.graph, ablation, scores, 0.5)
+    return replace(found, history=tuple(trace.records), snapshots=tuple(trace.snapshots))

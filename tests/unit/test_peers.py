@@ -3,6 +3,7 @@
 On small models of random weights, whose attention is not saturated, so that derivatives say something.
 """
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -19,10 +20,10 @@ from edgeprune.methods import METHODS
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily, traversal
 from edgeprune.methods.baselines import ExactConfig, ablate_each, draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
-from edgeprune.methods.eap_ig import EapIgConfig, integrate_activations, integrate_inputs
+from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
 from edgeprune.methods.objective import Objective
-from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_edges, probe_nodes
+from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
 from tracr_bridge.model import TracrModel
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
@@ -144,10 +145,16 @@ def test_an_edge_scores_as_the_lesser_of_its_nodes():
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
-@pytest.mark.parametrize("method", [attribution_patching, integrate_inputs, integrate_activations])
-def test_on_a_linear_model_attribution_is_the_exact_patch(method, ablation):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        (attribution_patching, EapConfig),
+        (integrate_gradients, partial(EapIgConfig, over="inputs")),
+        (integrate_gradients, partial(EapIgConfig, over="activations")),
+    ],
+)
+def test_on_a_linear_model_attribution_is_the_exact_patch(method, kind, ablation):
     model, dataset = build(random_weights(4, linear=True), logits=False)
-    kind = EapConfig if method is attribution_patching else EapIgConfig
     scores = method(model, dataset, ablation, config=kind(loss="disagreement", batch_size=1000)).scores
     batch = batch_of(dataset)
     ablated = Ablator(model, dataset, ablation)(batch)
@@ -215,8 +222,10 @@ def test_a_source_of_no_embedding_scores_by_what_it_writes_in_the_clean_run():
 def _signed(path, model, dataset, ablation, config):
     from edgeprune.methods import eap_ig
 
-    integrate = getattr(eap_ig, path)
-    return eap_ig._mean_over_inputs(integrate, model, dataset, ablation, config, seed=0, progress=False)
+    batch = batch_of(dataset)
+    ablated = Ablator(model, dataset, ablation)(batch)
+    total = getattr(eap_ig, path)(model, Objective(dataset, config.loss), batch, ablated, config.path)
+    return total / len(dataset)
 
 
 @pytest.mark.parametrize("order", ["latest first", "earliest first"])
@@ -273,8 +282,8 @@ def test_random_scores_are_drawn_by_the_seed_and_for_edges_alone():
 
 def test_probing_nodes_learns_one_mask_for_all_edges_of_a_node(compiled):
     program = compiled("reverse")
-    few = ProbingConfig(steps=20, initial_log_alpha=1.0)
-    edges, nodes = (probe(program.model, program.dataset, "zero", config=few) for probe in (probe_edges, probe_nodes))
+    few = [ProbingConfig(steps=20, initial_log_alpha=1.0, masked=masked) for masked in ("edges", "nodes")]
+    edges, nodes = (probe_subnetwork(program.model, program.dataset, "zero", config=config) for config in few)
     assert len(edges.history) == len(nodes.history) == 20
     into_logits = edge_exists(program.model.graph)[:, -1]
     learned = nodes.scores[:, -1][into_logits]
@@ -286,8 +295,10 @@ def test_probing_nodes_learns_one_mask_for_all_edges_of_a_node(compiled):
 def test_probing_keeps_what_is_true_and_drops_most_else(compiled, truth):
     true = truth("hist", "resample").circuit
     program = compiled("hist")
-    edges = probe_edges(program.model, program.dataset, "resample").circuit.edges
-    nodes = probe_nodes(program.model, program.dataset, "resample").circuit.edges
+    edges, nodes = (
+        probe_subnetwork(program.model, program.dataset, "resample", config=ProbingConfig(masked=masked)).circuit.edges
+        for masked in ("edges", "nodes")
+    )
     assert edges == true.edges
     assert true.edges <= nodes
     assert len(nodes) < program.model.graph.total
