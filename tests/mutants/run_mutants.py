@@ -27,13 +27,20 @@ SUITE = (
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
     "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
-    "tests/recovery/test_discoveries.py", "programs/hist.py", "programs/xproportion.py",
+    "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/recovery/test_discoveries.py", "programs/hist.py",
+    "programs/xproportion.py",
 )  # fmt: skip
 """What is run, quickest first: part of what plain `pytest` runs."""
 
 OWN = {
-    "edgeprune/methods/edge_pruning.py": "tests/recovery/test_discoveries.py",
+    "edgeprune/methods/acdc": "tests/unit/test_peers.py",
+    "edgeprune/methods/eap": "tests/unit/test_peers.py",
+    "edgeprune/methods/hisp": "tests/unit/test_peers.py",
+    "edgeprune/methods/subnetwork": "tests/unit/test_peers.py",
+    "edgeprune/measures": "tests/unit/test_measures.py",
     "edgeprune/methods": "tests/unit/test_methods.py",
+    "edgeprune/methods/edge_pruning.py": "tests/recovery/test_discoveries.py",
+    "edgeprune/methods/objective.py": "tests/recovery/test_discoveries.py",
     "edgeprune/metrics": "tests/unit/test_methods.py",
     "tracr_bridge/model": "tests/property/test_model.py",
     "tracr_bridge/compile": "tests/unit/test_compile.py",
