@@ -86,7 +86,7 @@ def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6])
 def test_the_target_sparsity_is_met(compiled, sparsity):
-    program = compiled("hist")
+    program = compiled("reverse")
     found = prune_to_target(
         program.model, program.dataset, "zero", config=TargetConfig(target_sparsity=sparsity, mask_samples=1, steps=400)
     )

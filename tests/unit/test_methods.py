@@ -41,7 +41,7 @@ def test_a_method_is_handed_a_masked_model_and_nothing_of_its_structure(compiled
     monkeypatch.setattr(methods, "METHODS", {"spy": spy})
     program = compiled("hist")
     methods.find_method("spy")(program.model, program.dataset, "zero")
-    assert {name for name in dir(seen[0]) if not name.startswith("_")} == {"graph", "sources"}
+    assert {name for name in dir(seen[0]) if not name.startswith("_")} == {"graph", "sources", "weights"}
     tokens = program.dataset.tokens[:3]
     assert torch.equal(seen[0](tokens), program.model(tokens))
 
