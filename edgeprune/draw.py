@@ -68,7 +68,7 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
     shown = [kind for kind in _STYLES if kind in kinds.values()]
     handles = [Line2D([], [], color=_STYLES[k][0], linestyle=_STYLES[k][1], label=k) for k in shown]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlim(min(columns) - 0.75, max(columns) + 0.75)
     axes.set_ylim(-0.75, max(rows) + 0.75)
     axes.axis("off")

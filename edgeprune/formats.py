@@ -23,7 +23,7 @@ from torch import Tensor
 from edgeprune.errors import GraphError
 from edgeprune.graph import EMBEDDINGS, Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masks import circuit_mask
-from edgeprune.store import CircuitFileError, write_text
+from edgeprune.store import CircuitFileError, load_json, write_text
 
 _EDGE_PRUNING: Final = {"tok": "tok_embeds", "pos": "pos_embeds", "embed": "embeds", "logits": "resid_post"}
 _OURS: Final = {theirs: ours for ours, theirs in _EDGE_PRUNING.items()}
@@ -33,6 +33,8 @@ _PORT: Final = re.compile(r"<([qkv])>$")
 MERGED: Final = "edges from tok and from pos are one edge from the embedding; its score is the larger of theirs"
 SPLIT: Final = "an edge from the embedding is one from tok and one from pos, with the same score"
 NO_ABLATION: Final = "the file does not say which ablation the circuit belongs to"
+NO_ORIGIN: Final = "the file does not say which model the circuit is of, what found it, and in which versions"
+MADE_SCORES: Final = "the circuit has no scores: its edges score 1, all others 0"
 NO_SCORES: Final = "the file holds no scores"
 NO_GRAPH: Final = "the file does not say which edges there are beside the circuit's"
 
@@ -97,6 +99,7 @@ def write_eap_ig(
         GraphError: the graph has fewer key-value heads than heads, which EAP-IG has no word for.
     """
     graph = circuit.graph
+    losses = [NO_ABLATION] if scores is not None else [NO_ABLATION, MADE_SCORES]
     scores = circuit_mask(circuit) if scores is None else scores
     layers = 1 + max((node.layer for node in graph.sources), default=-1)
     heads = sum(node.kind == "a" and node.layer == 0 for node in graph.sources)
@@ -116,7 +119,8 @@ def write_eap_ig(
         "edges": edges,
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
-    return (NO_ABLATION, MERGED) if sum(node.kind in EMBEDDINGS for node in graph.sources) > 1 else (NO_ABLATION,)
+    merged = sum(node.kind in EMBEDDINGS for node in graph.sources) > 1
+    return (*losses, MERGED) if merged else tuple(losses)
 
 
 def _eap_node(node: Node) -> str:
@@ -149,7 +153,7 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
         ]
         scored = [(s.replace(_INPUT, "embed"), d, score) for s, d, score, _ in named]
         kept = {(s.replace(_INPUT, "embed"), d) for s, d, _, in_graph in named if in_graph}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CircuitFileError(
             f"Expected a graph of EAP-IG in {str(path)!r}; {type(error).__name__}: {error}"
         ) from error
@@ -200,12 +204,7 @@ def _imported(
 
 
 def _load(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
+    content = load_json(path)
     if not isinstance(content, kind):
         raise CircuitFileError(f"Expected a JSON {kind.__name__} in {str(path)!r}; got {type(content).__name__}")
     return content

@@ -1,16 +1,21 @@
 """Files that are never seen half written; circuits as JSON."""
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
-from edgeprune.errors import EdgePruneError
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from edgeprune.errors import EdgePruneError, GraphError
 from edgeprune.graph import Circuit, Edge, Graph, Node, parse_ablation
 
 
@@ -42,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         UnwritableFile: the folder does not exist, or cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}")  # no longer than a name may be, whatever the file's own is
     try:
         with open(temporary, "xb") as file:
             write(file)
@@ -50,7 +55,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         raise UnwritableFile(f"Expected a file that can be written; got {str(path)!r}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -126,25 +132,45 @@ def load_saved(path: Path) -> SavedCircuit:
     Raises:
         CircuitFileError: there is no such file, or it holds no circuit.
     """
+    content = load_json(path)
+    fault = best_match(Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(content))
+    if fault is not None:
+        where = "/".join(map(str, fault.absolute_path))
+        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {where and f'in {where}: '}{fault.message:.200}")
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise CircuitFileError(f"Expected a file of format {FORMAT!r}; {str(path)!r} is of {content['format']!r}")
         graph = Graph(*(tuple(map(Node.parse, content["graph"][kind])) for kind in ("sources", "destinations")))
         circuit = Circuit(graph, parse_ablation(content["ablation"]), frozenset(map(Edge.parse, content["edges"])))
-        scores = {Edge.parse(name): float(score) for name, score in dict(content.get("scores", {})).items()}
+        scores = {Edge.parse(name): float(score) for name, score in content.get("scores", {}).items()}
         for edge in scores:
             graph.position(edge)
-        method, versions = dict(content.get("method", {})), dict(content.get("versions", {}))
-        return SavedCircuit(circuit, scores, str(content.get("model", "")), method, versions)
+    except (GraphError, OverflowError) as error:
+        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
+    return SavedCircuit(
+        circuit, scores, content.get("model", ""), content.get("method", {}), content.get("versions", {})
+    )
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds, all numbers in it finite.
+
+    Raises:
+        CircuitFileError: there is no such file, or it is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except OSError as error:
         raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
-    except KeyError as error:
-        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; it has no {error}") from error
-    except CircuitFileError:
-        raise
-    except (TypeError, AttributeError, ValueError, RecursionError) as error:  # not JSON, or not of this form
+    except (ValueError, RecursionError) as error:
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 def versions() -> dict[str, str]:

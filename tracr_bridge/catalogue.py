@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import sys
+import tokenize
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -72,7 +73,8 @@ def load_file(path: Path) -> dict[str, Program]:
         raise ProgramFileError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
-    text = path.read_text()
+    with tokenize.open(path) as file:  # in the encoding that the file declares
+        text = file.read()
     programs = {name: replace(program, name=name, source=text) for name, program in _programs_in(module).items()}
     if not programs:
         raise ProgramFileError(f"{path} holds no program; declare one with @rasp_program(vocab=..., max_seq_len=...)")

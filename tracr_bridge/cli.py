@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         command = choices.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
         )
-        command.set_defaults(run=run, json=False)
+        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
+        command.set_defaults(run=run)
         return command
 
     programs = add("programs", "list the programs that come with the toolkit", commands.programs)
@@ -73,9 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     truth = add("truth", "derive and certify a program's true circuit", commands.truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
-    for command in (programs, bench, verify, truth, recover):
-        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
     for command in (verify, truth, recover):
         command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
     carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"
@@ -108,7 +107,9 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What reads circuits that were saved, and runs no model."""
     draw = add("draw", "draw a saved circuit, alone or against another", commands.draw)
     draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote")
-    draw.add_argument("picture", type=Path, metavar="PICTURE", help="the file to draw (.svg, .png or .pdf)")
+    draw.add_argument(
+        "-o", "--out", type=Path, metavar="PICTURE", required=True, help="the file to draw (.svg, .png or .pdf)"
+    )
     draw.add_argument(
         "--against",
         type=Path,

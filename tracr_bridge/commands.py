@@ -10,6 +10,7 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.graph import Ablation, parse_ablation
 
 if TYPE_CHECKING:
+    from edgeprune.store import SavedCircuit
     from tracr_bridge.recover import Recovery
 
 FORMATS: Final = ("circuit", "edge-pruning", "eap-ig")
@@ -119,12 +120,9 @@ def recover(options: argparse.Namespace) -> bool:
             raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
     _check_outputs(options.picture, options.report, options.save, picture=options.picture)
     program = load_program(options.program)
-    recoveries = [
-        recovering.recover(
-            program, ablation, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
-        )
-        for ablation in ablations
-    ]
+    recoveries = recovering.recover_under(
+        program, ablations, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
+    )
     if options.json:
         found = [report.recovery_json(recovery) for recovery in recoveries]
         print(report.as_json(found[0] if len(found) == 1 else {"recoveries": found}), file=options.output)
@@ -185,7 +183,10 @@ def _check_outputs(*paths: Path | None, picture: Path | None = None) -> None:
     """Refuse what could not be written, before the work begins."""
     from edgeprune.store import check_writable
 
-    for path in filter(None, paths):
+    given = [path.resolve() for path in paths if path is not None]
+    for path in given:
+        if given.count(path) > 1:
+            raise EdgePruneError(f"Expected a file of its own for each result; got {str(path)!r} twice")
         check_writable(path)
     if picture is not None:
         from edgeprune.draw import check_format
@@ -227,41 +228,30 @@ def draw(options: argparse.Namespace) -> bool:
     from edgeprune.draw import draw_comparison, save_figure
     from edgeprune.graph import compare
     from edgeprune.store import load_circuit, load_saved
+    from tracr_bridge import report
 
-    _check_outputs(options.picture, picture=options.picture)
+    _check_outputs(options.out, picture=options.out)
     saved = load_saved(options.circuit)
     found = saved.circuit
     comparison = compare(found, load_circuit(options.against)) if options.against is not None else None
     title = ", ".join(filter(None, (saved.model, f"{found.ablation} ablation", saved.method.get("name"))))
-    save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.picture)
-    _say_where("picture", options.picture, options)
+    save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
+    if options.json:
+        exact = None if comparison is None else comparison.exact
+        drawn = {"picture": str(options.out.resolve()), "edges": found.names(), "exact": exact}
+        print(report.as_json(drawn), file=options.output)
+    _say_where("picture", options.out, options)
     return comparison is None or comparison.exact
 
 
 def convert(options: argparse.Namespace) -> bool:
     """`edgeprune convert`."""
     from edgeprune import formats
-    from edgeprune.store import SavedCircuit, load_saved, save_circuit
+    from edgeprune.store import save_circuit
+    from tracr_bridge import report
 
     _check_outputs(options.out)
-    like = load_saved(options.like).circuit if options.like is not None else None
-    named: str | None = options.ablation or (like.ablation if like is not None else None)
-    losses: list[str] = []
-    if options.source == "circuit":
-        saved = load_saved(options.file)
-    elif named is None:
-        raise EdgePruneError(f"Expected --ablation or --like: a file of {options.source} does not say what edges carry")
-    elif options.source == "edge-pruning":
-        if like is None:
-            raise EdgePruneError("Expected --like CIRCUIT.json: edges.json does not say which edges its model has")
-        imported = formats.read_edge_pruning(options.file, like.graph, parse_ablation(named))
-        saved = SavedCircuit(imported.circuit)
-        losses += imported.losses
-    else:
-        graph = None if like is None else like.graph
-        imported = formats.read_eap_ig(options.file, parse_ablation(named), graph=graph)
-        saved = SavedCircuit(imported.circuit, formats.scores_by_edge(imported.scores, imported.circuit.graph))
-        losses += imported.losses
+    saved, losses = _read_circuit(options)
     if options.target == "circuit":
         save_circuit(saved, options.out)
     elif options.target == "edge-pruning":
@@ -269,7 +259,36 @@ def convert(options: argparse.Namespace) -> bool:
     else:
         scores = formats.score_tensor(saved.scores, saved.circuit.graph) if saved.scores else None
         losses += formats.write_eap_ig(saved.circuit, options.out, scores=scores)
-    for loss in dict.fromkeys(losses):
-        print(f"note: {loss}")
+    if options.target != "circuit" and (saved.model or saved.method or saved.versions):
+        losses.append(formats.NO_ORIGIN)
+    losses = list(dict.fromkeys(losses))
+    if options.json:
+        print(report.as_json({"circuit": str(options.out.resolve()), "losses": losses}), file=options.output)
+    for loss in losses:
+        print(f"note: {loss}", file=sys.stderr if options.json else sys.stdout)
     _say_where("circuit", options.out, options)
     return True
+
+
+def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]]":
+    """The circuit to convert, and what its file does not hold."""
+    from edgeprune import formats
+    from edgeprune.store import SavedCircuit, load_saved
+
+    if options.source == "circuit":
+        if options.like is not None or options.ablation is not None:
+            raise EdgePruneError("Expected neither --like nor --ablation: a circuit of ours says what both would say")
+        return load_saved(options.file), []
+    like = load_saved(options.like).circuit if options.like is not None else None
+    named: str | None = options.ablation or (like.ablation if like is not None else None)
+    if named is None:
+        raise EdgePruneError(f"Expected --ablation or --like: a file of {options.source} does not say what edges carry")
+    ablation = parse_ablation(named)
+    if options.source == "eap-ig":
+        imported = formats.read_eap_ig(options.file, ablation, graph=None if like is None else like.graph)
+        scores = formats.scores_by_edge(imported.scores, imported.circuit.graph)
+        return SavedCircuit(imported.circuit, scores), list(imported.losses)
+    if like is None:
+        raise EdgePruneError("Expected --like CIRCUIT.json: edges.json does not say which edges its model has")
+    imported = formats.read_edge_pruning(options.file, like.graph, ablation)
+    return SavedCircuit(imported.circuit), list(imported.losses)

@@ -60,8 +60,9 @@ def write_page(recoveries: Sequence[Recovery], path: Path) -> None:
     ]
     data = _picture(graph) | {"views": [_view(*pair) for pair in zip(recoveries, measured, strict=True)]}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     title = f"{first.program.name}, {first.method}, seed {first.seed}"
-    page = environment.from_string(_TEMPLATE.read_text()).render(
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title, doc=first.program.doc, views=views, legend=_LEGEND, data=data
     )
     write_text(path, page)
@@ -71,15 +72,16 @@ def _picture(graph: Graph) -> dict[str, Any]:
     """Where everything is drawn, in pixels from the top left."""
     grid = places(graph)
     left, top = min(x for x, _ in grid.values()), max(y for _, y in grid.values())
-    at = {node: (_MARGIN + _COLUMN * (x - left), _MARGIN + _ROW * (top - y)) for node, (x, y) in grid.items()}
+    at = {node: (_COLUMN * (x - left), _MARGIN + _ROW * (top - y)) for node, (x, y) in grid.items()}
     number = {node: n for n, node in enumerate(at)}
+    curves = [_curve(edge, at) for edge in graph.edges]
+    across = [x for curve in curves for x, _ in curve] + [x for x, _ in at.values()]
     edges: list[dict[str, Any]] = []
-    for edge in graph.edges:
-        path, end = _path(edge, at)
+    for edge, (start, *bends, end) in zip(graph.edges, curves, strict=True):
         edges.append(
             {
                 "name": str(edge),
-                "path": path,
+                "path": f"M{start[0]} {start[1]}C" + " ".join(f"{x} {y}" for x, y in (*bends, end)),
                 "end": end,
                 "from": number[edge.source],
                 "to": number[edge.destination.owner],
@@ -88,15 +90,16 @@ def _picture(graph: Graph) -> dict[str, Any]:
             }
         )
     return {
-        "width": round(2 * _MARGIN + max(x for x, _ in at.values()) - _MARGIN),
+        "left": round(min(across) - _MARGIN),
+        "width": round(max(across) - min(across) + 2 * _MARGIN),
         "height": round(_MARGIN + max(y for _, y in at.values())),
         "nodes": [{"name": str(node), "x": round(x), "y": round(y)} for node, (x, y) in at.items()],
         "edges": edges,
     }
 
 
-def _path(edge: Edge, at: dict[Node, tuple[float, float]]) -> tuple[str, tuple[int, int]]:
-    """A curve from the top of a source's box to the bottom of its reader's, and where it ends.
+def _curve(edge: Edge, at: dict[Node, tuple[float, float]]) -> list[tuple[int, int]]:
+    """The four points of a Bézier curve from the top of a source's box to the bottom of its reader's.
 
     One over several rows bows to the side, the more the longer, so that it passes beside the boxes between.
     """
@@ -106,8 +109,8 @@ def _path(edge: Edge, at: dict[Node, tuple[float, float]]) -> tuple[str, tuple[i
     rows = (y0 - y1) / _ROW
     bow = 0.0 if rows < 1.2 else math.copysign(0.32 * _COLUMN * math.log2(1 + rows), x1 - x0 or 1)
     reach = (y0 - y1) * 0.45
-    points = (x0 + bow, y0 - reach, x1 + bow, y1 + reach, x1, y1)
-    return f"M{x0:.0f} {y0:.0f}C" + " ".join(f"{value:.0f}" for value in points), (round(x1), round(y1))
+    points = ((x0, y0), (x0 + bow, y0 - reach), (x1 + bow, y1 + reach), (x1, y1))
+    return [(round(x), round(y)) for x, y in points]
 
 
 def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
@@ -128,7 +131,11 @@ def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
         "thresholds": [min(scores) - 1, *sorted(set(scores))],
         "cut": max(dropped, default=min(scores) - 1),
         "snapshots": [
-            {"step": shot.step, "log_alpha": [round(float(shot.log_alpha[position]), 2) for position in positions]}
+            {
+                "step": shot.step,
+                "log_alpha": [round(float(shot.log_alpha[position]), 2) for position in positions],
+                "kept": "".join(str(int(shot.kept[position])) for position in positions),
+            }
             for shot in discovery.snapshots
         ],
     }
@@ -159,8 +166,9 @@ def _charts(recovery: Recovery) -> list[dict[str, Any]]:
 
 
 def _chart(title: str, curves: list[tuple[str, list[tuple[int, float]]]], *, last: int) -> dict[str, Any]:
-    values = [value for _, points in curves for _, value in points]
-    low, high = min(0.0, *values), max(values)
+    curves = [(kind, [point for point in points if math.isfinite(point[1])]) for kind, points in curves]
+    values = [0.0, *(value for _, points in curves for _, value in points)]
+    low, high = min(values), max(values)
     wide, tall = _CHART["right"] - _CHART["left"], _CHART["bottom"] - _CHART["top"]
 
     def place(step: int, value: float) -> str:

@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +17,8 @@ from tracr_bridge.compile import Compiled
 from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, derive_truth, is_true_circuit
 from tracr_bridge.verify import compile_and_verify
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -57,38 +61,53 @@ def recover(
     seconds: float = math.inf,
     progress: bool = False,
 ) -> Recovery:
-    """Compile and verify `program`, certify its true circuit, discover one with `method`, and compare.
+    """See `recover_under`, with one ablation."""
+    return recover_under(program, [ablation], method=method, seed=seed, seconds=seconds, progress=progress)[0]
+
+
+def recover_under(
+    program: Program,
+    ablations: Sequence[Ablation],
+    *,
+    method: str = "edge-pruning",
+    seed: int = 0,
+    seconds: float = math.inf,
+    progress: bool = False,
+) -> list[Recovery]:
+    """Compile and verify `program`, certify its true circuits, discover them with `method`, and compare.
 
     The method gets the model and its inputs, and nothing of the truth.
 
     Args:
         program: what to recover.
-        ablation: what removed edges carry.
+        ablations: what removed edges carry, a recovery for each; all are certified before anything is discovered.
         method: a name of the registry, or `package.module:function`.
         seed: the method's.
-        seconds: how long the discovery may take.
+        seconds: how long one discovery may take.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
         EdgePruneError: the program or the method's name is unusable, or the method breaks its contract; also where the
-            compiled model does not do what RASP says.
+            compiled model does not do what RASP says, or nothing could fail under one of the ablations.
     """
     discover = find_method(method)
+    compiled, compiling = _timed(lambda: compile_and_verify(program))
+    truths = [_timed(partial(certify, compiled, ablation)) for ablation in ablations]
+    found: list[Recovery] = []
+    for ablation, (truth, certifying) in zip(ablations, truths, strict=True):
+        with time_limit(seconds, method):
+            run = partial(discover, compiled.model, compiled.dataset, ablation, seed=seed, progress=progress)
+            discovery, discovering = _timed(run)
+        phases = {"compile": compiling, "truth": certifying, "discover": discovering}
+        found.append(Recovery(program, method, seed, discovery, assess(truth, discovery.circuit), phases))
+    return found
+
+
+def _timed(run: Callable[[], _T]) -> tuple[_T, float]:
+    """What `run` returns, and its seconds."""
     start = time.perf_counter()
-    compiled = compile_and_verify(program)
-    compiled_at = time.perf_counter()
-    truth = certify(compiled, ablation)
-    certified_at = time.perf_counter()
-    with time_limit(seconds, method):
-        discovery = discover(compiled.model, compiled.dataset, ablation, seed=seed, progress=progress)
-    discovered_at = time.perf_counter()
-    phases = {
-        "compile": compiled_at - start,
-        "truth": certified_at - compiled_at,
-        "discover": discovered_at - certified_at,
-    }
-    assessment = assess(truth, discovery.circuit)
-    return Recovery(program, method, seed, discovery, assessment, phases)
+    result = run()
+    return result, time.perf_counter() - start
 
 
 def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:

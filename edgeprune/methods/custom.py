@@ -20,7 +20,7 @@ from edgeprune.data import Dataset
 from edgeprune.errors import MethodError, UnknownMethod
 from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.masks import edge_exists, edges_of
-from edgeprune.methods.method import Discovery, Method
+from edgeprune.methods.method import Discovery, Method, Record, Snapshot
 from edgeprune.model import MaskedModel
 
 
@@ -123,8 +123,19 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
             f"{result.circuit.graph.total} edges in all (the model has {graph.total}) under {result.circuit.ablation!r}"
         )
     _check_scores(result.scores, graph, name)
+    _check_trace(result, graph, name)
     scores = result.scores.detach().cpu().float()
     return replace(result, scores=torch.where(edge_exists(graph), scores, 0.0))  # whatever stands where no edge is
+
+
+def _check_trace(result: Discovery, graph: Graph, name: str) -> None:
+    traces: dict[type, Any] = {Record: result.history, Snapshot: result.snapshots}
+    for kind, given in traces.items():
+        if not isinstance(given, tuple) or not all(isinstance(item, kind) for item in given):
+            raise MethodError(f"Expected a tuple of {kind.__name__} objects from method {name}; got {given!r:.60}")
+    for shot in result.snapshots:
+        _check_scores(shot.log_alpha, graph, name)
+        _check_scores(shot.kept, graph, name)
 
 
 def _check_scores(scores: object, graph: Graph, name: str) -> None:
@@ -134,7 +145,7 @@ def _check_scores(scores: object, graph: Graph, name: str) -> None:
         raise MethodError(f"Expected a tensor of real scores from method {name}; got {got}")
     if tuple(scores.shape) != shape:
         raise MethodError(f"Expected scores of shape {shape} from method {name}; got {tuple(scores.shape)}")
-    of_edges = scores[edge_exists(graph).to(scores.device)]
+    of_edges = scores.detach().cpu().float()[edge_exists(graph)]  # in which they are kept
     bad = int((~torch.isfinite(of_edges)).sum())
     if bad:
         raise MethodError(f"Expected finite scores from method {name}; those of {bad} of {len(of_edges)} edges are not")

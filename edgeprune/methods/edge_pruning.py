@@ -34,8 +34,8 @@ from tqdm import tqdm
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import HardConcrete, LearnedMask, Masked, edges_of
+from edgeprune.graph import Ablation
+from edgeprune.masks import HardConcrete, LearnedMask, Masked
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
 from edgeprune.model import Mask, MaskedModel, Sources
@@ -174,7 +174,7 @@ def prune_with_penalty(
     ablator = Ablator(model, dataset, ablation)
     hard = HardPairs(config.hard_pairs, config.hard_pair_decay)
     optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
-    trace = Trace(masks, config.steps)
+    trace = Trace(masks, config.steps, lambda: masks.rounded() > 0)
     rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
     may_start_over = config.start_over and (config.loss, config.gradient) == ("worst", "likelihood-ratio")
@@ -190,7 +190,7 @@ def prune_with_penalty(
         with torch.no_grad():
             optimizer.step(gradient + penalty * penalty_gradient, learning_rate)
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
-        trace.note(step, losses.mean(), expected)
+        trace.note(losses.mean(), expected)
         before, rounded = rounded, masks.rounded()
         if not config.rounded or float(masks.log_alpha.detach().abs().min()) < config.at_rest:
             restless = max(step, restless)
@@ -209,8 +209,7 @@ def prune_with_penalty(
                 masks.lower_to(config.initial_log_alpha)
             changed, restless = step, max(step, restless)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
-    circuit = Circuit(model.graph, ablation, edges_of(model.graph, rounded > 0))
-    return Discovery(circuit, masks.mean().detach(), tuple(trace.records), tuple(trace.snapshots))
+    return trace.discovery(ablation, masks.mean().detach())
 
 
 def _run_samples(

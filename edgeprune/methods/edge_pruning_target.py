@@ -22,8 +22,8 @@ from tqdm import tqdm
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import HardConcrete, LearnedMask, Masked, edge_exists, edges_of
+from edgeprune.graph import Ablation
+from edgeprune.masks import HardConcrete, LearnedMask, Masked, edge_exists
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
 from edgeprune.model import MaskedModel
@@ -118,7 +118,7 @@ def prune_to_target(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
-    trace = Trace(masks, config.steps)
+    trace = Trace(masks, config.steps, lambda: keep_by_mean_sparsity(masks.mean().detach(), exists))
     for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
@@ -132,11 +132,8 @@ def prune_to_target(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            trace.note(step, loss, masks.expected_edges())
-    mean = masks.mean().detach()
-    kept = keep_by_mean_sparsity(mean, exists)
-    circuit = Circuit(model.graph, ablation, edges_of(model.graph, kept))
-    return Discovery(circuit, mean, tuple(trace.records), tuple(trace.snapshots))
+            trace.note(loss, masks.expected_edges())
+    return trace.discovery(ablation, masks.mean().detach())
 
 
 def keep_by_mean_sparsity(

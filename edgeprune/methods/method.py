@@ -1,10 +1,11 @@
 """The signature that all discovery methods share, and what they return."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from edgeprune.data import Dataset
@@ -29,11 +30,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The masks of a run at one step."""
+    """The masks of a run after one step."""
 
     step: int
     log_alpha: Float[Tensor, "source destination"]
-    """Of each edge, or of its node where that is less: the rounded mask keeps those above 0."""
+    """Of each edge, or of its source where that is less."""
+
+    kept: Bool[Tensor, "source destination"]
+    """The circuit that the method would return now."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,31 @@ class Trace:
     Args:
         masks: what is learned.
         steps: how many steps the run has, at the most.
+        kept: the circuit that the method would return now, as a mask.
     """
 
-    def __init__(self, masks: LearnedMask, steps: int) -> None:
-        self.records: list[Record] = []
-        self.snapshots: list[Snapshot] = []
-        self._masks, self._every = masks, math.ceil(steps / _SNAPSHOTS)
+    def __init__(self, masks: LearnedMask, steps: int, kept: Callable[[], Bool[Tensor, "source destination"]]) -> None:
+        self._records: list[Record] = []
+        self._snapshots: list[Snapshot] = []
+        self._masks, self._kept, self._every = masks, kept, math.ceil(steps / _SNAPSHOTS)
 
-    def note(self, step: int, loss: Float[Tensor, ""], expected_edges: Float[Tensor, ""]) -> None:
-        """The record of a step, and now and then a snapshot."""
-        self.records.append(Record(step, float(loss.detach()), float(expected_edges.detach())))
+    def note(self, loss: Float[Tensor, ""], expected_edges: Float[Tensor, ""]) -> None:
+        """The record of the next step, and now and then a snapshot."""
+        step = len(self._records)
+        self._records.append(Record(step, float(loss.detach()), float(expected_edges.detach())))
         if step % self._every == 0:
-            self.snapshots.append(Snapshot(step, self._masks.edge_log_alpha()))
+            self._take_snapshot()
+
+    def discovery(self, ablation: Ablation, scores: Float[Tensor, "source destination"]) -> Discovery:
+        """What was found: the circuit that is kept now, and how it came to be."""
+        if self._records and self._snapshots[-1].step < len(self._records) - 1:
+            self._take_snapshot()
+        graph = self._masks.graph
+        circuit = Circuit(graph, ablation, edges_of(graph, self._kept()))
+        return Discovery(circuit, scores, tuple(self._records), tuple(self._snapshots))
+
+    def _take_snapshot(self) -> None:
+        self._snapshots.append(Snapshot(len(self._records) - 1, self._masks.edge_log_alpha(), self._kept()))
 
 
 def keep_above(

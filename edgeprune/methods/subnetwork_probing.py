@@ -8,10 +8,12 @@ Note: the masks' gradient is the path derivative, as in the paper; several masks
 else is one configuration for every model. Numbers, which have no divergence, take a squared error.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
@@ -20,7 +22,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.masks import HardConcrete, LearnedMask
 from edgeprune.methods.hisp import edge_scores
-from edgeprune.methods.method import Discovery, Trace, keep_above
+from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
 from edgeprune.model import MaskedModel
 
@@ -82,9 +84,14 @@ def probe_subnetwork(
     optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate)
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
-    trace = Trace(masks, config.steps)
+
+    def scores() -> Float[Tensor, "source destination"]:
+        mean = config.hard_concrete.mean(masks.log_alpha.detach())
+        return edge_scores(model.graph, mean) if config.masked == "nodes" else masks.mean().detach()
+
+    trace = Trace(masks, config.steps, lambda: scores() > 0.5)
     description = f"probing {config.masked}, {ablation}"
-    for step in tqdm(range(config.steps), desc=description, disable=None if progress else True):
+    for _ in tqdm(range(config.steps), desc=description, disable=None if progress else True):
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
         mask = masks.draw(config.mask_samples, generator).mask
@@ -94,8 +101,5 @@ def probe_subnetwork(
         (loss + config.penalty * kept).backward()
         optimizer.step()
         with torch.no_grad():
-            trace.note(step, loss, masks.expected_edges())
-    mean = config.hard_concrete.mean(masks.log_alpha.detach())
-    scores = edge_scores(model.graph, mean) if config.masked == "nodes" else masks.mean().detach()
-    found = keep_above(model.graph, ablation, scores, 0.5)
-    return replace(found, history=tuple(trace.records), snapshots=tuple(trace.snapshots))
+            trace.note(loss, masks.expected_edges())
+    return trace.discovery(ablation, scores())

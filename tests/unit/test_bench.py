@@ -107,6 +107,7 @@ def dies(model, dataset, ablation, *, seed):
     os._exit(3)
 
 
+@pytest.mark.sweep  # starts processes, which load everything anew
 def test_a_process_that_dies_is_one_line_and_loses_no_row_before_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     runs = [Run("zero", "random", 0), Run("zero", "test_bench:dies", 0)]
@@ -208,6 +209,7 @@ def _sweep_for_ever(out):
     sweep([named_subject("hist")], runs, out, jobs=1)
 
 
+@pytest.mark.sweep  # starts processes, which load everything anew
 def test_a_sweep_that_is_killed_loses_no_run_that_it_finished(tmp_path):
     process = get_context("spawn").Process(target=_sweep_for_ever, args=(tmp_path,))
     process.start()
@@ -226,6 +228,7 @@ def test_a_sweep_that_is_killed_loses_no_run_that_it_finished(tmp_path):
     assert read_rows(results)[:-1] == before
 
 
+@pytest.mark.sweep  # starts processes, which load everything anew
 def test_processes_give_what_one_process_gives(tmp_path):
     subjects, runs = (
         [named_subject(name) for name in ("hist", "caesar")],

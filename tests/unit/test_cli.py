@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgeprune.formats import MADE_SCORES, MERGED, NO_ABLATION, NO_ORIGIN
 from edgeprune.store import load_circuit, load_saved
 from tracr_bridge.cli import main
 
@@ -130,6 +131,10 @@ def test_several_ablations_are_recovered_side_by_side(capsys, program_file, tmp_
     assert (tmp_path / "both.html").read_text().count('name="ablation"') == 2
     status, _, err = run(capsys, *both, "--save", str(tmp_path / "both.json"))
     assert (status, err) == (2, "edgeprune: Expected one --ablation, as a --save holds one circuit; got 2\n")
+    one = str(tmp_path / "one")
+    status, _, err = run(capsys, "recover", program_file(), "--save", one, "--report", one)
+    assert status == 2
+    assert "Expected a file of its own for each result" in err
 
 
 def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, tmp_path):
@@ -140,13 +145,14 @@ def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, t
     assert (saved.model, saved.method["name"], saved.method["seed"]) == ("mine", "random", 0)
     assert len(saved.scores) == saved.circuit.graph.total
     picture = tmp_path / "p.svg"
-    status, out, _ = run(capsys, "draw", found, str(picture), "--against", true)
+    status, out, _ = run(capsys, "draw", found, "-o", str(picture), "--against", true)
     assert status == 1
     assert str(picture) in out.replace("\n", "")
     assert "<svg" in picture.read_text()
-    assert run(capsys, "draw", true, str(picture))[0] == 0
-    status, out, _ = run(capsys, "convert", true, graph, "--to", "eap-ig")
-    assert (status, out.count("note: ")) == (0, 2)
+    status, out, _ = run(capsys, "draw", true, "-o", str(picture), "--json")
+    assert (status, json.loads(out)["exact"]) == (0, None)
+    status, out, _ = run(capsys, "convert", true, graph, "--to", "eap-ig", "--json")
+    assert (status, json.loads(out)["losses"]) == (0, [NO_ABLATION, MADE_SCORES, MERGED, NO_ORIGIN])
     assert run(capsys, "convert", graph, edges, "--from", "eap-ig", "--to", "edge-pruning", "--like", true)[0] == 0
     assert run(capsys, "convert", edges, back, "--from", "edge-pruning", "--like", true)[0] == 0
     assert load_circuit(Path(back)).edges >= load_circuit(Path(true)).edges  # tok and pos are one on the way
@@ -154,6 +160,7 @@ def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, t
         (("--from", "edge-pruning"), "Expected --ablation or --like: a file of edge-pruning does not say"),
         (("--from", "edge-pruning", "--ablation", "zero"), "Expected --like CIRCUIT.json"),
         (("--from", "eap-ig", "--ablation", "noise"), "Expected an ablation among"),
+        (("--ablation", "zero"), "Expected neither --like nor --ablation"),
     ]:
         status, _, err = run(capsys, "convert", edges, back, *arguments)
         assert status == 2

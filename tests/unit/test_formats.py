@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgeprune.errors import GraphError
 from edgeprune.formats import (
+    MADE_SCORES,
     MERGED,
     NO_ABLATION,
     NO_GRAPH,
@@ -71,7 +72,7 @@ def test_eap_ig_gives_back_the_circuit_and_its_scores(tmp_path, circuit, seed):
 @given(circuits(TWO))
 @in_one_folder
 def test_two_embeddings_are_merged_on_the_way_out_and_split_on_the_way_in(tmp_path, circuit):
-    assert write_eap_ig(circuit, tmp_path / "graph.json") == (NO_ABLATION, MERGED)
+    assert write_eap_ig(circuit, tmp_path / "graph.json") == (NO_ABLATION, MADE_SCORES, MERGED)
     split = read_eap_ig(tmp_path / "graph.json", circuit.ablation, graph=TWO)
     assert split.circuit.edges == embedding_twins(circuit)
     assert split.losses == (NO_ABLATION, SPLIT)

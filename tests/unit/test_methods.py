@@ -10,10 +10,11 @@ import torch
 from edgeprune import methods
 from edgeprune.errors import ConfigError, UnknownMethod
 from edgeprune.graph import Circuit
-from edgeprune.masks import mask_of
+from edgeprune.masks import edge_exists, edges_of, mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import DISTANCES, HardPairs, Objective, draw_pairs
+from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
 from edgeprune.metrics import ATOL, kl_divergence
 
 FEW = PenaltyConfig(steps=5)
@@ -208,3 +209,26 @@ def test_a_batch_holds_each_input_once():
     batch = draw_batch(dataset, 99)
     assert sorted(batch.clean.flatten().tolist()) == list(range(10))
     assert ((batch.clean < 4) == (batch.corrupted < 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (prune_with_penalty, PenaltyConfig(steps=150)),
+        (prune_to_target, TargetConfig(steps=150, mask_samples=2)),
+        (probe_subnetwork, ProbingConfig(steps=150, mask_samples=2)),
+        (probe_subnetwork, ProbingConfig(steps=150, mask_samples=2, masked="nodes")),
+    ],
+)
+def test_the_last_snapshot_is_of_what_was_found(compiled, method, config):
+    program = compiled("hist")
+    graph = program.model.graph
+    found = method(program.model, program.dataset, "resample", config=config)
+    steps = [shot.step for shot in found.snapshots]
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (0, len(found.history) - 1)
+    assert edges_of(graph, found.snapshots[-1].kept) == found.circuit.edges
+    log_alpha = found.snapshots[-1].log_alpha
+    assert (log_alpha[~edge_exists(graph)] == 0).all()
+    if getattr(config, "masked", "edges") == "edges":
+        assert torch.equal(log_alpha > 0, found.snapshots[-1].kept)

@@ -18,7 +18,7 @@ OPTIONS = (
     "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(
+in_browser = pytest.mark.skipif(
     not CHROMIUM or not DRIVER, reason="needs Chromium and its driver: apt-get install chromium chromium-driver"
 )
 
@@ -66,6 +66,8 @@ def text(browser, name):
     return browser.find_element(By.ID, name).text
 
 
+@in_browser
+@pytest.mark.sweep
 def test_what_was_found_is_drawn_and_said(opened, recoveries):
     browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
     edges = len(found.assessment.reference)
@@ -76,6 +78,8 @@ def test_what_was_found_is_drawn_and_said(opened, recoveries):
     assert "every subset that could be a circuit was run" in browser.page_source
 
 
+@in_browser
+@pytest.mark.sweep
 def test_missing_and_extra_edges_are_told_apart_by_their_dashes(opened, recoveries):
     browser, (found,) = opened("random"), recoveries["random"]
     comparison = found.assessment.comparison
@@ -90,6 +94,8 @@ def test_missing_and_extra_edges_are_told_apart_by_their_dashes(opened, recoveri
     assert not browser.find_element(By.ID, "step").is_displayed()  # nothing was trained
 
 
+@in_browser
+@pytest.mark.sweep
 def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
     browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
     name = found.assessment.reference.names()[0]
@@ -107,6 +113,8 @@ def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
     assert text(browser, "about").startswith("Point at")
 
 
+@in_browser
+@pytest.mark.sweep
 def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recoveries):
     browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
     edges, every = len(found.assessment.reference), len(found.assessment.found.graph.edges)
@@ -126,6 +134,8 @@ def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recov
     assert drawn(browser, "true") == edges
 
 
+@in_browser
+@pytest.mark.sweep
 def test_the_switches_show_structural_edges_and_the_other_ablation(opened, recoveries):
     browser, (zero, resample) = opened("edge-pruning"), recoveries["edge-pruning"]
     assert drawn(browser, "structural") == 0

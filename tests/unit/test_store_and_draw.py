@@ -1,5 +1,6 @@
 import json
 import os
+import tomllib
 
 import jsonschema
 import pytest
@@ -42,7 +43,7 @@ def test_true_missing_and_extra_edges_are_told_apart_by_line_as_by_colour():
     found, against = comparison()
     (axes,) = draw_comparison(GRAPH, found.edges, against, "two layers").axes
     drawn = sorted((patch.get_linestyle(), patch.get_edgecolor()) for patch in axes.patches)
-    assert [line for line, _ in drawn] == ["--", "-", "-", ":"] or len({line for line, _ in drawn}) == 3
+    assert len({line for line, _ in drawn}) == 3
     assert len({colour for _, colour in drawn}) == 3
     legend = axes.get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["true", "missing", "extra"]
@@ -67,6 +68,27 @@ def test_a_failed_write_leaves_what_stood_there_and_nothing_else(tmp_path):
         write_atomically(file, fail)
     assert file.read_text() == "before"
     assert os.listdir(tmp_path) == ["kept.txt"]
+
+
+def test_a_name_may_be_as_long_as_the_system_has_it_and_no_longer(tmp_path):
+    write_atomically(tmp_path / ("n" * 255), lambda stream: stream.write(b"whole"))
+    assert os.listdir(tmp_path) == ["n" * 255]
+    with pytest.raises(UnwritableFile, match="File name too long"):
+        write_atomically(tmp_path / ("n" * 256), lambda stream: stream.write(b""))
+
+
+def test_files_that_are_no_code_come_with_the_package():
+    root = SCHEMA.parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    for package in ("edgeprune", "tracr_bridge", "programs"):
+        for file in (root / package).rglob("*"):
+            if file.is_file() and file.suffix not in (".py", ".pyc"):
+                assert any(file.match(pattern) for pattern in patterns), file
+
+
+def test_a_title_is_no_mathematics(tmp_path):
+    found, _ = comparison()
+    save_figure(draw_comparison(GRAPH, found.edges, None, r"a$\frac$"), tmp_path / "circuit.svg")
 
 
 def test_a_missing_folder_is_reported(tmp_path):
@@ -130,21 +152,26 @@ SMALL = {
     ("text", "message"),
     [
         ("", "Expecting value"),
-        ("[]", "in '.*circuit.json'"),
-        ("{}", "it has no 'format'"),
-        (SMALL | {"format": 3}, "of format 'edgeprune circuit 1'; .* is of 3"),
-        ({k: v for k, v in SMALL.items() if k != "ablation"}, "it has no 'ablation'"),
-        (SMALL | {"graph": {"sources": []}}, "it has no 'destinations'"),
-        (SMALL | {"ablation": "noise"}, "among zero, mean, resample"),
+        ("[]", r"\[\] is not of type 'object'"),
+        ("{}", "is a required property"),
+        (SMALL | {"format": 3}, "in format: 'edgeprune circuit 1' was expected"),
+        ({k: v for k, v in SMALL.items() if k != "ablation"}, "'ablation' is a required property"),
+        (SMALL | {"graph": {"sources": []}}, "in graph: 'destinations' is a required property"),
+        (SMALL | {"ablation": "noise"}, r"'noise' is not one of \['zero', 'mean', 'resample'\]"),
         (SMALL | {"edges": ["m0->logits"]}, "m0->logits"),
-        (SMALL | {"graph": {"sources": ["tokens"], "destinations": []}}, "got 'tokens'"),
-        (SMALL | {"graph": {"sources": ["tok", "tok"], "destinations": ["m0"]}}, "once each; got tok"),
-        (SMALL | {"graph": {"sources": ["a0.h0.q"], "destinations": ["a0.h0"]}}, "a0.h0, a0.h0.q"),
-        (SMALL | {"graph": {"sources": 3, "destinations": []}}, "not iterable"),
-        (SMALL | {"scores": {"m0->tok": 1}}, "got m0->tok"),
-        (SMALL | {"scores": {"tok->m0": "high"}}, "could not convert"),
-        (SMALL | {"scores": [1]}, "in '.*circuit.json'"),
-        (SMALL | {"method": 3}, "not iterable"),
+        (SMALL | {"edges": ["tok->m0", "tok->m0"]}, "in edges: .* has non-unique elements"),
+        (SMALL | {"graph": {"sources": ["tokens"], "destinations": []}}, "in graph/sources/0: 'tokens' does not match"),
+        (SMALL | {"graph": {"sources": ["a0.h0.q"], "destinations": []}}, "'a0.h0.q' does not match"),
+        (SMALL | {"graph": {"sources": 3, "destinations": []}}, "3 is not of type 'array'"),
+        (SMALL | {"score": {}}, "Additional properties are not allowed"),
+        (SMALL | {"scores": {"m0->logits": 1}}, "got m0->logits"),
+        (SMALL | {"scores": {"tok->m0": "0.5"}}, "in scores/tok->m0: '0.5' is not of type 'number'"),
+        (json.dumps(SMALL | {"scores": {"tok->m0": float("nan")}}), "NaN is no number"),
+        (json.dumps(SMALL | {"scores": {"tok->m0": 3}}).replace("3}", "1e999}"), "1e999 is no number"),
+        (SMALL | {"scores": {"tok->m0": 10**400}}, "too large"),
+        (SMALL | {"model": None}, "in model: None is not of type 'string'"),
+        (SMALL | {"method": {"seed": 1}}, "in method: 'name' is a required property"),
+        (SMALL | {"method": {"name": 5}}, "5 is not of type 'string'"),
     ],
 )
 def test_a_file_that_holds_no_circuit_is_refused(tmp_path, text, message):

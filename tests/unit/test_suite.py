@@ -96,6 +96,14 @@ def no_circuit(model, dataset, ablation, *, seed):
     return with_field("circuit", [], model, ablation, seed)
 
 
+def no_history(model, dataset, ablation, *, seed):
+    return with_field("history", None, model, ablation, seed)
+
+
+def overflows(model, dataset, ablation, *, seed):
+    return zeros(model, dataset, ablation, seed=seed).double() + 1e39
+
+
 def imaginary(model, dataset, ablation, *, seed):
     return zeros(model, dataset, ablation, seed=seed) * 1j
 
@@ -146,6 +154,8 @@ def seeded(model, dataset, ablation, *, seed):
         ),
         ("named", "Method test_suite:named raised GraphError: Expected a frozenset of Edge objects, .*'tok->m0'"),
         ("not_finite", "Expected finite scores from method test_suite:not_finite; those of 13 of 13 edges are not"),
+        ("overflows", "Expected finite scores from method test_suite:overflows; those of 13 of 13 edges are not"),
+        ("no_history", "Expected a tuple of Record objects from method test_suite:no_history; got None"),
         ("misshapen", r"Expected scores of shape \(4, 5\) from method test_suite:misshapen; got \(3,\)"),
         ("other_ablation", "under 'zero' ablation from method test_suite:other_ablation; got one .* under 'mean'"),
         ("raises", "Method test_suite:raises raised RuntimeError: out of luck"),
