@@ -28,7 +28,7 @@ SUITE = (
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
     "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
     "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/recovery/test_discoveries.py", "programs/hist.py",
-    "programs/xproportion.py",
+    "programs/xproportion.py", "programs/seldom_together.py",
 )  # fmt: skip
 """What is run, quickest first: part of what plain `pytest` runs."""
 

@@ -12,7 +12,7 @@ NAMES = ["reverse", "xproportion", "detect_pattern", "induction", "sort_unique",
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_the_model_computes_what_rasp_says_and_pad_changes_nothing(compiled, name, data):
     program = compiled(name)
     declared = program.program
@@ -33,7 +33,7 @@ def test_the_model_computes_what_rasp_says_and_pad_changes_nothing(compiled, nam
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_causal_program_does_not_see_what_comes_later(compiled, data):
     program = compiled("xproportion")
     declared = program.program

@@ -63,12 +63,6 @@ def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(co
     assert found.circuit == truth("cancels_out", "zero").circuit
 
 
-def test_an_edge_of_which_half_is_worse_than_all_or_nothing_falls_among_rounded_samples(compiled, truth):
-    """Among samples that are not rounded it stands at this seed."""
-    program, true = compiled("all_or_nothing"), truth("all_or_nothing", "resample").circuit
-    assert prune_with_penalty(program.model, program.dataset, "resample").circuit == true
-
-
 def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
     program = compiled("xproportion")
     config = replace(
@@ -86,11 +80,3 @@ def test_the_target_sparsity_is_met(compiled, sparsity):
         program.model, program.dataset, "zero", config=TargetConfig(target_sparsity=sparsity, mask_samples=1, steps=400)
     )
     assert 1 - len(found.circuit) / program.model.graph.total == pytest.approx(sparsity, abs=0.15)
-
-
-def test_a_circuit_known_to_be_wrong_starts_over_and_is_found(compiled, truth):
-    """At this seed edges that are needed together on four pairs of four thousand fall before any of these is drawn, and
-    without starting over they do not come back."""
-    program = compiled("seldom_together")
-    found = prune_with_penalty(program.model, program.dataset, "resample", seed=0)
-    assert found.circuit == truth("seldom_together", "resample").circuit

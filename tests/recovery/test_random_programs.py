@@ -64,7 +64,7 @@ def test_a_drawn_program_prints_as_the_file_that_declares_it(drawn):
 
 
 def test_draws_compile(drawn):
-    for program in drawn[:12]:
+    for program in drawn[:6]:
         compile_program(program)
 
 
@@ -75,16 +75,6 @@ def test_inputs_are_of_the_domain(data):
     tokens = data.draw(inputs_for(program))
     assert set(tokens) <= set(program.vocab)
     assert program.min_seq_len <= len(tokens) <= program.max_seq_len
-
-
-def test_a_planted_failure_shrinks_to_one_expression():
-    smallest = find(
-        rasp_programs(),
-        lambda program: "rasp.SelectorWidth" in program.source,
-        settings=settings(max_examples=50, database=None, deadline=None, suppress_health_check=SLOW),
-        random=Random(0),
-    )
-    assert (len(lines_of(smallest)), len(smallest.vocab)) == (1, 2)
 
 
 @pytest.mark.parametrize(

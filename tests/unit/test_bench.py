@@ -133,6 +133,7 @@ def test_a_method_is_another_one_once_its_file_has_changed(tmp_path, monkeypatch
     assert row["outcome"] == "broken"
 
 
+@pytest.mark.sweep
 def test_a_method_of_ones_own_is_the_same_in_every_process(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     subjects, run = [named_subject("hist"), named_subject("caesar")], Run("zero", "test_bench:breaks_down", 0)

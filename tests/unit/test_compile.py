@@ -12,7 +12,7 @@ from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
 from tracr_bridge.verify import verify
 
-VERIFIED = ["reverse", "xproportion", "sort_unique", "induction", "shuffle_dyck1", "detect_pattern"]
+VERIFIED = ["reverse", "xproportion", "shuffle_dyck1"]
 
 
 @pytest.mark.parametrize("name", VERIFIED)
@@ -24,7 +24,7 @@ def test_rasp_tracr_and_pytorch_agree_layer_by_layer_on_the_whole_domain(compile
     assert found.max_abs_diff <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["reverse", "xproportion"])
+@pytest.mark.parametrize("name", ["hist", "xproportion"])
 def test_weights_are_those_of_tracrs_own_compiler(compiled, name):
     program = catalogue()[name]
     plain = compiling.compile_rasp_to_model(

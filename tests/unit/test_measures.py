@@ -129,3 +129,10 @@ def test_areas_are_those_of_trapezia(compiled, truth):
     worst = behaviour.areas(-scores)
     assert worst[0] < cpr
     assert worst[1] > cmd
+
+
+def test_what_lies_above_1_does_not_make_up_for_what_lies_below(compiled, monkeypatch):
+    program = compiled("hist")
+    behaviour = Behaviour(program.model, program.dataset, "zero")
+    monkeypatch.setattr(behaviour, "faithfulness", lambda masks: torch.tensor([0.0, 2.0, 1.0]))
+    assert behaviour.areas(edge_exists(program.model.graph).float(), (0.0, 0.5, 1.0)) == (1.25, 0.75)

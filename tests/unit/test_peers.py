@@ -139,9 +139,10 @@ def test_hisp_is_the_finite_difference_of_each_node_input_by_input(ablation):
 def test_an_edge_scores_as_the_lesser_of_its_nodes():
     graph = build(random_weights(0))[0].graph
     nodes = torch.arange(len(graph.sources)).float()
-    scores = edge_scores(graph, nodes)
-    for text, expected in [("tok->a0.h1.k", 0), ("m0->m1", 4), ("a0.h1->logits", 3), ("m1->logits", 7)]:
-        assert scores[graph.position(Edge.parse(text))] == expected
+    rising, falling = edge_scores(graph, nodes), edge_scores(graph, nodes.flip(0))
+    for text, *expected in [("tok->a0.h1.k", 0, 4), ("m0->m1", 4, 0), ("a0.h1->logits", 3, 4), ("m1->logits", 7, 0)]:
+        position = graph.position(Edge.parse(text))
+        assert [rising[position], falling[position]] == expected
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
