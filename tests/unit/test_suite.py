@@ -149,8 +149,11 @@ def seeded(model, dataset, ablation, *, seed):
         ("none", "Expected a Circuit, a tensor of scores or a Discovery from method test_suite:none; got NoneType"),
         ("stray", "Method test_suite:stray raised GraphError: Expected an edge of this graph of 13 edges"),
         # Where types are checked, a circuit of anything else cannot even be made.
-        ("listed", r"Method test_suite:listed raised (GraphError: Expected a frozenset of Edge objects|Beartype)"),
-        ("named", r"Method test_suite:named raised (GraphError: Expected a frozenset of Edge objects|Beartype)"),
+        (
+            "listed",
+            r"Method test_suite:listed raised (GraphError: Expected a frozenset of Edge objects|TypeCheckError)",
+        ),
+        ("named", r"Method test_suite:named raised (GraphError: Expected a frozenset of Edge objects|TypeCheckError)"),
         ("not_finite", "Expected finite scores from method test_suite:not_finite; those of 13 of 13 edges are not"),
         ("overflows", "Expected finite scores from method test_suite:overflows; those of 13 of 13 edges are not"),
         ("no_history", "Expected a tuple of Record objects from method test_suite:no_history; got None"),
