@@ -73,7 +73,7 @@ def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, 
     assert found.circuit == truth("xproportion", "resample").circuit
 
 
-@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+@pytest.mark.parametrize("sparsity", [0.3, pytest.param(0.6, marks=pytest.mark.sweep)])
 def test_the_target_sparsity_is_met(compiled, sparsity):
     program = compiled("reverse")
     found = prune_to_target(

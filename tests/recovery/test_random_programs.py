@@ -34,7 +34,7 @@ def lines_of(program) -> list[str]:
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_programs(100, seed=0)
+    return draw_programs(70, seed=0)
 
 
 def test_draws_are_valid_named_and_varied(drawn):

@@ -1,6 +1,7 @@
 """The report, in a browser: it loads offline without a complaint, and hover, sliders and switches do what they say."""
 
 import shutil
+from functools import cache
 
 import pytest
 from selenium import webdriver
@@ -10,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.page import write_page
-from tracr_bridge.recover import recover
+from tracr_bridge.recover import recover_under
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OPTIONS = (
@@ -25,12 +26,9 @@ in_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def recoveries():
-    """One that trains, under two ablations, and one that keeps too much."""
-    hist = load_program("hist")
-    return {
-        "edge-pruning": [recover(hist, ablation) for ablation in ("zero", "resample")],
-        "random": [recover(hist, "zero", method="random")],
-    }
+    """Those of a method: one that trains, under two ablations, and one that keeps too much."""
+    ablations = {"edge-pruning": ["zero", "resample"], "random": ["zero"]}
+    return cache(lambda method: recover_under(load_program("hist"), ablations[method], method=method))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def opened(browser, recoveries, tmp_path):
     """Open the report of a method's recoveries."""
 
     def opened(method):
-        write_page(recoveries[method], tmp_path / "report.html")
+        write_page(recoveries(method), tmp_path / "report.html")
         browser.get((tmp_path / "report.html").as_uri())
         assert browser.get_log("browser") == []
         return browser
@@ -69,7 +67,7 @@ def text(browser, name):
 @in_browser
 @pytest.mark.sweep
 def test_what_was_found_is_drawn_and_said(opened, recoveries):
-    browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
+    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
     edges = len(found.assessment.reference)
     assert (drawn(browser, "true"), drawn(browser, "missing"), drawn(browser, "extra")) == (edges, 0, 0)
     assert text(browser, "verdict") == f"found by edge-pruning, seed 0: {edges} edges, exactly a true circuit"
@@ -81,7 +79,7 @@ def test_what_was_found_is_drawn_and_said(opened, recoveries):
 @in_browser
 @pytest.mark.sweep
 def test_missing_and_extra_edges_are_told_apart_by_their_dashes(opened, recoveries):
-    browser, (found,) = opened("random"), recoveries["random"]
+    browser, (found,) = opened("random"), recoveries("random")
     comparison = found.assessment.comparison
     assert (drawn(browser, "missing"), drawn(browser, "extra")) == (len(comparison.missing), len(comparison.extra))
     assert comparison.missing and comparison.extra
@@ -97,7 +95,7 @@ def test_missing_and_extra_edges_are_told_apart_by_their_dashes(opened, recoveri
 @in_browser
 @pytest.mark.sweep
 def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
-    browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
+    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
     name = found.assessment.reference.names()[0]
     row = browser.find_element(By.CSS_SELECTOR, f"section:not([hidden]) tr[data-edge='{name}']")
     webdriver.ActionChains(browser).move_to_element(row).perform()
@@ -116,7 +114,7 @@ def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
 @in_browser
 @pytest.mark.sweep
 def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recoveries):
-    browser, (found, _) = opened("edge-pruning"), recoveries["edge-pruning"]
+    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
     edges, every = len(found.assessment.reference), len(found.assessment.found.graph.edges)
     threshold, step = (browser.find_element(By.ID, name) for name in ("threshold", "step"))
     threshold.send_keys(Keys.HOME)
@@ -137,7 +135,7 @@ def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recov
 @in_browser
 @pytest.mark.sweep
 def test_the_switches_show_structural_edges_and_the_other_ablation(opened, recoveries):
-    browser, (zero, resample) = opened("edge-pruning"), recoveries["edge-pruning"]
+    browser, (zero, resample) = opened("edge-pruning"), recoveries("edge-pruning")
     assert drawn(browser, "structural") == 0
     browser.find_element(By.ID, "structural").click()
     truth = zero.assessment.truth
@@ -150,7 +148,7 @@ def test_the_switches_show_structural_edges_and_the_other_ablation(opened, recov
 
 
 def test_nothing_is_loaded_from_elsewhere(recoveries, tmp_path):
-    write_page(recoveries["random"], tmp_path / "report.html")
+    write_page(recoveries("random"), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "src=" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")

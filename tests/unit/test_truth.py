@@ -26,7 +26,12 @@ from tracr_bridge.truth import derive_truth, inert_edges, is_true_circuit
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
 
 
-@pytest.mark.parametrize("name", GOLDEN["counts"])
+SLOW = {"sort_freq"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.sweep] * (name in SLOW)) for name in GOLDEN["counts"]]
+)
 def test_certified_edges_number_as_published(compiled, truth, name):
     expected = GOLDEN["counts"][name]
     model = compiled(name).model
@@ -73,7 +78,7 @@ def reproduces_alone(program, ablation, kept) -> bool:
     return True
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("ablation", ["zero", "mean", pytest.param("resample", marks=pytest.mark.sweep)])
 def test_enumeration_agrees_with_a_plain_search_of_all_structural_subsets(ablation):
     small = replace(catalogue()["xproportion"], max_seq_len=2)
     program = compile_program(small)
