@@ -14,6 +14,9 @@ from tracr_bridge.results import read_rows
 
 ray = pytest.importorskip("ray")
 
+# Ray forks as it starts processes, which then run other programs; JAX, where another test has used it, warns of that.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning")
+
 PROGRAM = """\
 from tracr.rasp import rasp
 from tracr_bridge import rasp_program
