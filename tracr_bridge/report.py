@@ -130,6 +130,8 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A titled table on standard output."""
     table = Table(*header, title=Text(title), title_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"  # where a name is cut off, it may be another's
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
