@@ -82,7 +82,9 @@ def _seconds(text: str) -> float:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers, and see to it that programs are collected where no path was named."""
     config.addinivalue_line("markers", "programs(*names): run the test once for each, as its argument `program`")
-    config.addinivalue_line("markers", "sweep: recovery at a seed above 0, as --circuit-seeds asks for")
+    config.addinivalue_line(
+        "markers", "sweep: minutes long, as is recovery at the seeds above 0 that --circuit-seeds asks for"
+    )
     if config.option.circuit_method != _METHOD:
         _suite(config)  # says at once that there is no such method
     source = config.args_source

@@ -125,7 +125,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     for name, draw in {"exact": _exact, "auroc": _auroc, "seconds": _seconds}.items() if lines else ():
         save_figure(draw(rows), folder / f"{name}.svg")
         text.append(f"![{name}]({name}.svg)")
-        pictures.append((folder / f"{name}.svg").read_text().partition("<svg")[2])
+        pictures.append((folder / f"{name}.svg").read_text(encoding="utf-8").partition("<svg")[2])
     write_text(folder / "leaderboard.md", "\n".join(text) + "\n")
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     write_text(folder / "leaderboard.html", page.render(says=text[0], head=headings, lines=lines, pictures=pictures))
