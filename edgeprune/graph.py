@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -69,7 +69,10 @@ class Node:
 
     @property
     def owner(self) -> "Node":
-        """The node that computes with what this destination reads: a head for its q, k and v, else itself."""
+        """Where this destination is drawn: a head for its q, k and v, else itself.
+
+        Which nodes compute with what it reads, `Graph.readers` says: several heads may share keys and values.
+        """
         return Node(self.kind, self.layer, self.head)
 
     def __str__(self) -> str:
@@ -183,6 +186,20 @@ class Graph:
         """Each destination's column in a mask."""
         return {node: i for i, node in enumerate(self.destinations)}
 
+    @cached_property
+    def readers(self) -> Mapping[Node, tuple[Node, ...]]:
+        """The nodes that compute with what each destination reads: for keys and values all heads that share them."""
+        heads = Counter(node.layer for node in self.sources if node.kind == "a")
+        shared = Counter(node.layer for node in self.destinations if node.port == "k")
+        found = dict[Node, tuple[Node, ...]]()
+        for node in self.destinations:
+            each = 1
+            if node.port in ("k", "v") and shared[node.layer] and heads[node.layer] % shared[node.layer] == 0:
+                each = heads[node.layer] // shared[node.layer]
+            first = node.owner.head * each
+            found[node] = tuple(replace(node.owner, head=first + i) for i in range(each)) if node.port else (node,)
+        return found
+
     def position(self, edge: Edge) -> tuple[int, int]:
         """The row and column of `edge` in a mask.
 
@@ -225,15 +242,19 @@ def edge_names(graph: Graph, edges: Iterable[Edge]) -> list[str]:
     return [str(edge) for edge in sorted(chosen, key=lambda e: graph.position(e)[::-1])]
 
 
-def live_edges(edges: Iterable[Edge]) -> frozenset[Edge]:
-    """The edges from whose destination a path of `edges` leads to the logits.
+def live_edges(graph: Graph, edges: Iterable[Edge]) -> frozenset[Edge]:
+    """The edges of `graph` from whose destination a path of `edges` leads to the logits.
 
     The others cannot change the output, whatever they carry: nothing reads what their destination computes.
     """
     remaining = set(edges)
     while True:
         read = {edge.source for edge in remaining}
-        live = {edge for edge in remaining if edge.destination.kind == "logits" or edge.destination.owner in read}
+        live = {
+            edge
+            for edge in remaining
+            if edge.destination.kind == "logits" or not read.isdisjoint(graph.readers[edge.destination])
+        }
         if live == remaining:
             return frozenset(live)
         remaining = live

@@ -67,9 +67,9 @@ def overlap(found: Set[Any], true: Set[Any]) -> Overlap:
     )
 
 
-def nodes_of(edges: Iterable[Edge]) -> frozenset[Node]:
+def nodes_of(graph: Graph, edges: Iterable[Edge]) -> frozenset[Node]:
     """The nodes at either end of `edges`; a head is one node, whichever of its inputs is read."""
-    return frozenset(node for edge in edges for node in (edge.source, edge.destination.owner))
+    return frozenset(node for edge in edges for node in (edge.source, *graph.readers[edge.destination]))
 
 
 @dataclass(frozen=True)

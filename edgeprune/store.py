@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -44,11 +45,19 @@ def check_writable(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write to a temporary file beside `path`, then rename it: whatever stood there stays whole until then.
 
+    A link stays one, to the new file; what is no file, such as a terminal, is written to as it is.
+
     Raises:
         UnwritableFile: the folder does not exist, or cannot be written to.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}")  # no longer than a name may be, whatever the file's own is
     try:
+        path = path.resolve()
+        temporary = path.with_name(temporary.name)
+        if path.exists() and not path.is_file():
+            with open(path, "wb") as file:
+                write(file)
+            return
         with open(temporary, "xb") as file:
             write(file)
         os.replace(temporary, path)
@@ -173,10 +182,11 @@ def _finite(text: str) -> float:
     return number if math.isfinite(number) else _no_number(text)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """What runs: Python, this package, and those that numbers depend on."""
     found = {"python": python_version()}
-    for name in ("edgeprune", "tracr-pypi", "torch", "jax", "numpy"):
+    for name in ("edgeprune", "tracr-pypi", "torch", "jax", "jaxlib", "dm-haiku", "numpy", "scikit-learn"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a folder, without having been installed

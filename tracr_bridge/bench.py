@@ -5,13 +5,15 @@ it was.
 """
 
 import math
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
-from edgeprune.store import versions, write_text
+from edgeprune.store import UnwritableFile, versions, write_text
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled
 from tracr_bridge.coverage import constructs
@@ -120,7 +122,8 @@ def sweep(
         subject: {row_key(_head(subject, run)): run for run in runs} for subject in subjects
     }
     left = {
-        subject: [run for key, run in keyed.items() if key not in results.rows] for subject, keyed in wanted.items()
+        subject: [run for run in keyed.values() if not results.has(_head(subject, run))]
+        for subject, keyed in wanted.items()
     }
     by_text = {(subject.name, digest(subject.text)): subject for subject in subjects}
     work = [(subject, todo) for subject, todo in left.items() if todo]
@@ -132,12 +135,20 @@ def sweep(
         for row in _rows(work, jobs, seconds, ray):
             results.append(row)
             subject = by_text[row["program"], row["text"]]
-            if subject.drawn and row["outcome"] in ("inexact", "broken"):
-                (out / "failures").mkdir(exist_ok=True)
-                named = subject.text.replace("def drawn(", f"def {subject.name}(")  # to stand in a corpus with others
-                write_text(out / "failures" / f"{subject.name}.py", named)
+            if subject.drawn and row["outcome"] in ("inexact", "failed", "broken"):
+                _save_failure(subject, out / "failures")
             bar.update()
     return [results.rows[key] for keyed in wanted.values() for key in keyed]
+
+
+def _save_failure(subject: Subject, folder: Path) -> None:
+    """Write a drawn program as a file."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UnwritableFile(f"Expected a folder for programs; got {str(folder)!r}: {error.strerror}") from error
+    named = subject.text.replace("def drawn(", f"def {subject.name}(")  # to stand in a corpus with others
+    write_text(folder / f"{subject.name}.py", named)
 
 
 Work = Sequence[tuple[Subject, list[Run]]]
@@ -187,6 +198,15 @@ _queue: list[Any] = []
 
 def _keep_queue(queue: Any) -> None:
     _queue.append(queue)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A sweep that is killed cannot tell its processes, which would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "runs in a process of a sweep"
+    parent.join()
+    os._exit(1)
 
 
 def _send_rows(subject: Subject, todo: list[Run], seconds: float) -> None:
@@ -206,6 +226,8 @@ def _head(subject: Subject, run: Run) -> Row:
         "method": run.method,
         "seed": run.seed,
         "code": code_digest(run.method),
+        "versions": versions(),
+        "config": configuration(run.method),
     }
 
 
@@ -217,20 +239,23 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     torch.set_num_threads(1)
     if next(_begun) % _KEPT_WARM == 0:
         jax.clear_caches()
-    heads = {run: _head(subject, run) | {"versions": versions(), "config": configuration(run.method)} for run in todo}
+    heads = {run: _head(subject, run) for run in todo}
     made_of: dict[str, Any] = {}
+    start = time.perf_counter()
     try:
         compiled = compile_and_verify(subject.load())
         made_of["constructs"] = sorted(constructs(compiled.program))
     except Exception as error:  # whatever a user's program does
+        outcome = "refused" if isinstance(error, DegenerateProgram) else "broken"
         reason = str(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
-        yield from (head | {"outcome": "broken", "reason": reason} for head in heads.values())
+        ended: Row = {"outcome": outcome, "reason": reason, "seconds": {"compile": _since(start)}}
+        yield from (head | ended for head in heads.values())
         return
     for ablation in ABLATIONS:
         runs = [run for run in todo if run.ablation == ablation]
         start = time.perf_counter()
         truth = _certified(compiled, ablation) if runs else ""
-        certifying = round(time.perf_counter() - start, 3)
+        certifying = _since(start)
         for run in runs:
             found: Row
             if isinstance(truth, str):
@@ -239,6 +264,10 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
                 found = _run(compiled, truth, run, seconds)
             found["seconds"] = {"certify": certifying} | found.get("seconds", {})
             yield heads[run] | made_of | found
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 3)
 
 
 def _certified(compiled: Compiled, ablation: Ablation) -> Truth | str:
@@ -255,11 +284,11 @@ def _run(compiled: Compiled, truth: Truth, run: Run, limit: float) -> Row:
     try:
         with time_limit(limit, run.method):
             found = find_method(run.method)(compiled.model, compiled.dataset, run.ablation, seed=run.seed)
-        took = time.perf_counter() - start
-        return _row(compiled, truth, found) | {"seconds": {"discover": round(took, 3)}}
+        took = _since(start)
+        return _row(compiled, truth, found) | {"seconds": {"discover": took}}
     except Exception as error:  # a method of one's own that breaks its contract, or one of ours that breaks down
         reason = str(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
-        return {"outcome": "broken", "reason": reason}
+        return {"outcome": "failed", "reason": reason, "seconds": {"discover": _since(start)}}
 
 
 def _row(compiled: Compiled, truth: Truth, found: Discovery) -> Row:
@@ -283,7 +312,7 @@ def _row(compiled: Compiled, truth: Truth, found: Discovery) -> Row:
 def _measured(compiled: Compiled, found: Discovery, reference: Circuit) -> Row:
     """What `measures` says of it; None for what is not a number."""
     edges = overlap(found.circuit.edges, reference.edges)
-    nodes = overlap(nodes_of(found.circuit.edges), nodes_of(reference.edges))
+    nodes = overlap(*(nodes_of(reference.graph, each) for each in (found.circuit.edges, reference.edges)))
     best = best_threshold(found.scores, reference)
     behaviour = Behaviour(compiled.model, compiled.dataset, reference.ablation)
     cpr, cmd = behaviour.areas(found.scores)

@@ -167,7 +167,10 @@ def bench(options: argparse.Namespace) -> bool:
             report.print_table("What was drawn", ("", "programs"), leaderboard.distribution(rows))
         report.print_table(f"{len(subjects)} programs", *leaderboard.table(rows, leaderboard.FEW))
         counts = leaderboard.outcomes(rows)
-        print(f"refused, as nothing could fail on them: {counts['refused']}; broken: {counts['broken']}")
+        print(
+            f"refused, as nothing could fail on them: {counts['refused']}; failed: {counts['failed']}; "
+            f"broken programs: {counts['broken']}"
+        )
         print(f"results: {(options.out / 'leaderboard.md').resolve()}")
     return all(row["outcome"] in ("exact", "refused") for row in rows)
 

@@ -1,7 +1,7 @@
 """The rows of a sweep as a table and as pictures: how often each method is exact, how well it ranks, what it costs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,8 +54,8 @@ svg { max-width: 100%; height: auto; margin: 1.5rem 0; }
 """
 
 
-def outcomes(rows: Sequence[Row]) -> Counter[str]:
-    """How many runs ended how: exact, inexact, refused, broken."""
+def outcomes(rows: Iterable[Row]) -> Counter[str]:
+    """How many runs ended how; `results.Results` says what there is."""
     return Counter(row["outcome"] for row in rows)
 
 
@@ -63,7 +63,8 @@ def table(
     rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings, and a line for each method and ablation, the most exact method first."""
-    headings = ("method", "ablation", "exact", "95 % interval", *(COLUMNS[name] for name in columns), "seconds")
+    headings = ("method", "ablation", "exact", "95 % interval", "failed")
+    headings = (*headings, *(COLUMNS[name] for name in columns), "seconds")
     lines: list[tuple[str, ...]] = []
     overall = rates(rows, "method")
     by_both = rates(rows, "method", "ablation")
@@ -80,8 +81,9 @@ def table(
                 ablation,
                 f"{rate.exact}/{rate.runs}",
                 f"{low:.1%} to {high:.1%}",
+                str(outcomes(row for row in rows if (row["method"], row["ablation"]) == (method, ablation))["failed"]),
                 *("" if value is None else f"{value:.3f}" for value in averages),
-                f"{seconds or 0:.2f}",
+                "" if seconds is None else f"{seconds:.2f}",
             )
         )
     return headings, lines
@@ -98,7 +100,8 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
         "rates": listed,
         "refused": counts["refused"],
         "broken": counts["broken"],
-        "failures": [row for row in rows if row["outcome"] in ("inexact", "broken")],
+        "failed": counts["failed"],
+        "failures": [row for row in rows if row["outcome"] in ("inexact", "failed", "broken")],
         "distribution": dict(distribution(rows)),
     }
 
@@ -114,7 +117,9 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     programs = len({(row["program"], row["text"]) for row in rows})
     text = [
         f"{len(rows)} runs on {programs} programs; {counts['refused']} refused, as nothing could fail on them, "
-        f"{counts['broken']} broken. Means over runs; `edgeprune/measures.py` defines each column.",
+        f"{counts['broken']} broken, as their program was. A run that failed is one that is not exact. Means are over "
+        "runs that found a circuit and have the measure (nothing has no minimality); `edgeprune/measures.py` defines "
+        "each column.",
         "",
         f"| {' | '.join(headings)} |",
         f"|{'---|' * len(headings)}",

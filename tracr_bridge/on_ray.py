@@ -1,15 +1,15 @@
 """A sweep on a Ray cluster: every program is a task there, and its rows come back one by one.
 
 What each machine of the cluster needs is this toolkit with all that it depends on, in the versions of the driver, the
-machine that asks. Shipped programs are loaded there by name, and drawn ones travel as their text. Files of one's own,
+machine that asks: those that rows note are compared, and so is all code of ours. Shipped programs are loaded there by name, and drawn ones travel as their text. Files of one's own,
 programs and methods, are not sent, since nobody knows what else they read: they have to be at the same path everywhere,
 as in a shared folder. Tasks run in the driver's working directory, where there is one, so that relative paths, and
-methods beside them, mean the same. A task compares all this before it runs, and refuses to run other code.
+methods beside them, mean the same. A task compares before it runs, and refuses to run other code.
 """
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -109,7 +109,7 @@ class _Asked:
     """What the driver runs, and from where; a worker has to have the same."""
 
     folder: str
-    versions: dict[str, str]
+    versions: Mapping[str, str]
     code: dict[str, str]
     """The digest of each method."""
 

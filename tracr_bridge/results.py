@@ -26,8 +26,10 @@ Row = dict[str, Any]
 _KEY: Final[dict[str, type]] = {
     "program": str, "text": str, "ablation": str, "method": str, "seed": int, "code": str
 }  # fmt: skip
-"""What makes a run the same run: of the same program's text, by the same code of this toolkit."""
+"""What makes a run the same run: of the same program's text, by the same code."""
 
+UNFINISHED: Final = ("failed", "broken")
+"""Outcomes of runs that are tried again by a sweep that goes on: what stood in their way may be gone."""
 
 _BEGINNING: Final = b'{"program": '
 """Of every row."""
@@ -46,7 +48,13 @@ class Results:
     """A folder with `results.jsonl`: what is in it is read once, what is new is appended line by line.
 
     A row holds what makes it the same run (`program`, `text`, `ablation`, `method`, `seed`, `code`), its `outcome` and
-    `seconds`, the `versions` and the method's `config` that it ran with, and what was measured.
+    `seconds`, the `versions` and the method's `config` that it ran with, and what was measured. Of rows of the same
+    run, the last counts. Outcomes are
+
+    - `exact`, `inexact`: the method found the true circuit, or another;
+    - `failed`: it raised, ran out of time, or returned what is no circuit;
+    - `refused`: there is no such run, as nothing could fail on this program under this ablation;
+    - `broken`: the program cannot be compiled, or does not do what RASP says.
 
     Args:
         folder: is made where there is none.
@@ -73,6 +81,12 @@ class Results:
         except OSError as error:
             raise UnwritableFile(f"Expected a folder for results; got {str(folder)!r}: {error.strerror}") from error
 
+    def has(self, row: Row) -> bool:
+        """Whether the run that begins as `row` was made, with the same versions and settings, and need not be again."""
+        found = self.rows.get(row_key(row))
+        same = found is not None and all(found.get(name) == row[name] for name in ("versions", "config"))
+        return same and found is not None and found["outcome"] not in UNFINISHED
+
     def append(self, row: Row) -> None:
         """Note a run, on the disk before this returns."""
         self.rows[row_key(row)] = row
@@ -97,7 +111,8 @@ def read_rows(path: Path) -> list[Row]:
         row: Row = {}
         try:
             row = json.loads(line)
-            wrong = [name for name, kind in (_KEY | {"outcome": str}).items() if not isinstance(row[name], kind)]
+            kinds = _KEY | {"outcome": str, "seconds": dict}
+            wrong = [name for name, kind in kinds.items() if not isinstance(row[name], kind)]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             wrong = [str(error)]
         if wrong:
@@ -116,21 +131,29 @@ def digest(text: str) -> str:
 
 @cache
 def code_digest(method: str) -> str:
-    """A short name for what this toolkit's files hold, and the file of a method of one's own."""
+    """A short name for what this toolkit's files hold, and those of a method of one's own."""
     packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
     files = sorted(file for package in packages for file in package.rglob("*.py"))
     if ":" in method:
-        file = _file_of(method.partition(":")[0])
-        files += [Path(file)] if file else []
+        files += _files_of(method.partition(":")[0])
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def _file_of(module: str) -> str | None:
-    """The file of a module; a process of a sweep that has yet to run a method has not imported it, and need not."""
-    if module in sys.modules:
-        return getattr(sys.modules[module], "__file__", None)
-    spec = find_spec(module)
-    return spec.origin if spec is not None and spec.has_location else None
+def _files_of(module: str) -> list[Path]:
+    """The file of a module and all that it may use: its whole package, or the files beside it.
+
+    A process of a sweep that has yet to run a method has not imported it, and need not.
+    """
+    package = module.partition(".")[0]
+    if package in sys.modules:
+        origin = getattr(sys.modules[package], "__file__", None)
+    else:
+        spec = find_spec(package)
+        origin = spec.origin if spec is not None and spec.has_location else None
+    if origin is None:
+        return []
+    folder = Path(origin).parent
+    return sorted(folder.rglob("*.py") if Path(origin).name == "__init__.py" else folder.glob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -156,10 +179,12 @@ def scored(rows: Iterable[Row]) -> list[Row]:
 
 
 def rates(rows: Iterable[Row], *by: str) -> dict[tuple[str, ...], Rate]:
-    """The rate of each combination of the fields `by`."""
+    """The rate of each combination of the fields `by`; a run that failed is one that is not exact."""
     found: dict[tuple[str, ...], Rate] = {}
-    for row in scored(rows):
-        key = tuple(row[name] for name in by)
+    for row in rows:
+        if row["outcome"] not in ("exact", "inexact", "failed"):
+            continue
+        key = tuple(row.get(name, "") for name in by)
         before = found.get(key, Rate(0, 0))
         found[key] = Rate(before.exact + (row["outcome"] == "exact"), before.runs + 1)
     return found

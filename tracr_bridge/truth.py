@@ -223,7 +223,7 @@ def _enumerate(judge: Judge, graph: Graph, edges: Sequence[Edge]) -> tuple[list[
     )
     kept = subsets[passed[verdict]].numpy()
     sufficient = {frozenset(edge for edge, keep in zip(edges, row, strict=True) if keep) for row in kept}
-    found = [chosen for chosen in sufficient if not any(live_edges(chosen - {edge}) in sufficient for edge in chosen)]
+    found = [each for each in sufficient if not any(live_edges(graph, each - {edge}) in sufficient for edge in each)]
     return found, len(subsets)
 
 

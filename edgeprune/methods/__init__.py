@@ -1,5 +1,6 @@
 """Discovery methods, by name. Every one of them has the signature of `Method`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -39,9 +40,9 @@ METHODS: Final[Mapping[str, Method]] = {
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """The settings that the method of that name runs with; none for one that has none, or is not ours."""
+    """The settings that the method of that name runs with, as JSON has them; none for one that is not ours."""
     method = METHODS.get(name)
-    return asdict(method.keywords["config"]) if isinstance(method, partial) else {}
+    return json.loads(json.dumps(asdict(method.keywords["config"]))) if isinstance(method, partial) else {}
 
 
 def find_method(name: str) -> Method:

@@ -42,7 +42,9 @@ def load_method(spec: str) -> Method:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever importing a user's module raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever importing a user's module raises, sys.exit among it
         raise UnknownMethod(
             f"Expected a method package.module:function; {spec!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error

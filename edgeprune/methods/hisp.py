@@ -69,7 +69,12 @@ def score_nodes(
 
 
 def edge_scores(graph: Graph, nodes: Float[Tensor, " source"]) -> Float[Tensor, "source destination"]:
-    """The score of each edge: the lesser of its source's and its destination's, the logits being above all."""
-    rows = [graph.source_index.get(node.owner) for node in graph.destinations]
-    by_destination = torch.stack([nodes.max() if row is None else nodes[row] for row in rows])
+    """The score of each edge: the lesser of its source's and its destination's, the logits being above all.
+
+    Of heads that share keys and values, the one that scores highest counts.
+    """
+    rows = [
+        [graph.source_index[node] for node in graph.readers[d] if node.kind != "logits"] for d in graph.destinations
+    ]
+    by_destination = torch.stack([nodes[row].max() if row else nodes.max() for row in rows])
     return torch.minimum(nodes[:, None], by_destination)

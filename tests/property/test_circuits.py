@@ -30,13 +30,22 @@ def circuits(draw: st.DrawFn, graph: Graph | None = None) -> Circuit:
     return Circuit(graph, "zero", frozenset(draw(st.sets(st.sampled_from(graph.edges)))))
 
 
-def reachable(edges: frozenset[Edge]) -> set[Edge]:
+def reachable(graph: Graph, edges: frozenset[Edge]) -> set[Edge]:
     """The edges on a path to the logits, found backwards from them, one node at a time."""
+
+    def read_by(edge: Edge, node: Node) -> bool:
+        destination = edge.destination
+        if destination.port not in ("k", "v"):
+            return str(destination).rsplit(".", 1)[0] == str(node)
+        heads = max(source.head for source in graph.sources) + 1
+        shared = max(each.head for each in graph.destinations if each.port == "k") + 1
+        return (node.kind, node.layer) == ("a", destination.layer) and node.head * shared // heads == destination.head
+
     found, frontier = set[Edge](), [edge for edge in edges if str(edge.destination) == "logits"]
     while frontier:
         edge = frontier.pop()
         found.add(edge)
-        frontier += [e for e in edges - found if str(e.destination).rsplit(".", 1)[0] == str(edge.source)]
+        frontier += [each for each in edges - found if read_by(each, edge.source)]
     return found
 
 
@@ -80,9 +89,9 @@ def test_comparison_is_the_difference_of_sets_either_way_round(one, data):
 
 @given(circuits())
 def test_live_edges_are_those_on_a_path_to_the_logits(circuit):
-    live = live_edges(circuit.edges)
-    assert live == reachable(circuit.edges)
-    assert live_edges(live) == live
+    live = live_edges(circuit.graph, circuit.edges)
+    assert live == reachable(circuit.graph, circuit.edges)
+    assert live_edges(circuit.graph, live) == live
 
 
 @given(data=st.data())
@@ -90,7 +99,7 @@ def test_live_edges_are_those_on_a_path_to_the_logits(circuit):
 def test_dead_edges_change_no_output(compiled, data):
     program = compiled("sort_unique")
     circuit = data.draw(circuits(program.model.graph))
-    live = live_edges(circuit.edges)
+    live = live_edges(circuit.graph, circuit.edges)
     assume(live != circuit.edges)
     alone = Circuit(circuit.graph, "zero", live)
     tokens = program.dataset.tokens[:20]

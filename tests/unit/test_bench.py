@@ -6,16 +6,19 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
 import pytest
 import torch
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.methods import METHODS, configuration
 from edgeprune.store import UnwritableFile
 from tracr_bridge import leaderboard
 from tracr_bridge.bench import Run, WorkerDied, drawn_subject, named_subject, sweep
 from tracr_bridge.catalogue import load_file
 from tracr_bridge.cli import main
+from tracr_bridge.leaderboard import table
 from tracr_bridge.results import Rate, Results, ResultsError, code_digest, distribution, mean, rates, read_rows
 from tracr_bridge.sample import draw_programs
 
@@ -47,6 +50,16 @@ def test_rates_count_what_was_exact_and_what_was_not_and_nothing_else():
     rows = [ROW, ROW | {"outcome": "inexact"}, ROW | {"status": "minimal"}]
     rows += [{**ROW, "outcome": outcome, "status": None} for outcome in ("refused", "broken")]
     assert rates(rows, "ablation", "status") == {("zero", "unique"): Rate(1, 2), ("zero", "minimal"): Rate(1, 1)}
+
+
+def test_a_run_that_failed_is_one_that_is_not_exact():
+    failed = {name: value for name, value in ROW.items() if name not in ("status", "iou", "auroc")}
+    rows = [ROW, failed | {"outcome": "failed"}, failed | {"method": "never", "outcome": "failed"}]
+    assert rates(rows, "method") == {(ROW["method"],): Rate(1, 2), ("never",): Rate(0, 1)}
+    headings, lines = table(rows, ("iou",))
+    shown = {line[0]: dict(zip(headings, line, strict=True)) for line in lines}
+    assert [shown[ROW["method"]][name] for name in ("exact", "failed", "IoU")] == ["1/2", "1", "1.000"]
+    assert [shown["never"][name] for name in ("exact", "failed", "IoU", "seconds")] == ["0/1", "1", "", ""]
 
 
 def test_a_mean_is_over_the_rows_that_have_the_number():
@@ -130,7 +143,33 @@ def test_a_method_is_another_one_once_its_file_has_changed(tmp_path, monkeypatch
     code_digest.cache_clear()
     del sys.modules["mine_to_change"]
     (row,) = sweep([named_subject("hist")], [run], tmp_path / "out", jobs=1)
-    assert row["outcome"] == "broken"
+    assert row["outcome"] == "failed"
+
+
+def test_a_method_is_another_one_once_a_file_that_it_may_use_has_changed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package_of_mine").mkdir()
+    for name in ("beside_mine.py", "mine_alone.py", "package_of_mine/__init__.py", "package_of_mine/inner.py"):
+        (tmp_path / name).write_text("")
+    methods = ("mine_alone:find", "package_of_mine:find", "package_of_mine.inner:find")
+    before = [code_digest(method) for method in methods]
+    (tmp_path / "beside_mine.py").write_text("changed = True")
+    code_digest.cache_clear()
+    assert [code_digest(m) != b for m, b in zip(methods, before, strict=True)] == [True, False, False]
+    (tmp_path / "package_of_mine" / "inner.py").write_text("changed = True")
+    code_digest.cache_clear()
+    assert [code_digest(m) != b for m, b in zip(methods, before, strict=True)] == [True, True, True]
+
+
+def test_what_failed_or_was_made_otherwise_is_run_again(tmp_path):
+    subjects, run = [named_subject("hist")], [Run("zero", "random", 0)]
+    (row,) = sweep(subjects, run, tmp_path, jobs=1)
+    assert sweep(subjects, run, tmp_path, jobs=1) == [row]
+    for change in ({"versions": {"torch": "1.0"}}, {"config": {"threshold": 99}}, {"outcome": "failed"}):
+        Results(tmp_path).append(row | change)
+        (again,) = sweep(subjects, run, tmp_path, jobs=1)
+        assert again | {"seconds": 0} == row | {"seconds": 0}
+    assert len(read_rows(tmp_path / "results.jsonl")) == 7
 
 
 @pytest.mark.sweep
@@ -146,21 +185,27 @@ def test_a_method_of_ones_own_is_the_same_in_every_process(tmp_path, monkeypatch
 def test_a_method_that_fails_is_an_outcome_and_a_run_named_twice_is_run_once(tmp_path):
     subjects = [named_subject("hist")]
     (row,) = sweep(subjects, 2 * [Run("zero", "test_suite:none", 0)], tmp_path, jobs=1)
-    assert row["outcome"] == "broken"
+    assert row["outcome"] == "failed" and row["seconds"].keys() == {"certify", "discover"}
     assert "test_suite:none" in row["reason"]
     (row,) = sweep(subjects, [Run("zero", "test_suite:hangs", 0)], tmp_path, jobs=1, seconds=0.2)
     assert "ran longer than the 0.2 s" in row["reason"]
 
 
-@pytest.mark.parametrize("body", ["1", "1 / 0"])
-def test_a_program_that_cannot_be_run_is_an_outcome(tmp_path, body):
+@pytest.mark.parametrize(("body", "outcome"), [("1", "refused"), ("1 / 0", "broken")])
+def test_a_program_that_cannot_be_run_is_an_outcome(tmp_path, body, outcome):
     (tmp_path / "mine.py").write_text(
         "from tracr.rasp import rasp\nfrom tracr_bridge import rasp_program\n"
         "@rasp_program(vocab=('a', 'b'), max_seq_len=2)\n"
         f"def mine():\n    return rasp.Map(lambda token: {body}, rasp.tokens).named('mine')\n"
     )
     (row,) = sweep([named_subject(f"{tmp_path / 'mine.py'}:mine")], [Run("zero", "eap", 0)], tmp_path, jobs=1)
-    assert (row["outcome"], row["program"]) == ("broken", f"{tmp_path / 'mine.py'}:mine")
+    assert (row["outcome"], row["program"]) == (outcome, f"{tmp_path / 'mine.py'}:mine")
+    assert row["seconds"].keys() == {"compile"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_are_the_same_once_they_are_read_back(method):
+    assert json.loads(json.dumps(configuration(method))) == configuration(method)
 
 
 def test_a_row_says_all_about_its_run(tmp_path):
@@ -227,6 +272,47 @@ def test_a_sweep_that_is_killed_loses_no_run_that_it_finished(tmp_path):
     again = sweep([named_subject("hist")], [*wanted, Run("zero", "exact", 0)], tmp_path, jobs=1)
     assert again[:-1] == before
     assert read_rows(results)[:-1] == before
+
+
+def notes_its_process(model, dataset, ablation, *, seed):
+    Path(os.environ["PROCESSES"], str(os.getpid())).touch()
+    time.sleep(0.2)
+    return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+
+
+def _sweep_in_processes(out):
+    runs = [Run("zero", "test_bench:notes_its_process", seed) for seed in range(1000)]
+    sweep([named_subject(name) for name in ("hist", "caesar", "reverse")], runs, out, jobs=2)
+
+
+@pytest.mark.sweep  # starts processes, which load everything anew
+@pytest.mark.parametrize("signal", [SIGTERM, SIGKILL])
+def test_the_processes_of_a_sweep_that_is_killed_end_with_it(tmp_path, monkeypatch, signal):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PROCESSES", str(tmp_path))
+    process = get_context("spawn").Process(target=_sweep_in_processes, args=(tmp_path / "out",))
+    process.start()
+    deadline = time.monotonic() + 120
+
+    def wait_until(holds):
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def processes():
+        return [int(file.name) for file in tmp_path.iterdir() if file.name.isdecimal()]
+
+    wait_until(lambda: len(processes()) == 2)
+    os.kill(process.pid, signal)
+    process.join()
+    wait_until(lambda: not any(_runs(each) for each in processes()))
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.sweep  # starts processes, which load everything anew

@@ -2,6 +2,7 @@ import pytest
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
 from edgeprune.graph import Circuit, Edge, Graph, Node, compare, live_edges, parse_ablation
+from edgeprune.measures import nodes_of
 
 TRACR = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
 
@@ -75,7 +76,19 @@ def test_names_are_listed_in_the_graphs_order():
 
 def test_live_edges_drop_what_leads_nowhere():
     kept = edges("tok->m0", "m0->m1", "tok->a0.h0.v", "a0.h0->logits", "pos->a1.h0.q")
-    assert live_edges(kept) == edges("tok->a0.h0.v", "a0.h0->logits")
+    assert live_edges(TRACR, kept) == edges("tok->a0.h0.v", "a0.h0->logits")
+
+
+def test_heads_that_share_keys_and_values_all_read_them():
+    grouped = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)
+    readers = {str(node): " ".join(map(str, found)) for node, found in grouped.readers.items()}
+    assert readers["a0.h1.q"] == "a0.h1"
+    assert readers["a0.h0.k"] == readers["a0.h0.v"] == "a0.h0 a0.h1"
+    assert readers["a0.h1.k"] == readers["a0.h1.v"] == "a0.h2 a0.h3"
+    assert (readers["m0"], readers["logits"]) == ("m0", "logits")
+    kept = edges("embed->a0.h1.k", "embed->a0.h1.v", "embed->a0.h0.k", "embed->a0.h2.q", "a0.h2->logits")
+    assert live_edges(grouped, kept) == kept - edges("embed->a0.h0.k")
+    assert nodes_of(grouped, edges("embed->a0.h1.k")) == {Node("embed"), Node("a", 0, 2), Node("a", 0, 3)}
 
 
 def test_comparison_lists_missing_and_extra_edges():

@@ -32,7 +32,7 @@ def test_overlap_is_what_counting_one_by_one_gives(found, true):
 
 def test_nodes_are_those_at_either_end_and_a_head_is_one():
     edges = map(Edge.parse, ["tok->a0.h0.q", "pos->a0.h0.k", "a0.h0->logits"])
-    assert nodes_of(edges) == {Node("tok"), Node("pos"), Node("a", 0, 0), Node("logits")}
+    assert nodes_of(GRAPH, edges) == {Node("tok"), Node("pos"), Node("a", 0, 0), Node("logits")}
 
 
 scores = st.lists(st.sampled_from((0.0, 0.25, 0.5, 1.0)), min_size=len(EDGES), max_size=len(EDGES))
