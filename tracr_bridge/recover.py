@@ -147,13 +147,14 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
 
 
 def effects(assessment: Assessment) -> dict[Edge, float]:
-    """What each edge that is true or found does, as the largest difference before decoding over the whole domain.
+    """What each structural edge does, as the largest difference before decoding over the whole domain.
 
     For a true edge: how far the true circuit without it is from the full model. For an extra one: how far the circuit
-    found is without it.
+    found is without it. For any other: how far the model is without it alone.
     """
     judge, graph = assessment.truth.judge, assessment.found.graph
     true, found, extra = assessment.reference.edges, assessment.found.edges, assessment.comparison.extra
     sets = {edge: true - {edge} for edge in sorted(true)} | {edge: found - {edge} for edge in sorted(extra)}
+    sets |= {edge: {*graph.edges} - {edge} for edge in sorted(assessment.truth.structural - true - extra)}
     differences = judge.differences(torch.stack([mask_of(graph, edges) for edges in sets.values()]))
     return dict(zip(sets, differences.tolist(), strict=True))

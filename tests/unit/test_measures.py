@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from edgeprune.ablation import Ablator
 from edgeprune.graph import Circuit, Edge, Graph, Node
-from edgeprune.masks import circuit_mask, edge_exists
-from edgeprune.measures import FRACTIONS, Behaviour, best_threshold, highest, nodes_of, overlap, roc
-from edgeprune.methods.objective import Objective
+from edgeprune.masks import circuit_mask, edge_exists, mask_of
+from edgeprune.measures import Behaviour, best_threshold, highest, nodes_of, overlap, roc
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
 EDGES = GRAPH.edges
@@ -100,29 +99,51 @@ def test_the_true_circuit_is_faithful_complete_and_minimal(compiled, truth, name
     assert behaviour.minimality(nothing) == float("inf")
 
 
-def test_faithfulness_is_the_formula(compiled, truth):
-    program, true = compiled("hist"), truth("hist", "resample").circuit
-    part = Circuit(true.graph, "resample", frozenset(sorted(true.edges)[:-1]))
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_faithfulness_completeness_and_minimality_are_the_formulas(compiled, truth, ablation):
+    program, true = compiled("hist"), truth("hist", ablation).circuit
+    part = Circuit(true.graph, ablation, frozenset(sorted(true.edges)[:-1]))
     batch = program.dataset.sample(512, torch.Generator().manual_seed(0))
-    ablated = Ablator(program.model, program.dataset, "resample")(batch)
-    objective = Objective(program.dataset, "disagreement")
+    ablated = Ablator(program.model, program.dataset, ablation)(batch)
 
-    def metric(mask):
-        return -float(objective(program.model(batch.clean, mask, ablated), batch))
+    def metric(kept):
+        """The mean logit difference: the full model's answer above the mean of the other outputs."""
+        outputs = program.model(batch.clean, mask_of(true.graph, kept), ablated)
+        by_input = []
+        for row, scored, full in zip(outputs, batch.scored, batch.target, strict=True):
+            differences = []
+            for place in torch.nonzero(scored)[:, 0]:
+                answer = int(full[place].argmax())
+                others = [value for index, value in enumerate(row[place].tolist()) if index != answer]
+                differences.append(float(row[place, answer]) - sum(others) / len(others))
+            by_input.append(sum(differences) / len(differences))
+        return sum(by_input) / len(by_input)
 
-    nothing, full = metric(torch.zeros_like(circuit_mask(true))), metric(edge_exists(true.graph).float())
-    behaviour = Behaviour(program.model, program.dataset, "resample")
-    expected = (metric(circuit_mask(part)) - nothing) / (full - nothing)
-    assert behaviour.of(part) == pytest.approx(expected, abs=1e-4)
+    everything = frozenset(true.graph.edges)
+    nothing, full = metric(frozenset()), metric(everything)
+
+    def f(kept):
+        return (metric(kept) - nothing) / (full - nothing)
+
+    behaviour = Behaviour(program.model, program.dataset, ablation)
+    least = min(abs(f(part.edges) - f(part.edges - {edge})) for edge in part.edges)
+    assert behaviour.of(part) == pytest.approx(f(part.edges), abs=1e-4)
+    assert behaviour.minimality(part) == pytest.approx(least, abs=1e-4)
+    # All but the last two edges of the model: enough left for the rest to do something.
+    most = Circuit(true.graph, ablation, frozenset(true.graph.edges[:-2]))
+    for circuit in (part, most):
+        assert behaviour.completeness(circuit) == pytest.approx(f(everything - circuit.edges), abs=1e-4)
+    assert abs(behaviour.completeness(Circuit(true.graph, ablation, frozenset(true.graph.edges[:1])))) > 0.1
 
 
 def test_areas_are_those_of_trapezia(compiled, truth):
     program, true = compiled("xproportion"), truth("xproportion", "zero").circuit
     behaviour = Behaviour(program.model, program.dataset, "zero")
     scores = circuit_mask(true) + 0.5 * edge_exists(true.graph)
-    f = behaviour.faithfulness(highest(true.graph, scores, FRACTIONS)).tolist()
+    shares = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's
+    f = behaviour.faithfulness(highest(true.graph, scores, shares)).tolist()
     cpr = cmd = 0.0
-    for index, (left, right) in enumerate(pairwise(FRACTIONS)):
+    for index, (left, right) in enumerate(pairwise(shares)):
         cpr += (right - left) * (f[index] + f[index + 1]) / 2
         cmd += (right - left) * (abs(1 - f[index]) + abs(1 - f[index + 1])) / 2
     assert behaviour.areas(scores) == pytest.approx((cpr, cmd), abs=1e-6)

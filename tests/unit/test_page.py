@@ -9,7 +9,11 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from edgeprune.ablation import Ablator
+from edgeprune.graph import Edge
+from edgeprune.masks import mask_of
 from tracr_bridge.catalogue import load_program
+from tracr_bridge.compile import compile_program
 from tracr_bridge.page import write_page
 from tracr_bridge.recover import recover_under
 
@@ -99,7 +103,11 @@ def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
     name = found.assessment.reference.names()[0]
     row = browser.find_element(By.CSS_SELECTOR, f"section:not([hidden]) tr[data-edge='{name}']")
     webdriver.ActionChains(browser).move_to_element(row).perform()
-    assert text(browser, "about").startswith(f"{name}\ntrue, and kept\neffect: without it the output is off by ")
+    said = text(browser, "about").splitlines()
+    assert said[:2] == [name, "true, and kept"]
+    assert said[2] == f"effect: without it the true circuit is off by {significant(off_by(found, name))}"
+    position = found.assessment.found.graph.position(Edge.parse(name))
+    assert said[3:] == [f"score: {significant(float(found.discovery.scores[position]))}"]
     assert len(browser.find_elements(By.CSS_SELECTOR, "#circuit.shown .line.on")) == 1
     edge = browser.find_element(By.CSS_SELECTOR, f"#circuit .hit[aria-label='{name}']")
     browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('mouseenter'))", edge)
@@ -109,6 +117,57 @@ def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
     assert text(browser, "about").startswith("logits\nreads 1, writes to 0")
     webdriver.ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h1")).perform()
     assert text(browser, "about").startswith("Point at")
+
+
+def significant(value: float) -> str:
+    """Three digits, as the page writes them."""
+    assert value == 0 or 1e-3 <= abs(value) < 1e21
+    return f"{float(f'{value:.3g}'):.15g}"
+
+
+def off_by(recovery, name: str, *, among: str = "reference") -> float:
+    """How far outputs are from the full model's without an edge, over the whole domain, pair by pair."""
+    assessment, edge = recovery.assessment, Edge.parse(name)
+    edges = assessment.found.graph.edges if among == "model" else getattr(assessment, among).edges
+    compiled = compile_program(load_program("hist"))
+    clean, corrupted = compiled.dataset.pairs()
+    batch = compiled.dataset.take(clean, corrupted)
+    ablated = Ablator(compiled.model, compiled.dataset, assessment.found.ablation)(batch)
+    outputs = compiled.model(batch.clean, mask_of(assessment.found.graph, {*edges} - {edge}), ablated)
+    return float((outputs - batch.target).abs().amax(-1)[batch.scored].max())
+
+
+@in_browser
+@pytest.mark.sweep
+def test_every_edge_says_its_effect_its_score_and_its_log_alpha(opened, recoveries):
+    browser, (found,) = opened("random"), recoveries("random")
+    comparison, structural = found.assessment.comparison, found.assessment.truth.structural
+    graph = found.assessment.found.graph
+    idle = {edge for edge in comparison.extra if edge not in structural}
+    other = structural - found.assessment.found.edges - found.assessment.reference.edges
+    for edges, among, what in (
+        (comparison.missing, "reference", "the true circuit"),
+        (comparison.extra - idle, "found", "the circuit found"),
+        (other, "model", "the model"),
+    ):
+        for edge in sorted(edges)[:1]:
+            said, expected = said_of(browser, edge)[2], off_by(found, str(edge), among=among)
+            assert said.startswith(f"effect: without it {what} is off by ")
+            assert float(said.rpartition(" ")[2]) == pytest.approx(expected, rel=5e-3, abs=1e-6)
+    for edge in sorted(set(graph.edges) - structural - comparison.extra)[:1]:
+        assert said_of(browser, edge)[2] == "effect: none: it carries nothing that is read"
+    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
+    browser.find_element(By.ID, "step").send_keys(Keys.HOME)
+    first = found.discovery.snapshots[0].log_alpha
+    for edge in graph.edges[:3]:
+        value = round(float(first[graph.position(edge)]), 2)
+        assert said_of(browser, edge)[-1] == f"log α at this step: {significant(value)}"
+
+
+def said_of(browser, edge):
+    hit = browser.find_element(By.CSS_SELECTOR, f"#circuit .hit[aria-label='{edge}']")
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('mouseenter'))", hit)
+    return text(browser, "about").splitlines()
 
 
 @in_browser

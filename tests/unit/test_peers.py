@@ -3,6 +3,7 @@
 On small models of random weights, whose attention is not saturated, so that derivatives say something.
 """
 
+import math
 from functools import partial
 from itertools import product
 
@@ -14,15 +15,15 @@ from oracle import sources_and_output
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Edge
-from edgeprune.masks import edge_exists, edges_of
+from edgeprune.graph import Edge, Graph
+from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of
 from edgeprune.methods import METHODS
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily, traversal
 from edgeprune.methods.baselines import ExactConfig, ablate_each, draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
-from edgeprune.methods.objective import Objective
+from edgeprune.methods.objective import Objective, draw_pairs
 from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
 from tracr_bridge.model import TracrModel
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
@@ -95,12 +96,12 @@ def loop_losses(weights, model, batch, ablated, mask, kind):
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("kind", ["logits", "values"])
 def test_eap_is_the_finite_difference_of_each_edge(ablation, kind):
-    weights = random_weights(1)
+    weights = random_weights(1, layers=1, heads=2)
     model, dataset = build(weights, logits=kind == "logits")
     scores = attribution_patching(model, dataset, ablation, config=EapConfig(batch_size=1000)).scores
     batch = batch_of(dataset)
     ablated = Ablator(model, dataset, ablation)(batch)
-    for row, column in [*cells(model)[::9], (0, len(model.graph.destinations) - 1)]:
+    for row, column in cells(model):
         sides = []
         for step in (-STEP, STEP):
             mask = ones(model, dtype=torch.float64)
@@ -240,8 +241,8 @@ def test_acdc_decides_as_a_loop_of_plain_forwards_does(order, ablation):
     objective = Objective(dataset, "divergence", logit_scale=config.logit_scale)
     kept, scores = edge_exists(model.graph).float(), torch.zeros_like(ones(model))
     current = objective(model(batch.clean), batch)
-    for edge in traversal(model.graph, order):
-        position = model.graph.position(edge)
+    for edge in by_hand(order):
+        position = model.graph.position(Edge.parse(edge))
         trial = kept.clone()
         trial[position] = 0
         loss = objective(model(batch.clean, trial, ablated), batch)
@@ -253,12 +254,24 @@ def test_acdc_decides_as_a_loop_of_plain_forwards_does(order, ablation):
     torch.testing.assert_close(found.scores, scores, atol=1e-4, rtol=1e-3)
 
 
-def test_acdc_tries_destinations_backwards_and_sources_in_either_order():
-    graph = build(random_weights(0, layers=1, heads=1))[0].graph
-    names = [[str(edge) for edge in traversal(graph, order)] for order in ("latest first", "earliest first")]
-    assert names[0][:5] == ["m0->logits", "a0.h0->logits", "pos->logits", "tok->logits", "a0.h0->m0"]
-    assert names[1][:5] == ["tok->logits", "pos->logits", "a0.h0->logits", "m0->logits", "tok->m0"]
-    assert [name.partition("->")[2] for name in names[0]] == [name.partition("->")[2] for name in names[1]]
+def by_hand(order: str) -> list[str]:
+    """The edges of two layers of two heads as ACDC is to try them: nothing before all that comes after it."""
+    sources = ["tok", "pos", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
+    backwards = (
+        "logits m1 a1.h1.v a1.h0.v a1.h1.k a1.h0.k a1.h1.q a1.h0.q m0 a0.h1.v a0.h0.v a0.h1.k a0.h0.k a0.h1.q a0.h0.q"
+    )
+    edges = list[str]()
+    for destination in backwards.split():
+        earlier = sources[: {"logits": 8, "m1": 7, "a1": 5, "m0": 4, "a0": 2}[destination.split(".")[0]]]
+        tried = earlier if order == "earliest first" else earlier[::-1]
+        edges += [f"{source}->{destination}" for source in tried]
+    return edges
+
+
+@pytest.mark.parametrize("order", ["latest first", "earliest first"])
+def test_acdc_tries_destinations_backwards_and_sources_in_either_order(order):
+    graph = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
+    assert [str(edge) for edge in traversal(graph, order)] == by_hand(order)
 
 
 def test_exact_runs_each_edge_alone():
@@ -291,6 +304,46 @@ def test_probing_nodes_learns_one_mask_for_all_edges_of_a_node(compiled):
     assert len(learned.unique()) > 1
     torch.testing.assert_close(nodes.scores, edge_scores(program.model.graph, learned))
     assert len(edges.scores.unique()) > len(nodes.scores.unique())
+
+
+@pytest.mark.parametrize("masked", ["edges", "nodes"])
+def test_probing_goes_down_the_finite_difference_of_its_objective(masked):
+    """Adam's first step is as long as its learning rate, against the sign of each entry's derivative."""
+    weights = random_weights(4, layers=1, heads=1)
+    model, dataset = build(weights)
+    config = ProbingConfig(steps=1, mask_samples=3, batch_size=5, initial_log_alpha=0.3, masked=masked, penalty=0.02)
+    (snapshot,) = probe_subnetwork(model, dataset, "resample", config=config).snapshots
+    generator = torch.Generator().manual_seed(0)
+    batch = dataset.take(*draw_pairs(dataset, 5, generator))
+    draw = LearnedMask(model.graph, HardConcrete(), initial=0.3, of=masked).draw(3, generator)
+    ablated = Ablator(model, dataset, "resample")(batch).double()
+    # An entry's place: an edge, or any edge of a source.
+    places = cells(model) if masked == "edges" else [(row, -1) for row in range(len(model.graph.sources))]
+    count, told = len(places), 0
+    noise = torch.empty(3, count, dtype=torch.float64).scatter_(1, draw.entries, draw.noise.double())
+
+    def objective(log_alpha):
+        total = 0.0
+        for u in noise:
+            stretched = 1.2 * torch.sigmoid((torch.log(u) - torch.log(1 - u) + log_alpha) * 1.5) - 0.1
+            z, mask = stretched.clamp(0, 1), torch.zeros_like(ones(model), dtype=torch.float64)
+            for index, (row, column) in enumerate(cells(model)):
+                mask[row, column] = z[index if masked == "edges" else row]
+            for row in range(len(batch.clean)):
+                outputs = sources_and_output(weights, model.graph, batch.clean[row], mask, ablated[:, row])[1][1:]
+                full = (10 * batch.target[row, 1:].double()).log_softmax(-1)
+                total += float((full.exp() * (full - (10 * outputs).log_softmax(-1))).sum(-1).mean()) / 15
+        return total + 0.02 * float(torch.sigmoid(log_alpha - 2 / 3 * math.log(0.1 / 1.1)).sum())
+
+    for index, place in enumerate(places):
+        step = torch.zeros(count, dtype=torch.float64)
+        step[index] = 1e-4
+        start = torch.full((count,), 0.3, dtype=torch.float64)
+        slope = (objective(start + step) - objective(start - step)) / 2e-4
+        if abs(slope) > 1e-3:
+            told, moved = told + 1, float(snapshot.log_alpha[tuple(place)])
+            assert moved == pytest.approx(0.3 - 0.1 * math.copysign(1, slope), abs=1e-3)
+    assert told >= count - 1
 
 
 def test_probing_keeps_what_is_true_and_drops_most_else(compiled, truth):
