@@ -10,7 +10,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import EMBEDDINGS, Comparison, Edge, Graph, Node
-from edgeprune.store import write_atomically
+from edgeprune.store import UnwritableFile, write_atomically
 
 FORMATS: Final = ("svg", "png", "pdf")
 
@@ -68,7 +68,8 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
     shown = [kind for kind in _STYLES if kind in kinds.values()]
     handles = [Line2D([], [], color=_STYLES[k][0], linestyle=_STYLES[k][1], label=k) for k in shown]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    axes.set_title(title, fontsize=10, parse_math=False)
+    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in title)
+    axes.set_title(printable, fontsize=10, parse_math=False)
     axes.set_xlim(min(columns) - 0.75, max(columns) + 0.75)
     axes.set_ylim(-0.75, max(rows) + 0.75)
     axes.axis("off")
@@ -94,7 +95,7 @@ def places(graph: Graph) -> dict[Node, tuple[float, float]]:
 
     Embeddings stand between the columns, so that what they write does not pass behind the boxes above them.
     """
-    nodes = [*graph.sources, Node("logits")]
+    nodes = list(dict.fromkeys([*graph.sources, *(node.owner for node in graph.destinations)]))
     rows = {stage: row for row, stage in enumerate(sorted({node.stage for node in nodes}))}
     heads = 1 + max(node.head for node in nodes)
     middle = {"logits": heads / 2, "m": heads + 0.5}
@@ -111,7 +112,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     Raises:
         UnknownFormat: there is no such format.
+        UnwritableFile: it cannot be written there, or the picture is larger than the format can hold.
     """
     form = check_format(path)
     metadata = {"Date": None} if form == "svg" else None
-    write_atomically(path, lambda file: figure.savefig(file, format=form, metadata=metadata))
+    try:
+        write_atomically(path, lambda file: figure.savefig(file, format=form, metadata=metadata))
+    except EdgePruneError:
+        raise
+    except ValueError as error:  # matplotlib's, of too many pixels
+        raise UnwritableFile(f"Expected a picture that {form} can hold; {error}: draw it as svg") from error

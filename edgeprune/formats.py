@@ -11,7 +11,7 @@ and the other has one, an edge from the one is an edge from both, and an edge fr
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,20 +21,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeprune.errors import GraphError
-from edgeprune.graph import EMBEDDINGS, Ablation, Circuit, Edge, Graph, Node
-from edgeprune.masks import circuit_mask
+from edgeprune.graph import EMBEDDINGS, Ablation, Circuit, Edge, Graph, Kind, Node
 from edgeprune.store import CircuitFileError, load_json, write_text
 
 _EDGE_PRUNING: Final = {"tok": "tok_embeds", "pos": "pos_embeds", "embed": "embeds", "logits": "resid_post"}
-_OURS: Final = {theirs: ours for ours, theirs in _EDGE_PRUNING.items()}
+_OURS: Final = {theirs: ours for ours, theirs in _EDGE_PRUNING.items()} | {"token_embeds": "tok"}  # Tracr's
 _INPUT: Final = "input"
 _PORT: Final = re.compile(r"<([qkv])>$")
+_LARGEST: Final = 1000
+"""Layers, and heads a layer, of a graph that is read: ten times more than any model has."""
 
 MERGED: Final = "edges from tok and from pos are one edge from the embedding; its score is the larger of theirs"
 SPLIT: Final = "an edge from the embedding is one from tok and one from pos, with the same score"
 NO_ABLATION: Final = "the file does not say which ablation the circuit belongs to"
 NO_ORIGIN: Final = "the file does not say which model the circuit is of, what found it, and in which versions"
 MADE_SCORES: Final = "the circuit has no scores: its edges score 1, all others 0"
+SOME_SCORES: Final = "some edges of the circuit's file have no score: they score 0"
+NO_WIDTH: Final = "the residual stream is as wide as 0: the circuit's file does not say how wide it is"
+NODE_SCORES: Final = "scores of nodes and of neurons, and which neurons are in the graph, are not kept"
+NO_EMBEDDINGS: Final = (
+    "no edge starts at an embedding: either none is kept, or the file was written without (with_embedding_nodes=False)"
+)
 NO_SCORES: Final = "the file holds no scores"
 NO_GRAPH: Final = "the file does not say which edges there are beside the circuit's"
 
@@ -80,47 +87,58 @@ def read_edge_pruning(path: Path, graph: Graph, ablation: Ablation) -> Imported:
                 named.append((_OURS.get(writer, writer), _OURS.get(reader, reader), 1.0))
             case _:
                 raise CircuitFileError(f"Expected a list of [writer, reader] in {str(path)!r}; got {pair!r} in it")
-    return _imported(named, graph, ablation, path, (NO_ABLATION, NO_SCORES, NO_GRAPH))
+    losses = [NO_ABLATION, NO_SCORES, NO_GRAPH]
+    if not any(writer in EMBEDDINGS for writer, _, _ in named):
+        losses.append(NO_EMBEDDINGS)
+    return _imported(named, graph, ablation, path, losses)
 
 
-def write_eap_ig(
-    circuit: Circuit, path: Path, *, scores: Float[Tensor, "source destination"] | None = None, d_model: int = 0
-) -> tuple[str, ...]:
+def write_eap_ig(circuit: Circuit, path: Path, *, scores: Mapping[Edge, float] | None = None) -> tuple[str, ...]:
     """Write a graph as EAP-IG's `Graph.to_json` does; what is lost, in words.
 
     Args:
         circuit: what is in the graph.
         path: where to write it.
-        scores: of all edges; 1 and 0 unless given.
-        d_model: width of the residual stream, which EAP-IG asks for where neurons are scored.
+        scores: of edges; 1 for those of the circuit and 0 for all others unless given.
 
     Raises:
         UnwritableFile: it cannot be written there.
-        GraphError: the graph has fewer key-value heads than heads, which EAP-IG has no word for.
+        GraphError: the graph is not that of a whole transformer, or has fewer key-value heads than heads: EAP-IG's
+            graphs have no other.
     """
     graph = circuit.graph
-    losses = [NO_ABLATION] if scores is not None else [NO_ABLATION, MADE_SCORES]
-    scores = circuit_mask(circuit) if scores is None else scores
+    losses = [NO_ABLATION, NO_WIDTH]
+    if scores is None:
+        losses.append(MADE_SCORES)
+        scores = {edge: float(edge in circuit.edges) for edge in graph.edges}
+    elif any(edge not in scores for edge in graph.edges):
+        losses.append(SOME_SCORES)
     layers = 1 + max((node.layer for node in graph.sources), default=-1)
     heads = sum(node.kind == "a" and node.layer == 0 for node in graph.sources)
-    if sum(node.port == "k" and node.layer == 0 for node in graph.destinations) != heads:
-        raise GraphError("Expected as many key-value heads as heads; EAP-IG's graphs have no other")
-    edges: dict[str, dict[str, Any]] = {}
+    embeddings: tuple[Kind, ...] = tuple(node.kind for node in graph.sources if node.kind in EMBEDDINGS)
+    if graph != Graph.transformer(embeddings=embeddings, layers=layers, heads=heads):
+        raise GraphError(
+            "Expected the graph of a whole transformer, with as many key-value heads as heads; EAP-IG's have no other"
+        )
+    merged: dict[str, list[Edge]] = {}
     for edge in graph.edges:
-        score = float(scores[graph.position(edge)])
-        entry = edges.setdefault(_eap_name(edge), {"score": score, "in_graph": False})
-        entry["score"] = max(entry["score"], score)
-        entry["in_graph"] |= edge in circuit.edges
+        merged.setdefault(_eap_name(edge), []).append(edge)
+    edges = {
+        name: {
+            "score": max((scores[edge] for edge in ours if edge in scores), default=0.0),
+            "in_graph": any(edge in circuit.edges for edge in ours),
+        }
+        for name, ours in merged.items()
+    }
     used = {_eap_node(node) for edge in circuit.edges for node in (edge.source, edge.destination.owner)} | {"logits"}
     nodes = dict.fromkeys([*map(_eap_node, graph.sources), "logits"])
     content = {
-        "cfg": {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": False, "d_model": d_model},
+        "cfg": {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": False, "d_model": 0},
         "nodes": {name: {"in_graph": name in used} for name in nodes},
         "edges": edges,
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
-    merged = sum(node.kind in EMBEDDINGS for node in graph.sources) > 1
-    return (*losses, MERGED) if merged else tuple(losses)
+    return (*losses, MERGED) if len(embeddings) > 1 else tuple(losses)
 
 
 def _eap_node(node: Node) -> str:
@@ -147,6 +165,7 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
     try:
         layers, heads = int(content["cfg"]["n_layers"]), int(content["cfg"]["n_heads"])
         parallel = bool(content["cfg"].get("parallel_attn_mlp", False))
+        more = any(set(entry) - {"in_graph"} for entry in content.get("nodes", {}).values())
         named = [
             (*_PORT.sub(r".\1", name).split("->"), float(entry["score"]), bool(entry["in_graph"]))
             for name, entry in content["edges"].items()
@@ -159,8 +178,14 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
         ) from error
     if parallel:
         raise CircuitFileError(f"Expected attention before MLPs; in {str(path)!r} they are side by side")
+    if not (0 <= layers <= _LARGEST and 1 <= heads <= _LARGEST):
+        raise CircuitFileError(
+            f"Expected up to {_LARGEST} layers of 1 to {_LARGEST} heads in {str(path)!r}; got {layers} of {heads}"
+        )
     own = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
-    every = _imported(scored, own if graph is None else graph, ablation, path, (NO_ABLATION,))
+    # Neurons, where they are scored, stand in lists of their own beside the nodes.
+    losses = [NO_ABLATION, NODE_SCORES] if more or "neurons" in content else [NO_ABLATION]
+    every = _imported(scored, own if graph is None else graph, ablation, path, losses)
     circuit = _imported([(*pair, 1.0) for pair in sorted(kept)], every.circuit.graph, ablation, path, ()).circuit
     return Imported(circuit, every.scores, every.losses)
 
@@ -170,16 +195,8 @@ def scores_by_edge(scores: Float[Tensor, "source destination"], graph: Graph) ->
     return {edge: float(scores[graph.position(edge)]) for edge in graph.edges}
 
 
-def score_tensor(scores: Mapping[Edge, float], graph: Graph) -> Float[Tensor, "source destination"]:
-    """Scores by edge as a tensor; 0 for an edge that has none."""
-    found = torch.zeros(len(graph.sources), len(graph.destinations))
-    for edge, score in scores.items():
-        found[graph.position(edge)] = score
-    return found
-
-
 def _imported(
-    named: Iterable[tuple[str, str, float]], graph: Graph, ablation: Ablation, path: Path, losses: tuple[str, ...]
+    named: Iterable[tuple[str, str, float]], graph: Graph, ablation: Ablation, path: Path, losses: Sequence[str]
 ) -> Imported:
     """The edges of `graph` that go by these names, with their scores; embeddings are merged or split as need be."""
     embeddings = tuple(str(node) for node in graph.sources if node.kind in EMBEDDINGS)

@@ -30,7 +30,9 @@ Kind = Literal["tok", "pos", "embed", "a", "m", "logits"]
 Port = Literal["", "q", "k", "v"]
 
 EMBEDDINGS: Final = ("tok", "pos", "embed")
-_NODE = re.compile(r"(?P<fixed>tok|pos|embed|logits)|a(?P<a>\d+)\.h(?P<head>\d+)(?:\.(?P<port>[qkv]))?|m(?P<m>\d+)")
+_NODE = re.compile(
+    r"(?P<fixed>tok|pos|embed|logits)|a(?P<a>\d{1,6})\.h(?P<head>\d{1,6})(?:\.(?P<port>[qkv]))?|m(?P<m>\d{1,6})"
+)
 
 
 def parse_ablation(name: str) -> Ablation:

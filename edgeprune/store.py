@@ -166,7 +166,9 @@ def load_json(path: Path) -> Any:
         CircuitFileError: there is no such file, or it is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        json.dumps(content, ensure_ascii=False).encode()  # half a character, which nobody could print, is an error
+        return content
     except OSError as error:
         raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

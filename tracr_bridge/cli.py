@@ -1,6 +1,7 @@
 """The `edgeprune` command. Imports nothing heavy until a command runs, so that `--help` answers at once."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], bool] = options.run
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever a path or a program is called, it can be said
+            stream.reconfigure(errors="backslashreplace")
     options.output = sys.stdout
     # A user's file may print as it likes: with --json, standard output holds the one object and nothing else.
     aside = redirect_stdout(sys.stderr) if options.json else nullcontext()
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgePruneError as error:
         print(f"edgeprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("edgeprune: stopped", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,18 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
     choices = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def add(name: str, summary: str, run: Callable[[argparse.Namespace], bool]) -> argparse.ArgumentParser:
+    def add(
+        name: str, summary: str, run: Callable[[argparse.Namespace], bool], *, seeds: str = "of everything random"
+    ) -> argparse.ArgumentParser:
         command = choices.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
         )
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default: %(default)s)")
+        command.add_argument("--seed", type=_seed, default=0, help=f"{seeds} (default: %(default)s)")
         command.set_defaults(run=run)
         return command
 
     programs = add("programs", "list the programs that come with the toolkit", commands.programs)
     programs.add_argument("--coverage", action="store_true", help="show which constructs of RASP each of them uses")
-    bench = add("bench", "run methods on many programs, and compare how well they recover circuits", commands.bench)
+    bench = add(
+        "bench",
+        "run methods on many programs, and compare how well they recover circuits",
+        commands.bench,
+        seeds="by which --random draws programs; methods have --seeds",
+    )
     _add_bench_options(bench)
     verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", commands.verify)
     truth = add("truth", "derive and certify a program's true circuit", commands.truth)

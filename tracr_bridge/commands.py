@@ -260,8 +260,7 @@ def convert(options: argparse.Namespace) -> bool:
     elif options.target == "edge-pruning":
         losses += formats.write_edge_pruning(saved.circuit, options.out)
     else:
-        scores = formats.score_tensor(saved.scores, saved.circuit.graph) if saved.scores else None
-        losses += formats.write_eap_ig(saved.circuit, options.out, scores=scores)
+        losses += formats.write_eap_ig(saved.circuit, options.out, scores=saved.scores or None)
     if options.target != "circuit" and (saved.model or saved.method or saved.versions):
         losses.append(formats.NO_ORIGIN)
     losses = list(dict.fromkeys(losses))

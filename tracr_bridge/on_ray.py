@@ -1,10 +1,11 @@
 """A sweep on a Ray cluster: every program is a task there, and its rows come back one by one.
 
 What each machine of the cluster needs is this toolkit with all that it depends on, in the versions of the driver, the
-machine that asks: those that rows note are compared, and so is all code of ours. Shipped programs are loaded there by name, and drawn ones travel as their text. Files of one's own,
+machine that asks. Shipped programs are loaded there by name, and drawn ones travel as their text. Files of one's own,
 programs and methods, are not sent, since nobody knows what else they read: they have to be at the same path everywhere,
 as in a shared folder. Tasks run in the driver's working directory, where there is one, so that relative paths, and
-methods beside them, mean the same. A task compares before it runs, and refuses to run other code.
+methods beside them, mean the same. Before it runs, a task compares all code, that of methods among it, and the versions
+that rows note, and refuses to run with others.
 """
 
 import os

@@ -49,6 +49,9 @@ def ablate_each(
     """Ablate every edge alone in the full model: what EAP approximates (arXiv:2310.10348).
 
     Exact in what each edge does by itself. Edges of which either would do score nothing, and neither is kept.
+
+    Note: an edge scores the loss without it, which is 0 with it, in place of the change of a metric. By default that is
+    the worst over the inputs, as the truth asks whether any input needs an edge.
     """
     config = ExactConfig() if config is None else config
     batch = dataset.sample(config.inputs, torch.Generator().manual_seed(seed))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeprune.formats import MADE_SCORES, MERGED, NO_ABLATION, NO_ORIGIN
+from edgeprune.formats import MADE_SCORES, MERGED, NO_ABLATION, NO_ORIGIN, NO_WIDTH
 from edgeprune.store import load_circuit, load_saved
 from tracr_bridge.cli import main
 
@@ -152,7 +152,7 @@ def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, t
     status, out, _ = run(capsys, "draw", true, "-o", str(picture), "--json")
     assert (status, json.loads(out)["exact"]) == (0, None)
     status, out, _ = run(capsys, "convert", true, graph, "--to", "eap-ig", "--json")
-    assert (status, json.loads(out)["losses"]) == (0, [NO_ABLATION, MADE_SCORES, MERGED, NO_ORIGIN])
+    assert (status, json.loads(out)["losses"]) == (0, [NO_ABLATION, NO_WIDTH, MADE_SCORES, MERGED, NO_ORIGIN])
     assert run(capsys, "convert", graph, edges, "--from", "eap-ig", "--to", "edge-pruning", "--like", true)[0] == 0
     assert run(capsys, "convert", edges, back, "--from", "edge-pruning", "--like", true)[0] == 0
     assert load_circuit(Path(back)).edges >= load_circuit(Path(true)).edges  # tok and pos are one on the way

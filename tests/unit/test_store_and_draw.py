@@ -1,6 +1,7 @@
 import json
 import os
 import tomllib
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.draw import UnknownFormat, draw_comparison, save_figure
-from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, compare
+from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, Node, compare
 from edgeprune.store import (
     SCHEMA,
     CircuitFileError,
@@ -84,6 +85,40 @@ def test_files_that_are_no_code_come_with_the_package():
         for file in (root / package).rglob("*"):
             if file.is_file() and file.suffix not in (".py", ".pyc"):
                 assert any(file.match(pattern) for pattern in patterns), file
+
+
+def test_a_part_of_a_graph_is_drawn_with_all_its_nodes(tmp_path):
+    graph = Graph((Node("tok"),), (Node("m", 0), Node("a", 1, 2, "k"), Node("logits")))
+    save_figure(draw_comparison(graph, graph.edges, None, "a part"), tmp_path / "p.svg")
+    drawn = (tmp_path / "p.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in ("tok", "m0", "a1.h2", "logits"))
+
+
+def test_a_picture_larger_than_its_format_is_refused(tmp_path):
+    graph = Graph((Node("tok"), Node("a", 0, 99_999)), (Node("logits"),))
+    with pytest.raises(UnwritableFile, match=r"Expected a picture that png can hold; .*draw it as svg"):
+        save_figure(draw_comparison(graph, graph.edges, None, "wide"), tmp_path / "p.png")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_title_of_any_characters_makes_a_picture_that_is_xml(tmp_path):
+    save_figure(draw_comparison(GRAPH, [], None, "a\x01b\ud800"), tmp_path / "p.svg")
+    ElementTree.parse(tmp_path / "p.svg")
+
+
+def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    for content in (b"first", b"second"):
+        write_atomically(tmp_path / "link", lambda file, content=content: file.write(content))
+        assert (tmp_path / "folder" / "file").read_bytes() == content
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", lambda file: file.write(b"through"))
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_title_is_no_mathematics(tmp_path):
@@ -169,6 +204,8 @@ SMALL = {
         (json.dumps(SMALL | {"scores": {"tok->m0": float("nan")}}), "NaN is no number"),
         (json.dumps(SMALL | {"scores": {"tok->m0": 3}}).replace("3}", "1e999}"), "1e999 is no number"),
         (SMALL | {"scores": {"tok->m0": 10**400}}, "too large"),
+        (SMALL | {"model": "\ud800"}, "surrogates not allowed"),
+        (SMALL | {"graph": {"sources": ["tok", f"m{5000 * '9'}"], "destinations": []}}, "Expected a node such as"),
         (SMALL | {"model": None}, "in model: None is not of type 'string'"),
         (SMALL | {"method": {"seed": 1}}, "in method: 'name' is a required property"),
         (SMALL | {"method": {"name": 5}}, "5 is not of type 'string'"),

@@ -233,6 +233,13 @@ def test_an_unknown_method_is_refused(method, message):
         find_method(method)
 
 
+def test_a_method_whose_module_ends_the_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ends_the_process.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UnknownMethod, match="'ends_the_process:f' cannot be imported: SystemExit: 0"):
+        find_method("ends_the_process:f")
+
+
 def test_scores_above_one_half_are_kept_and_the_seed_reaches_the_method(compiled):
     program = compiled(NAME)
     every = find_method("test_suite:ones")(program.model, program.dataset, "zero")
