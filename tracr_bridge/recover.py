@@ -147,7 +147,7 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
 
 
 def effects(assessment: Assessment) -> dict[Edge, float]:
-    """What each structural edge does, as the largest difference before decoding over the whole domain.
+    """What each edge that is structural or found does, as the largest difference before decoding over the whole domain.
 
     For a true edge: how far the true circuit without it is from the full model. For an extra one: how far the circuit
     found is without it. For any other: how far the model is without it alone.

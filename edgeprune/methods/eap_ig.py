@@ -9,10 +9,10 @@ Both follow from derivatives by the mask. With z = alpha for every edge out of a
 model runs on interpolated embeddings; with z = alpha for every edge out of one source, on its interpolated output.
 
 Note: derivatives are taken at the middles of the steps, where the authors' code takes them at the ablated ends over
-inputs, and at the clean ends over activations. The loss is the divergence from the full model (their KL); numbers, which
-have none, take a squared error. The authors' code interpolates all heads of a layer together, and adds up the scores of
-all edges whatever is interpolated; here each source's path scores its own edges, as the formula says. One threshold
-keeps edges in place of a given number of them.
+inputs, and at the clean ends over activations. The loss is the divergence from the full model (their KL); numbers,
+which have none, take a squared error. The authors' code interpolates all heads of a layer together, and adds up the
+scores of all edges whatever is interpolated; here each source's path scores its own edges, as the formula says. One
+threshold keeps edges in place of a given number of them.
 """
 
 from dataclasses import dataclass
