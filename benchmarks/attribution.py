@@ -2,7 +2,7 @@
 
     python benchmarks/attribution.py          four programs under zero and resample, seconds
 
-All run every input of the domain once, in batches of one size, one after the other in this process. The plain pass is
+All run every input of the domain once, in batches of one size, in turns in this process. The plain pass is
 without masks, to the gradient of the summed loss by the token embedding; the masked one is of the model with all edges
 kept, to the gradient by the mask, and leaves out what EAP does besides, such as running corrupted inputs.
 """
@@ -21,17 +21,18 @@ from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled, compile_program
 
 PROGRAMS = ("hist", "reverse", "sort_freq", "shuffle_dyck1")
-REPEATS = 20
+REPEATS = 60
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """The median of `REPEATS`."""
-    times: list[float] = []
+def in_turns(*runs: Callable[[], object]) -> list[float]:
+    """The median seconds of each, over rounds after a first one: a machine that slows down slows all of them."""
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for run, mine in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(mine[1:]) for mine in times]
 
 
 def row(compiled: Compiled, ablation: Ablation) -> str:
@@ -52,8 +53,7 @@ def row(compiled: Compiled, ablation: Ablation) -> str:
             loss = objective.per_input(model(batch.clean, mask, ablated), batch).sum()
             torch.autograd.grad(loss, mask)
 
-    plain, mixed = seconds(plainly), seconds(masked)
-    eap = seconds(lambda: attribution_patching(model, dataset, ablation, config=config))
+    plain, mixed, eap = in_turns(plainly, masked, lambda: attribution_patching(model, dataset, ablation, config=config))
     took = " | ".join(f"{1e3 * each:.1f}" for each in (plain, mixed, eap))
     return f"| {compiled.program.name} | {ablation} | {took} | {eap / plain:.2f} | {eap / mixed:.2f} |"
 

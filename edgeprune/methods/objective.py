@@ -1,6 +1,7 @@
 """How far masked outputs are from the full model's, as a training loss, and on which inputs it is asked."""
 
 import math
+from functools import cached_property
 from typing import Final, Literal
 
 import torch
@@ -51,13 +52,26 @@ class Objective:
     """
 
     def __init__(self, dataset: Dataset, loss: Loss, *, logit_scale: float = 1.0) -> None:
-        scored = dataset.target[dataset.scored]
-        self._range = float(scored.max() - scored.min())
-        self._variance = float(scored.var(correction=0))
-        self._square = float(scored.square().mean())
+        self._dataset = dataset
         self._loss: Loss = loss
         self._logit_scale = logit_scale
         self._logits = dataset.logits
+
+    @cached_property
+    def _target(self) -> Tensor:
+        return self._dataset.target[self._dataset.scored]
+
+    @cached_property
+    def _range(self) -> float:
+        return float(self._target.max() - self._target.min())
+
+    @cached_property
+    def _variance(self) -> float:
+        return float(self._target.var(correction=0))
+
+    @cached_property
+    def _square(self) -> float:
+        return float(self._target.square().mean())
 
     def __call__(self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch) -> Float[Tensor, "*masks"]:
         """The loss of each mask over the whole batch."""
