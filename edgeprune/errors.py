@@ -55,3 +55,7 @@ class InterpreterError(EdgePruneError):
 
 class DegenerateProgram(EdgePruneError):
     """A fixture on which no method could fail: constant outputs, or an empty circuit."""
+
+
+class ModelError(EdgePruneError):
+    """A language model cannot be had or used: no such name or folder, or a kind that is not supported."""

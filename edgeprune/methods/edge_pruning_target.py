@@ -123,7 +123,7 @@ def prune_to_target(
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
         mask = masks.draw(config.mask_samples, generator).mask
-        loss = objective(model(batch.clean, mask, ablator(batch)), batch).mean()
+        loss = objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
         target = config.target_sparsity * min(1, step / (config.sparsity_warmup * config.steps))
         short = target - (1 - mask[:, exists].mean())
         optimizer.zero_grad()

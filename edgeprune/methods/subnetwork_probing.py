@@ -95,7 +95,7 @@ def probe_subnetwork(
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
         mask = masks.draw(config.mask_samples, generator).mask
-        loss = objective(model(batch.clean, mask, ablator(batch)), batch).mean()
+        loss = objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
         kept = config.hard_concrete.probability_positive(masks.log_alpha).sum()
         optimizer.zero_grad()
         (loss + config.penalty * kept).backward()
