@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edgeprune.answers import Answers
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -26,6 +28,9 @@ class Batch:
 
     positions: Int[Tensor, "*lead batch predicted"] | None = None
     """The positions at which outputs are wanted; all where it is None."""
+
+    answers: Answers | None = None
+    """What a task asks for."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Dataset:
 
     counterparts: Int[Tensor, "batch pos"] | None = None
     """The one corrupted input of each input; where it is None, any input of its group may be."""
+
+    answers: Answers | None = None
+    """What a task asks for, where it has right answers besides the full model's."""
 
     def copy(self) -> "Dataset":
         """The same in memory of its own."""
@@ -73,6 +81,7 @@ class Dataset:
             target=self.target[clean],
             group=self.group[clean],
             positions=None if self.positions is None else self.positions[clean],
+            answers=None if self.answers is None else self.answers[clean],
         )
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everyone names it
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GPT2LMHeadModel
@@ -104,7 +105,8 @@ class Gpt2Model:
         self.weights = model
         body = model.transformer
         self._token, self._position = body.wte.weight.detach(), body.wpe.weight.detach()
-        self._layers = [(_attention(block, config.n_head), _mlp(block, config.activation_function)) for block in body.h]
+        blocks = cast("list[GPT2Block]", list(body.h))
+        self._layers = [(_attention(block, config.n_head), _mlp(block, config.activation_function)) for block in blocks]
         self._norm, self._unembed = _norm(body.ln_f), model.lm_head.weight.detach()
 
     @torch.no_grad()
@@ -130,14 +132,17 @@ class Gpt2Model:
             () if mask is None else mask.shape[:-2],
             () if mask is None or ablated is None else ablated.shape[1:-3],
         )
-        runs = math.prod(lead)
-        parts = [_by_run(tokens, 2, lead), _by_run(positions, 2, lead), _by_run(mask, 2, lead)]
-        parts.append(None if mask is None or ablated is None else _by_run(ablated.movedim(0, -4), 4, lead))
+        runs, ids = math.prod(lead), _by_run(tokens, 2, lead)
+        parts = (
+            None if positions is None else _by_run(positions, 2, lead),
+            None if mask is None else _by_run(mask, 2, lead),
+            None if mask is None or ablated is None else _by_run(ablated.movedim(0, -4), 4, lead),
+        )
         size = len(self.graph.sources) * math.prod(tokens.shape[-2:]) * self._token.shape[1]
         at_once = runs if torch.is_grad_enabled() else max(1, _ROOM // size)
         outputs = [
-            self._run(*(part if part is None or len(part) == 1 else part[start : start + at_once] for part in parts))
-            for start in range(0, runs, at_once)
+            self._run(ids if len(ids) == 1 else ids[some], *(p if p is None or len(p) == 1 else p[some] for p in parts))
+            for some in (slice(start, start + at_once) for start in range(0, runs, at_once))
         ]
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return together.view(*lead, *together.shape[1:])
@@ -167,10 +172,8 @@ class Gpt2Model:
             stream.write(mlp(stream.read(1)))
 
 
-def _by_run(value: Tensor | None, dimensions: int, lead: tuple[int, ...]) -> Tensor | None:
+def _by_run(value: Tensor, dimensions: int, lead: tuple[int, ...]) -> Tensor:
     """The last `dimensions` of a tensor below one dimension of runs, of size 1 where all runs share it."""
-    if value is None:
-        return None
     own, kept = value.shape[:-dimensions], value.shape[-dimensions:]
     if math.prod(own) == 1:
         return value.reshape(1, *kept)
@@ -202,5 +205,5 @@ def _mlp(block: GPT2Block, activation: str) -> _Mlp:
         input_bias=inputs.bias.detach(),
         outputs=outputs.weight.detach(),
         output_bias=outputs.bias.detach(),
-        activation=_FUSED.get(activation, ACT2FN[activation]),
+        activation=_FUSED.get(activation) or ACT2FN[activation],
     )
