@@ -70,7 +70,9 @@ def test_later_years_are_right_and_the_others_wrong(encoder):
         right, wrong = example.predictions[0].right, example.predictions[0].wrong
         year = example.clean.split(" to the year ")[0][-2:]
         assert example.corrupted == example.clean.replace(f"{year} to", "01 to")
-        assert max(wrong) == year < min(right) and len(right) + len(wrong) > 50
+        century, years = example.clean[-3:], [f"{number:02}" for number in range(100)]
+        assert max(wrong) == year < min(right)
+        assert [*wrong, *right] == [each for each in years if encoder.continuation(century, each) is not None]
 
 
 def test_pronouns_follow_names(encoder):
