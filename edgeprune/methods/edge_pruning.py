@@ -190,7 +190,7 @@ def prune_with_penalty(
         with torch.no_grad():
             optimizer.step(gradient + penalty * penalty_gradient, learning_rate)
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
-        trace.note(losses.mean(), expected)
+        trace.note(losses.mean().item(), expected)
         before, rounded = rounded, masks.rounded()
         if not config.rounded or float(masks.log_alpha.detach().abs().min()) < config.at_rest:
             restless = max(step, restless)

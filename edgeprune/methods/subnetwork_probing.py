@@ -101,5 +101,5 @@ def probe_subnetwork(
         (loss + config.penalty * kept).backward()
         optimizer.step()
         with torch.no_grad():
-            trace.note(loss, masks.expected_edges())
+            trace.note(loss.item(), masks.expected_edges())
     return trace.discovery(ablation, scores())
