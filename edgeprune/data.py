@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edgeprune.answers import Answers
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -15,14 +17,20 @@ class Batch:
 
     clean: Int[Tensor, "*lead batch pos"]
     corrupted: Int[Tensor, "*lead batch pos"]
-    scored: Bool[Tensor, "*lead batch pos"]
-    """The positions whose output counts."""
+    scored: Bool[Tensor, "*lead batch predicted"]
+    """The predictions that count."""
 
-    target: Float[Tensor, "*lead batch pos vocab"]
+    target: Float[Tensor, "*lead batch predicted vocab"]
     """The full model's outputs on `clean`."""
 
     group: Int[Tensor, "*lead batch"]
     """The group (length) of each input: its mean ablation is over that group."""
+
+    positions: Int[Tensor, "*lead batch predicted"] | None = None
+    """The positions at which outputs are wanted; all where it is None."""
+
+    answers: Answers | None = None
+    """What a task asks for."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,24 @@ class Dataset:
     """All inputs that may be drawn. Inputs of one group (one length) may stand in for each other when corrupted."""
 
     tokens: Int[Tensor, "batch pos"]
-    scored: Bool[Tensor, "batch pos"]
-    target: Float[Tensor, "batch pos vocab"]
+    scored: Bool[Tensor, "batch predicted"]
+    """The predictions that count."""
+
+    target: Float[Tensor, "batch predicted vocab"]
     """The full model's outputs."""
 
     group: Int[Tensor, " batch"]
     logits: bool = True
     """Whether outputs are logits, one a value, or values themselves: it decides what their divergence is."""
+
+    positions: Int[Tensor, "batch predicted"] | None = None
+    """The positions at which outputs are wanted; all where it is None."""
+
+    counterparts: Int[Tensor, "batch pos"] | None = None
+    """The one corrupted input of each input; where it is None, any input of its group may be."""
+
+    answers: Answers | None = None
+    """What a task asks for, where it has right answers besides the full model's."""
 
     def copy(self) -> "Dataset":
         """The same in memory of its own."""
@@ -46,19 +65,23 @@ class Dataset:
             scored=self.scored.clone(),
             target=self.target.clone(),
             group=self.group.clone(),
+            positions=None if self.positions is None else self.positions.clone(),
+            counterparts=None if self.counterparts is None else self.counterparts.clone(),
         )
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def take(self, clean: Int[Tensor, "*lead batch"], corrupted: Int[Tensor, "*lead batch"]) -> Batch:
-        """The batch of these rows of the dataset."""
+        """The batch of these rows of the dataset; corrupted inputs are counterparts where there are any."""
         return Batch(
             clean=self.tokens[clean],
-            corrupted=self.tokens[corrupted],
+            corrupted=(self.tokens if self.counterparts is None else self.counterparts)[corrupted],
             scored=self.scored[clean],
             target=self.target[clean],
             group=self.group[clean],
+            positions=None if self.positions is None else self.positions[clean],
+            answers=None if self.answers is None else self.answers[clean],
         )
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -72,7 +95,9 @@ class Dataset:
         return self.take(clean, self.partners(clean, generator))
 
     def partners(self, clean: Int[Tensor, "*lead"], generator: torch.Generator) -> Int[Tensor, "*lead"]:
-        """For each row a uniformly drawn row of its own group."""
+        """For each row the row of its corrupted input: a uniformly drawn one of its group, or its counterpart's."""
+        if self.counterparts is not None:
+            return clean
         order, starts, counts = self._by_group
         group = self.group[clean]
         draw = torch.rand(clean.shape, generator=generator)
@@ -86,7 +111,10 @@ class Dataset:
         return torch.argsort(self.group, stable=True), counts.cumsum(0) - counts, counts
 
     def pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-        """All ordered pairs of rows of one group: the domain of resample ablation."""
+        """All clean rows, and the rows of their corrupted inputs: the domain of resample ablation."""
+        if self.counterparts is not None:
+            rows = torch.arange(len(self))
+            return rows, rows
         same = self.group[:, None] == self.group[None, :]
         clean, corrupted = torch.nonzero(same, as_tuple=True)
         return clean, corrupted

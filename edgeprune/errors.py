@@ -55,3 +55,11 @@ class InterpreterError(EdgePruneError):
 
 class DegenerateProgram(EdgePruneError):
     """A fixture on which no method could fail: constant outputs, or an empty circuit."""
+
+
+class ModelError(EdgePruneError):
+    """A language model cannot be had or used: no such name or folder, or a kind that is not supported."""
+
+
+class TaskError(EdgePruneError):
+    """A task cannot be had or used: no such name or file, or an example that does not fit the model's tokenizer."""

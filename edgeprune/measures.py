@@ -152,9 +152,10 @@ class Behaviour:
 
     @torch.no_grad()
     def _metric(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
-        parts = masks.split(max(1, _ROWS // len(self._batch.clean)))
+        batch = self._batch
+        parts = masks.split(max(1, _ROWS // len(batch.clean)))
         return torch.cat(
-            [-self._objective(self._model(self._batch.clean, part, self._ablated), self._batch) for part in parts]
+            [-self._objective(self._model(batch.clean, part, self._ablated, batch.positions), batch) for part in parts]
         )
 
     def faithfulness(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:

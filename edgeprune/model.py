@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from edgeprune.graph import Graph
@@ -10,16 +10,16 @@ from edgeprune.graph import Graph
 Tokens = Int[Tensor, "*lead batch pos"]
 """Token ids."""
 
-Scored = Bool[Tensor, "*lead batch pos"]
-"""The positions whose output counts."""
-
 Sources = Float[Tensor, "source *lead batch pos d_model"]
 """What every source of the graph writes."""
 
 Mask = Float[Tensor, "*masks source destination"]
 """1 keeps an edge and 0 ablates it; entries that no edge stands behind are not read."""
 
-Outputs = Float[Tensor, "*runs batch pos vocab"]
+Positions = Int[Tensor, "*lead batch predicted"]
+"""The positions of each input at which outputs are wanted."""
+
+Outputs = Float[Tensor, "*runs batch predicted vocab"]
 """Outputs before decoding: logits, or the value itself."""
 
 
@@ -40,13 +40,20 @@ class MaskedModel(Protocol):
         """What every source writes in a plain run, for use as `ablated`."""
         ...
 
-    def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
+    def __call__(
+        self,
+        tokens: Tokens,
+        mask: Mask | None = None,
+        ablated: Sources | None = None,
+        positions: Positions | None = None,
+    ) -> Outputs:
         """Outputs with every edge mixed: `z * clean + (1 - z) * ablated`.
 
         Args:
             tokens: the clean input.
             mask: z for every edge; a plain run where it is None.
             ablated: what removed edges carry; zero where it is None.
+            positions: those of each input at which outputs are wanted, in that order; all where it is None.
         """
         ...
 
@@ -69,6 +76,12 @@ class OnlyMasked:
         """See `MaskedModel`."""
         return self._model.sources(tokens)
 
-    def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
+    def __call__(
+        self,
+        tokens: Tokens,
+        mask: Mask | None = None,
+        ablated: Sources | None = None,
+        positions: Positions | None = None,
+    ) -> Outputs:
         """See `MaskedModel`."""
-        return self._model(tokens, mask, ablated)
+        return self._model(tokens, mask, ablated, positions)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.graph import Edge, Graph, Node
-from edgeprune.model import Mask, Outputs, Sources, Tokens
+from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.stream import Columns, Stream, Wiring, align, project
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
@@ -81,9 +81,19 @@ class TracrModel:
         cells.index_copy_(0, self._wiring.cells, written)
         return cells.unflatten(0, (self._wiring.sources, -1)).movedim((1, 2), (-1, -2))
 
-    def __call__(self, tokens: Tokens, mask: Mask | None = None, ablated: Sources | None = None) -> Outputs:
+    def __call__(
+        self,
+        tokens: Tokens,
+        mask: Mask | None = None,
+        ablated: Sources | None = None,
+        positions: Positions | None = None,
+    ) -> Outputs:
         """Outputs before decoding, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`."""
-        return self._run(tokens, mask, ablated, None)[0]
+        outputs = self._run(tokens, mask, ablated, None)[0]
+        if positions is None:
+            return outputs
+        chosen = positions[..., None].expand(*outputs.shape[:-2], -1, outputs.shape[-1])
+        return outputs.gather(-2, chosen)
 
     def observe(self, tokens: Tokens, observer: Observer) -> Outputs:
         """A plain run that shows `observer` every head's attention scores, scaled and before masking."""

@@ -122,4 +122,4 @@ def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Fl
 def _losses(
     model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, masks: Tensor
 ) -> Float[Tensor, " mask"]:
-    return objective(model(batch.clean, masks, ablated), batch)
+    return objective(model(batch.clean, masks, ablated, batch.positions), batch)

@@ -63,7 +63,7 @@ def ablate_each(
     for chunk in tqdm(chunks, desc=f"exact, {ablation}", disable=None if progress else True):
         masks = exists.float().repeat(len(chunk), 1, 1)
         masks[torch.arange(len(chunk)), chunk[:, 0], chunk[:, 1]] = 0
-        scores[chunk[:, 0], chunk[:, 1]] = objective(model(batch.clean, masks, ablated), batch)
+        scores[chunk[:, 0], chunk[:, 1]] = objective(model(batch.clean, masks, ablated, batch.positions), batch)
     return keep_above(model.graph, ablation, scores, config.threshold)
 
 

@@ -60,6 +60,6 @@ def attribution_patching(
     batches = dataset.batches(config.batch_size, generator)
     for batch in tqdm(batches, desc=f"EAP, {ablation}", disable=None if progress else True):
         mask = torch.ones_like(total, requires_grad=True)
-        loss = objective.per_input(model(batch.clean, mask, ablator(batch)), batch).sum()
+        loss = objective.per_input(model(batch.clean, mask, ablator(batch), batch.positions), batch).sum()
         total += torch.autograd.grad(loss, mask)[0]
     return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)

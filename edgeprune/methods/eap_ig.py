@@ -110,7 +110,7 @@ def _along_inputs(
     total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
     for alpha in path:
         masks = torch.where(embeds[:, None], alpha, torch.ones_like(total)).repeat(2, 1, 1).requires_grad_()
-        loss = objective.per_input(model(tokens, masks, twice), batch).sum(-1)
+        loss = objective.per_input(model(tokens, masks, twice, batch.positions), batch).sum(-1)
         (gradient,) = torch.autograd.grad(loss[0] - loss[1], masks)
         total += gradient[0] + torch.where(embeds[:, None], 0, gradient[1])
     return total / len(path)
@@ -125,6 +125,6 @@ def _along_activations(
         masks = torch.ones(len(path), *total.shape)
         masks[:, row] = path[:, None]
         masks.requires_grad_()
-        loss = objective.per_input(model(batch.clean, masks, ablated), batch).sum()
+        loss = objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch).sum()
         total[row] = torch.autograd.grad(loss, masks)[0][:, row].mean(0)
     return total

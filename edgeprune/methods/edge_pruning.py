@@ -190,7 +190,7 @@ def prune_with_penalty(
         with torch.no_grad():
             optimizer.step(gradient + penalty * penalty_gradient, learning_rate)
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
-        trace.note(losses.mean(), expected)
+        trace.note(losses.mean().item(), expected)
         before, rounded = rounded, masks.rounded()
         if not config.rounded or float(masks.log_alpha.detach().abs().min()) < config.at_rest:
             restless = max(step, restless)
@@ -225,7 +225,7 @@ def _run_samples(
     with torch.set_grad_enabled(config.gradient == "path"):
         draw = masks.draw(config.mask_samples, generator, explored=config.explored, rounded=config.rounded)
     if config.gradient == "path":
-        per_input = objective.per_input(model(batch.clean, draw.mask, ablated), batch)
+        per_input = objective.per_input(model(batch.clean, draw.mask, ablated, batch.positions), batch)
         losses = objective.reduce(per_input)
         (gradient,) = torch.autograd.grad(losses.mean(), masks.log_alpha)
         return per_input.detach(), losses.detach(), gradient
@@ -269,7 +269,8 @@ def losses_per_input(
     Once most entries are settled, most samples equal the rounded mask, and are not run again.
     """
     differs = (sampled != rounded).flatten(1).any(-1)
-    run = objective.per_input(model(batch.clean, torch.cat([rounded[None], sampled[differs]]), ablated), batch)
+    masks = torch.cat([rounded[None], sampled[differs]])
+    run = objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch)
     losses = run[:1].repeat(1 + len(sampled), 1)
     losses[1:][differs] = run[1:]
     return losses

@@ -12,6 +12,7 @@ sign constraint. Warm-ups are the shares of the steps that they are in the GPT-2
 serves all programs.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
-from edgeprune.data import Dataset
+from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Ablation
+from edgeprune.graph import Ablation, Graph
 from edgeprune.masks import HardConcrete, LearnedMask, Masked, edge_exists
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
-from edgeprune.model import MaskedModel
+from edgeprune.model import Mask, MaskedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,108 @@ class TargetConfig:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
+@dataclass(frozen=True)
+class Progress:
+    """One step of a run."""
+
+    step: int
+    loss: float
+    """Without the multipliers' part."""
+
+    sparsity: float
+    """Share of edges that the sampled masks remove."""
+
+    target: float
+    multipliers: tuple[float, float]
+    """lambda_1 and lambda_2, before the step."""
+
+
+class TargetPruning:
+    """The state of one run: masks, multipliers, their optimiser and the noise they are drawn with.
+
+    Args:
+        graph: the edges.
+        config: settings.
+        seed: of all that is random.
+    """
+
+    def __init__(self, graph: Graph, config: TargetConfig, *, seed: int = 0) -> None:
+        self.config, self.done = config, 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.masks = LearnedMask(graph, config.hard_concrete, initial=config.initial_log_alpha, of=config.masked)
+        log_alpha = self.masks.log_alpha
+        with torch.no_grad():
+            log_alpha.add_(config.initial_spread * torch.randn(log_alpha.shape, generator=self.generator))
+        self.multipliers = torch.zeros(2, requires_grad=True)
+        groups = [{"params": [log_alpha]}, {"params": [self.multipliers], "maximize": True}]
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
+        self._exists = edge_exists(graph)
+
+    @property
+    def target(self) -> float:
+        """The sparsity asked for at this step."""
+        return self.config.target_sparsity * min(1, self.done / (self.config.sparsity_warmup * self.config.steps))
+
+    def step(self, losses: Sequence[Callable[[Mask], Float[Tensor, ""]]]) -> Progress:
+        """One step of the optimiser.
+
+        Args:
+            losses: of masks that are drawn for each of them; their gradients are added up, so that a batch may come in
+                parts that fit into memory.
+        """
+        config, target = self.config, self.target
+        factor = _learning_rate_factor(self.done, config)
+        rates = (config.learning_rate * factor, config.lagrangian_learning_rate * factor)
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        total, sparsity = 0.0, 0.0
+        for loss_of in losses:
+            mask = self.masks.draw(config.mask_samples, self.generator).mask
+            loss, sparse = loss_of(mask), 1 - mask[:, self._exists].mean()
+            short = target - sparse
+            lagrangian = loss + self.multipliers[0] * short + self.multipliers[1] * short**2
+            (lagrangian / len(losses)).backward()
+            total, sparsity = total + float(loss.detach()), sparsity + float(sparse.detach())
+        torch.nn.utils.clip_grad_norm_([self.masks.log_alpha, self.multipliers], config.largest_gradient_norm)
+        first, second = self.multipliers.tolist()
+        self._optimizer.step()
+        self.done += 1
+        return Progress(self.done - 1, total / len(losses), sparsity / len(losses), target, (first, second))
+
+    def mean(self) -> Float[Tensor, "source destination"]:
+        """The mask of evaluation."""
+        return self.masks.mean().detach()
+
+    def kept(self) -> Bool[Tensor, "source destination"]:
+        """The circuit as it stands."""
+        return keep_by_mean_sparsity(self.mean(), self._exists)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a run needs to go on as if it had never stopped."""
+        found = {"done": torch.tensor(self.done), "noise": self.generator.get_state()}
+        for name, parameter in self._parameters().items():
+            found[name] = parameter.detach()
+            for key, value in self._optimizer.state[parameter].items():
+                found[f"{name}.{key}"] = value
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.done = int(state["done"])
+        self.generator.set_state(state["noise"])
+        for name, parameter in self._parameters().items():
+            parameter.copy_(state[name])
+            prefix = f"{name}."
+            self._optimizer.state[parameter] = {
+                key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)
+            }
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {"log_alpha": self.masks.log_alpha, "multipliers": self.multipliers}
+
+
 def prune_to_target(
     model: MaskedModel,
     dataset: Dataset,
@@ -104,36 +207,21 @@ def prune_to_target(
 ) -> Discovery:
     """Find a circuit of about a target sparsity; see `Method` and `TargetConfig`."""
     config = TargetConfig() if config is None else config
-    generator = torch.Generator().manual_seed(seed)
-    masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=config.masked)
-    with torch.no_grad():
-        masks.log_alpha.add_(config.initial_spread * torch.randn(masks.log_alpha.shape, generator=generator))
-    exists = edge_exists(model.graph)
-    multipliers = torch.zeros(2, requires_grad=True)
-    groups = [
-        {"params": [masks.log_alpha], "lr": config.learning_rate},
-        {"params": [multipliers], "lr": config.lagrangian_learning_rate, "maximize": True},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
+    run = TargetPruning(model.graph, config, seed=seed)
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
-    trace = Trace(masks, config.steps, lambda: keep_by_mean_sparsity(masks.mean().detach(), exists))
-    for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
-        pairs = draw_pairs(dataset, config.batch_size, generator)
+    trace = Trace(run.masks, config.steps, run.kept)
+    for _ in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
+        pairs = draw_pairs(dataset, config.batch_size, run.generator)
         batch = dataset.take(pairs[0], pairs[1])
-        mask = masks.draw(config.mask_samples, generator).mask
-        loss = objective(model(batch.clean, mask, ablator(batch)), batch).mean()
-        target = config.target_sparsity * min(1, step / (config.sparsity_warmup * config.steps))
-        short = target - (1 - mask[:, exists].mean())
-        optimizer.zero_grad()
-        (loss + multipliers[0] * short + multipliers[1] * short**2).backward()
-        torch.nn.utils.clip_grad_norm_([masks.log_alpha, multipliers], config.largest_gradient_norm)
-        optimizer.step()
-        schedule.step()
+
+        def loss(mask: Mask, batch: Batch = batch) -> Float[Tensor, ""]:
+            return objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
+
+        step = run.step([loss])
         with torch.no_grad():
-            trace.note(loss, masks.expected_edges())
-    return trace.discovery(ablation, masks.mean().detach())
+            trace.note(step.loss, run.masks.expected_edges())
+    return trace.discovery(ablation, run.mean())
 
 
 def keep_by_mean_sparsity(

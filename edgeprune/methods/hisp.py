@@ -61,7 +61,10 @@ def score_nodes(
     for batch in tqdm(batches, desc=f"HISP, {ablation}", disable=None if progress else True):
         ablated = ablator(batch)
         masks = torch.ones(len(batch.clean), *shape, requires_grad=True)
-        outputs = model(batch.clean[:, None], masks, None if ablated is None else ablated[:, :, None])
+        # A mask of its own for each input.
+        ablated = None if ablated is None else ablated[:, :, None]
+        positions = None if batch.positions is None else batch.positions[:, None]
+        outputs = model(batch.clean[:, None], masks, ablated, positions)
         loss = objective.per_input(outputs[:, 0], batch).sum()
         # All that a source writes is read along its edges: the derivative by its output is the sum of theirs.
         total += torch.autograd.grad(loss, masks)[0].sum(-1).abs().sum(0)

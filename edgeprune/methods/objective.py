@@ -28,7 +28,8 @@ Loss = Literal["worst", "divergence", "squared", "disagreement"]
 - `disagreement`: minus how far outputs point where the full model's do. It is linear in the outputs, so that its
   gradient is not zero at the full model, as that of a distance is. Of logits it is a logit difference, as in
   arXiv:2310.10348: the full model's answer above the mean of all other outputs. Of values it is their product with the
-  full model's, over its mean square. It is -1 at the full model of a compiled program.
+  full model's, over its mean square. It is -1 at the full model of a compiled program. Where a task names right and
+  wrong answers, it is minus the task's own metric.
 """
 
 DISTANCES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
@@ -88,6 +89,8 @@ class Objective:
         if self._loss == "divergence" and self._logits:
             scale = self._logit_scale
             return kl_divergence(scale * outputs, scale * batch.target, batch.scored)
+        if self._loss == "disagreement" and batch.answers is not None:
+            return -scored_mean(batch.answers.preference(outputs), batch.scored)
         if self._loss == "disagreement":
             agreement = logit_difference(outputs, batch.target) if self._logits else (outputs * batch.target).sum(-1)
             return -scored_mean(agreement / (1 if self._logits else self._square), batch.scored)

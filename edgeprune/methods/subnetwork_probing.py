@@ -95,11 +95,11 @@ def probe_subnetwork(
         pairs = draw_pairs(dataset, config.batch_size, generator)
         batch = dataset.take(pairs[0], pairs[1])
         mask = masks.draw(config.mask_samples, generator).mask
-        loss = objective(model(batch.clean, mask, ablator(batch)), batch).mean()
+        loss = objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
         kept = config.hard_concrete.probability_positive(masks.log_alpha).sum()
         optimizer.zero_grad()
         (loss + config.penalty * kept).backward()
         optimizer.step()
         with torch.no_grad():
-            trace.note(loss, masks.expected_edges())
+            trace.note(loss.item(), masks.expected_edges())
     return trace.discovery(ablation, scores())

@@ -77,7 +77,7 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
     class Spy:
         graph = program.model.graph
 
-        def __call__(self, tokens, mask, ablated):
+        def __call__(self, tokens, mask, ablated, positions):
             seen.append(len(mask))
             return program.model(tokens, mask, ablated)
 

@@ -1,0 +1,1 @@
+"""Language models of Hugging Face as masked models: our own short forward over their weights."""

@@ -1,0 +1,108 @@
+"""Tasks that language models are pruned on, by name, and one's own from a file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from edgeprune.answers import Metric
+from edgeprune.errors import ConfigError, TaskError
+from edgeprune.tasks import gendered_pronoun, greater_than, ioi
+from edgeprune.tasks.encode import Encoded as Encoded
+from edgeprune.tasks.encode import Encoder as Encoder
+from edgeprune.tasks.example import Example as Example
+from edgeprune.tasks.jsonl import SPLITS, read_examples
+
+Draw = Callable[[Random], Example]
+"""Draws one example."""
+
+TASKS: Final[Mapping[str, tuple[Callable[[Encoder], Draw], Metric]]] = {
+    "ioi-t1": (partial(ioi.drawer, templates=ioi.TEMPLATES[:1]), "logit difference"),
+    "ioi": (partial(ioi.drawer, templates=ioi.TEMPLATES), "logit difference"),
+    "gt": (greater_than.drawer, "probability difference"),
+    "gp": (gendered_pronoun.drawer, "logit difference"),
+}
+"""Each with the metric that it is measured by."""
+
+_TRIES: Final = 20
+"""Draws for each example that is asked for, before a task is said to have no more of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How many examples each split has; of a file, the most that it has."""
+
+    train: int = 200
+    validation: int = 200
+    test: int = 1000
+
+    def __post_init__(self) -> None:
+        faults = [f"{split} >= 1, got {getattr(self, split)}" for split in SPLITS if getattr(self, split) < 1]
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.train + self.validation + self.test
+
+
+def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -> dict[str, list[Example]]:
+    """The examples of a task by split, no prompt in two of them.
+
+    Args:
+        name: one of `TASKS`, or a file of examples (see `tasks.jsonl`).
+        encoder: of the model's tokenizer, to whose tokens prompts are fitted.
+        sizes: how many.
+        seed: the same seed gives the same examples.
+
+    Raises:
+        TaskError: there is no such task, it has not as many examples, or the tokenizer does not fit it.
+    """
+    random = Random(seed)
+    if name in TASKS:
+        examples = _draw_distinct(name, TASKS[name][0](encoder), sizes.total, random)
+        ends = {"train": sizes.train, "validation": sizes.train + sizes.validation, "test": sizes.total}
+        starts = dict(zip(SPLITS, (0, *ends.values()), strict=False))
+        return {split: examples[starts[split] : ends[split]] for split in SPLITS}
+    if not name.endswith((".jsonl", ".json")):
+        raise TaskError(f"Expected a task among {', '.join(TASKS)}, or a file of examples (.jsonl); got {name!r}")
+    return _divide(Path(name), sizes, random)
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a task; for a file, the logit difference."""
+    return TASKS[name][1] if name in TASKS else "logit difference"
+
+
+def _draw_distinct(name: str, draw: Draw, count: int, random: Random) -> list[Example]:
+    found: dict[str, Example] = {}
+    for _ in range(_TRIES * count):
+        example = draw(random)
+        found.setdefault(example.clean, example)
+        if len(found) == count:
+            return list(found.values())
+    raise TaskError(
+        f"Expected {count} examples of {name!r}, train, validation and test together; it has about {len(found)} with "
+        "this tokenizer: ask for fewer"
+    )
+
+
+def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
+    """The examples of a file; of those that name no split, half are for training and a quarter for each other one."""
+    examples = read_examples(path)
+    splits = {split: [example for example, asked in examples if asked == split] for split in SPLITS}
+    free = [example for example, asked in examples if asked is None]
+    random.shuffle(free)
+    quarter = len(free) // 4
+    splits["test"] += free[:quarter]
+    splits["validation"] += free[quarter : 2 * quarter]
+    splits["train"] += free[2 * quarter :]
+    if empty := [split for split in SPLITS if not splits[split]]:
+        raise TaskError(
+            f"Expected examples of every split; {path} leaves none for {', '.join(empty)}: "
+            'name it in some lines ("split"), or give at least four that name none'
+        )
+    return {split: splits[split][: getattr(sizes, split)] for split in SPLITS}

@@ -1,0 +1,172 @@
+"""Examples as tokens, and as the inputs that circuits are discovered and judged on."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from edgeprune.answers import Answers, Metric
+from edgeprune.data import Dataset
+from edgeprune.errors import TaskError
+from edgeprune.model import MaskedModel
+from edgeprune.tasks.example import Example
+
+_LAST_WORD = re.compile(r"\s?\S*$")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples as tokens, padded on the right."""
+
+    tokens: Int[Tensor, "batch pos"]
+    counterparts: Int[Tensor, "batch pos"]
+    """Corrupted inputs."""
+
+    length: Int[Tensor, " batch"]
+    positions: Int[Tensor, "batch predicted"]
+    """The position at which each prediction is made: that of the token before."""
+
+    scored: Bool[Tensor, "batch predicted"]
+    """False where an example has fewer predictions than another."""
+
+    answers: Answers
+
+    @torch.no_grad()
+    def dataset(self, model: MaskedModel, *, chunk: int = 64, progress: bool = False) -> Dataset:
+        """The same with the full model's logits. Inputs of one length are a group."""
+        parts = torch.arange(len(self.tokens)).split(chunk)
+        bar = tqdm(parts, desc="full model", disable=None if progress else True)
+        target = torch.cat([model(self.tokens[rows], positions=self.positions[rows]).float() for rows in bar])
+        return Dataset(
+            tokens=self.tokens,
+            scored=self.scored,
+            target=target,
+            group=self.length,
+            positions=self.positions,
+            counterparts=self.counterparts,
+            answers=self.answers,
+        )
+
+
+class Encoder:
+    """Makes tokens of examples.
+
+    Args:
+        tokenizer: the model's; a fast one, which tells which characters each token stands for.
+        context_length: the most tokens that the model takes.
+
+    Raises:
+        TaskError: the tokenizer is a slow one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, context_length: int) -> None:
+        if not tokenizer.is_fast:
+            raise TaskError(f"Expected a fast tokenizer, which has a tokenizer.json; got {type(tokenizer).__name__}")
+        self._tokenizer, self._context_length = tokenizer, context_length
+        self._continuations: dict[tuple[str, str], int | None] = {}
+
+    def continuation(self, text: str, answer: str) -> int | None:
+        """The one token that `answer` is after `text`; None where it is several, or changes how the text is split."""
+        key = (_LAST_WORD.findall(text)[0], answer)
+        if key not in self._continuations:
+            before, after = (self._ids(part) for part in (key[0], "".join(key)))
+            one_more = len(after) == len(before) + 1 and after[:-1] == before
+            known = one_more and after[-1] != self._tokenizer.unk_token_id
+            self._continuations[key] = after[-1] if known else None
+        return self._continuations[key]
+
+    def word(self, text: str) -> int | None:
+        """The one token that a text is by itself; None where it is several, or unknown."""
+        ids = self._ids(text)
+        return ids[0] if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
+
+    def encode(self, examples: Sequence[Example], metric: Metric) -> Encoded:
+        """All examples, padded to the longest.
+
+        Raises:
+            TaskError: texts of an example differ in tokens, are too long, or do not fit its answers; it is named.
+        """
+        if not examples:
+            raise TaskError("Expected at least one example; got none")
+        rows = [self._row(f"Example {number}", example) for number, example in enumerate(examples, start=1)]
+        predicted = max(len(row.positions) for row in rows)
+        positions = _padded([row.positions for row in rows], -1)
+        return Encoded(
+            tokens=_padded([row.clean for row in rows], 0),
+            counterparts=_padded([row.corrupted for row in rows], 0),
+            length=torch.tensor([len(row.clean) for row in rows]),
+            positions=positions.clamp(min=0),
+            scored=positions >= 0,
+            answers=Answers(
+                right=_ids_padded([row.right for row in rows], predicted),
+                wrong=_ids_padded([row.wrong for row in rows], predicted),
+                metric=metric,
+            ),
+        )
+
+    def _row(self, name: str, example: Example) -> "_Row":
+        clean, corrupted = (self._tokenizer(text)["input_ids"] for text in (example.clean, example.corrupted))
+        if len(clean) != len(corrupted):
+            raise TaskError(
+                f"Expected clean and corrupted texts with equally many tokens; got {len(clean)} and {len(corrupted)}. "
+                f"{name}: {example.clean!r} and {example.corrupted!r}"
+            )
+        if not 0 < len(clean) <= self._context_length:
+            raise TaskError(
+                f"Expected texts of 1 to {self._context_length} tokens, as the model takes; got {len(clean)}. "
+                f"{name}: {example.clean!r:.200}"
+            )
+        ends = {end: place for place, (start, end) in enumerate(self._offsets(example.clean)) if end > start}
+        positions, right, wrong = list[int](), list[list[int]](), list[list[int]]()
+        for prediction in example.predictions:
+            text = example.clean[: prediction.start]
+            if prediction.start not in ends:
+                raise TaskError(
+                    f"Expected a token that ends where an answer begins. {name}: {text!r} does not end in one"
+                )
+            positions.append(ends[prediction.start])
+            right.append([self._answer(name, text, answer) for answer in prediction.right])
+            wrong.append([self._answer(name, text, answer) for answer in prediction.wrong])
+        return _Row(clean, corrupted, positions, right, wrong)
+
+    def _answer(self, name: str, text: str, answer: str) -> int:
+        token = self.continuation(text, answer)
+        if token is None:
+            raise TaskError(
+                f"Expected answers of one token of the model's; got {answer!r}, which is several, unknown, or changes "
+                f"those before it. {name}: {text!r}"
+            )
+        return token
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        return self._tokenizer(text, return_offsets_mapping=True)["offset_mapping"]  # pyright: ignore[reportReturnType]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One example as ids; right and wrong ones for each of its predictions."""
+
+    clean: list[int]
+    corrupted: list[int]
+    positions: list[int]
+    right: list[list[int]]
+    wrong: list[list[int]]
+
+
+def _padded(rows: Sequence[Sequence[int]], filling: int, *, width: int | None = None) -> Int[Tensor, "row column"]:
+    width = max(len(row) for row in rows) if width is None else width
+    return torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows])
+
+
+def _ids_padded(rows: Sequence[Sequence[Sequence[int]]], predicted: int) -> Int[Tensor, "row predicted id"]:
+    width = max([1, *(len(ids) for row in rows for ids in row)])
+    filled = [[*row, *[[]] * (predicted - len(row))] for row in rows]
+    return torch.stack([_padded(row, -1, width=width) for row in filled])

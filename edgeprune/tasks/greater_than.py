@@ -1,0 +1,57 @@
+"""Greater-than: something begins in one year, and ends in a later one of the same century.
+
+Hanna, Liu and Variengien, "How does GPT-2 compute greater-than?", arXiv:2305.00586: "lasted from the year 1732 to the
+year 17" is to go on with 33 to 99. In corrupted prompts the first year ends in 01, after which almost any may come.
+The metric is the probability of later years less that of the others.
+
+Note: events and verbs are our own. Years that the tokenizer does not split into their two halves are left out.
+"""
+
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from edgeprune.errors import TaskError
+from edgeprune.tasks.encode import Encoder
+from edgeprune.tasks.example import Example
+from edgeprune.tasks.words import EVENTS
+
+TEMPLATE: Final = "The {event} {verb} from the year {century}{year} to the year {century}"
+VERBS: Final = ("lasted", "went on", "continued", "dragged on", "ran")
+CENTURIES: Final = range(11, 18)
+_CORRUPTED: Final = "01"
+
+
+def drawer(encoder: Encoder) -> Callable[[Random], Example]:
+    """Draws examples with years of two tokens.
+
+    Raises:
+        TaskError: the tokenizer splits no century's years so.
+    """
+    years = {century: _years(encoder, century) for century in CENTURIES}
+    usable = [century for century, known in years.items() if _CORRUPTED in known and len(known) > 2]
+    if not usable:
+        raise TaskError(
+            "Expected a tokenizer that splits years such as 1732 into 17 and 32; it does so for no century from "
+            f"{min(CENTURIES)} to {max(CENTURIES)}"
+        )
+
+    def draw(random: Random) -> Example:
+        century = random.choice(usable)
+        known = years[century]
+        # One that has years before it and after it; 01 itself is the corrupted one.
+        year = random.choice([each for each in known[1:-1] if each > _CORRUPTED])
+        event, verb = random.choice(EVENTS), random.choice(VERBS)
+        clean, corrupted = (
+            TEMPLATE.format(event=event, verb=verb, century=century, year=each) for each in (year, _CORRUPTED)
+        )
+        later = [each for each in known if each > year]
+        return Example.ending(clean, corrupted, later, [each for each in known if each <= year])
+
+    return draw
+
+
+def _years(encoder: Encoder, century: int) -> list[str]:
+    """The years of a century that are one token after it, in order."""
+    years = [f"{year:02}" for year in range(100)]
+    return [year for year in years if encoder.continuation(f" {century}", year) is not None]

@@ -1,0 +1,264 @@
+"""Tasks of language models: what is drawn, and how it becomes tokens."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import gpt2, gpt2_config
+from tokenizing import byte_pairs, whole_words
+
+from edgeprune.answers import Answers
+from edgeprune.errors import ConfigError, TaskError
+from edgeprune.models.gpt2 import Gpt2Model
+from edgeprune.tasks import TASKS, Encoder, Example, Sizes, make_examples, metric_of
+from edgeprune.tasks.words import MEN, NAMES, WOMEN
+
+FEW = Sizes(train=6, validation=5, test=7)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(byte_pairs(), context_length=64)
+
+
+def every(splits):
+    return [example for split in splits.values() for example in split]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_the_examples_that_were_asked_for_and_no_prompt_twice(encoder, name):
+    splits = make_examples(name, encoder, FEW, seed=3)
+    assert {split: len(examples) for split, examples in splits.items()} == {"train": 6, "validation": 5, "test": 7}
+    assert len({example.clean for example in every(splits)}) == 18
+    assert make_examples(name, encoder, FEW, seed=3) == splits != make_examples(name, encoder, FEW, seed=4)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_clean_and_corrupted_prompts_differ_and_have_equally_many_tokens(encoder, name):
+    examples = every(make_examples(name, encoder, FEW))
+    encoded = encoder.encode(examples, metric_of(name))
+    assert all(example.clean != example.corrupted for example in examples)
+    padding = torch.arange(encoded.tokens.shape[1]) >= encoded.length[:, None]
+    assert not encoded.tokens[padding].any() and not encoded.counterparts[padding].any()
+    assert (encoded.positions[:, 0] == encoded.length - 1).all() and encoded.scored.all()
+    for example, tokens, length in zip(examples, encoded.tokens, encoded.length, strict=True):
+        assert byte_pairs().decode(tokens[:length]) == example.clean
+
+
+@pytest.mark.parametrize("name", ["ioi", "ioi-t1"])
+def test_the_indirect_object_is_the_name_that_comes_once(encoder, name):
+    for example in every(make_examples(name, encoder, FEW)):
+        clean = [word.strip(".,") for word in example.clean.split()]
+        (right,), (wrong,) = example.predictions[0].right, example.predictions[0].wrong
+        assert clean.count(right.strip()) == 1 and clean.count(wrong.strip()) == 2
+        names = [word.strip(".,") for word in example.corrupted.split() if word.strip(".,") in NAMES]
+        assert len(set(names)) == 3 and not {right.strip(), wrong.strip()} & set(names)
+
+
+def test_one_template_is_one_template_and_many_are_many(encoder):
+    def shapes(name):
+        examples = every(make_examples(name, encoder, Sizes(train=60, validation=1, test=1)))
+        return {example.clean.split()[0] for example in examples} - set(NAMES)
+
+    assert len(shapes("ioi-t1")) == 1 and len(shapes("ioi")) > 6
+
+
+def test_later_years_are_right_and_the_others_wrong(encoder):
+    for example in every(make_examples("gt", encoder, FEW)):
+        right, wrong = example.predictions[0].right, example.predictions[0].wrong
+        year = example.clean.split(" to the year ")[0][-2:]
+        assert example.corrupted == example.clean.replace(f"{year} to", "01 to")
+        century, years = example.clean[-3:], [f"{number:02}" for number in range(100)]
+        assert max(wrong) == year < min(right)
+        assert [*wrong, *right] == [each for each in years if encoder.continuation(century, each) is not None]
+
+
+def test_pronouns_follow_names(encoder):
+    for example in every(make_examples("gp", encoder, FEW)):
+        name, other = ({*NAMES} & {*text.split()} for text in (example.clean, example.corrupted))
+        assert name <= {*WOMEN} if example.predictions[0].right == (" she",) else name <= {*MEN}
+        assert other <= {*MEN} if example.predictions[0].wrong == (" he",) else other <= {*WOMEN}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_tokenizer_that_knows_too_few_words_is_refused(name):
+    encoder = Encoder(whole_words("to", "Mary"), context_length=64)
+    with pytest.raises(TaskError, match="Expected a tokenizer that"):
+        make_examples(name, encoder, FEW)
+
+
+def test_more_examples_than_there_are_is_refused():
+    encoder = Encoder(whole_words(*NAMES[:6]), context_length=64)
+    with pytest.raises(TaskError, match="Expected 9000 examples of 'ioi-t1'"):
+        make_examples("ioi-t1", encoder, Sizes(train=8_998, validation=1, test=1))
+
+
+def test_an_unknown_task_lists_those_that_there_are(encoder):
+    with pytest.raises(TaskError, match=r"Expected a task among ioi-t1, ioi, gt, gp, or a file .*; got 'magic'"):
+        make_examples("magic", encoder, FEW)
+
+
+def test_sizes_are_at_least_one():
+    with pytest.raises(ConfigError, match="train >= 1, got 0; test >= 1, got -1"):
+        Sizes(train=0, test=-1)
+
+
+# Marks
+
+
+def test_a_mark_ends_the_prompt_and_takes_the_space_before_it():
+    for clean in ("It is <predict>four</predict> or so", "It is<predict> four</predict>"):
+        example = Example.marked(clean, "It is <predict>five</predict>, perhaps")
+        assert (example.clean, example.corrupted) == ("It is", "It is")
+        (prediction,) = example.predictions
+        assert (prediction.start, prediction.right, prediction.wrong) == (5, (" four",), (" five",))
+
+
+def test_several_marks_are_several_predictions_and_earlier_answers_are_read():
+    example = Example.marked("1<predict> 2</predict> 3<predict> 4</predict>", "5 6 7")
+    assert (example.clean, example.corrupted) == ("1 2 3", "5 6 7")
+    assert [(p.start, p.right, p.wrong) for p in example.predictions] == [(1, (" 2",), ()), (5, (" 4",), ())]
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "message"),
+    [
+        ("no mark", "", "somewhere in the clean text; got 'no mark'"),
+        ("a<predict>b", "", "every <predict> closed"),
+        ("a<predict> </predict>", "", "with an answer between"),
+        ("a<predict>b</predict>", "a<predict>b</predict><predict>c</predict>", "as many marks .*, 1, or none; got 2"),
+    ],
+)
+def test_wrong_marks_are_refused(clean, corrupted, message):
+    with pytest.raises(TaskError, match=message):
+        Example.marked(clean, corrupted)
+
+
+# Files
+
+
+def written(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return str(path)
+
+
+def line(number, **more):
+    return {"clean": f"{number} is<predict> {number}</predict>", "corrupted": "2 is<predict> 2</predict>", **more}
+
+
+def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encoder):
+    lines = [line(n, split="test") for n in range(3)] + [line(n) for n in range(10, 18)]
+    splits = make_examples(written(tmp_path / "own.jsonl", *lines, ""), encoder, Sizes(train=3))
+    assert {split: len(examples) for split, examples in splits.items()} == {"train": 3, "validation": 2, "test": 5}
+    assert [example.clean for example in splits["test"][:3]] == ["0 is", "1 is", "2 is"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["not JSON"], r"Expected a JSON object; .*own.jsonl, line 1"),
+        ([line(1), {"clean": "x"}], r'Expected \{"clean": text, .*own.jsonl, line 2'),
+        ([{**line(1), "clean": 3}], r'Expected \{"clean": text'),
+        ([{**line(1), "more": ""}], r'Expected \{"clean": text'),
+        ([line(1, split="dev")], r"a split among train, validation, test; got 'dev'"),
+        ([{"clean": "x", "corrupted": "y"}], r"somewhere in the clean text; got 'x' \(.*line 1"),
+        ([""], "Expected examples, one JSON object a line; .* has none"),
+        ([line(1)], "leaves none for validation, test"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_and_the_line_named(tmp_path, encoder, lines, message):
+    with pytest.raises(TaskError, match=message):
+        make_examples(written(tmp_path / "own.jsonl", *lines), encoder, FEW)
+
+
+def test_a_missing_file_is_refused(tmp_path, encoder):
+    with pytest.raises(TaskError, match="cannot read"):
+        make_examples(str(tmp_path / "none.jsonl"), encoder, FEW)
+
+
+# Tokens
+
+
+def test_each_prediction_is_made_at_the_token_before_it(encoder):
+    rows = [
+        Example.marked("Mary gave<predict> John</predict> the<predict> book</predict>", "Anna gave Mark the"),
+        Example.marked("Mary<predict> John</predict>", "Anna<predict> Mark</predict>"),
+    ]
+    encoded = encoder.encode(rows, "logit difference")
+    for row, number, before, right in [(0, 0, " gave", " John"), (0, 1, " the", " book"), (1, 0, "Mary", " John")]:
+        seen = byte_pairs().decode(encoded.tokens[row, : encoded.positions[row, number] + 1])
+        assert seen.endswith(before)
+        assert byte_pairs().decode(encoded.answers.right[row, number]) == right
+    assert encoded.scored.tolist() == [[True, True], [True, False]]
+    assert encoded.answers.wrong.tolist()[0] == [[-1], [-1]]
+    assert byte_pairs().decode(encoded.answers.wrong[1, 0]) == " Mark"
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "message"),
+    [
+        (
+            "Mary<predict> John</predict>",
+            "Anna gave",
+            "equally many tokens; got 1 and 2. Example 1: 'Mary' and 'Anna gave'",
+        ),
+        ("Mary<predict> qqqzzz</predict>", "Anna", "answers of one token .*; got ' qqqzzz'.* Example 1: 'Mary'"),
+        ("Ma<predict>ry</predict>", "An", "answers of one token|equally many tokens"),
+        ("<predict>Mary</predict>", "", "1 to 64 tokens"),
+        ("Mary " * 65 + "<predict>Mary</predict>", "Mary " * 64 + "Mary", "1 to 64 tokens, .*; got 65. Example 1"),
+    ],
+)
+def test_examples_that_do_not_fit_the_tokenizer_are_refused_and_named(encoder, clean, corrupted, message):
+    with pytest.raises(TaskError, match=message):
+        encoder.encode([Example.marked(clean, corrupted)], "logit difference")
+
+
+def test_no_examples_are_refused(encoder):
+    with pytest.raises(TaskError, match="at least one example"):
+        encoder.encode([], "logit difference")
+
+
+def test_an_unknown_word_is_no_answer():
+    encoder = Encoder(whole_words("to", "Mary"), context_length=8)
+    assert encoder.continuation("to", " Mary") == 2
+    assert encoder.continuation("to", " Anna") is None
+    assert encoder.word("Anna") is None and encoder.word("Mary") == 2
+
+
+def test_a_dataset_has_the_full_models_logits_where_predictions_are_made(encoder):
+    model = Gpt2Model(gpt2(gpt2_config(vocab_size=len(byte_pairs()), n_positions=64)))
+    encoded = encoder.encode(every(make_examples("ioi", encoder, FEW)), "logit difference")
+    dataset = encoded.dataset(model, chunk=4)
+    everywhere = model(encoded.tokens)
+    for row in range(len(dataset)):
+        torch.testing.assert_close(dataset.target[row, 0], everywhere[row, encoded.length[row] - 1].detach())
+    batch = dataset.take(torch.tensor([2, 0]), dataset.partners(torch.tensor([2, 0]), torch.Generator()))
+    assert torch.equal(batch.corrupted, encoded.counterparts[[2, 0]])
+    assert torch.equal(batch.answers.right, encoded.answers.right[[2, 0]])
+
+
+# The metric
+
+
+@given(st.integers(0, 2**31), st.sampled_from(["logit difference", "probability difference"]), st.booleans())
+def test_the_metric_is_that_of_a_loop_over_answers(seed, metric, against_all):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 1, 7, generator=generator, dtype=torch.float64)
+    right, wrong = [[1, 2], [3], [0, 5]], [[0], [4, 6], [2]]
+    wrong = [[], [], []] if against_all else wrong
+    answers = Answers(
+        *(torch.tensor([[[*ids, *[-1] * (2 - len(ids))]] for ids in part]) for part in (right, wrong)), metric
+    )
+    ours = answers.preference(logits)
+    for mask in range(2):
+        for row in range(3):
+            others = wrong[row] or [each for each in range(7) if each not in right[row]]
+            if metric == "logit difference":
+                values = logits[mask, row, 0]
+                expected = values[right[row]].mean() - values[others].mean()
+            else:
+                values = logits[mask, row, 0].softmax(-1)
+                expected = values[right[row]].sum() - values[others].sum()
+            torch.testing.assert_close(ours[mask, row, 0], expected)
