@@ -22,7 +22,7 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
 	@echo "== pytest: units and properties, with branch coverage and shapes checked"
-	@$(BIN)/pytest tests/unit tests/property $(SHAPES) --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/pytest tests/unit tests/property tests/models $(SHAPES) --cov --cov-report=term --cov-fail-under=90
 	@echo "== pytest: every program, verified, certified and recovered; whole discoveries; the plugin"
 	@$(BIN)/pytest tests/recovery tests/plugin tests/mutants programs
 

@@ -16,7 +16,7 @@ Sources = Float[Tensor, "source *lead batch pos d_model"]
 Mask = Float[Tensor, "*masks source destination"]
 """1 keeps an edge and 0 ablates it; entries that no edge stands behind are not read."""
 
-Positions = Int[Tensor, "*lead batch predicted"]
+Positions = Int[Tensor, "*places batch predicted"]
 """The positions of each input at which outputs are wanted."""
 
 Outputs = Float[Tensor, "*runs batch predicted vocab"]

@@ -48,8 +48,8 @@ class _Attention:
     """The heads of one layer: the queries of all, then keys, then values."""
 
     norm: _Norm
-    inputs: Float[Tensor, "port*head d_model d_head"]
-    input_bias: Float[Tensor, "port*head 1 d_head"]
+    inputs: Float[Tensor, "port d_model d_head"]
+    input_bias: Float[Tensor, "port 1 d_head"]
     outputs: Float[Tensor, "head d_head d_model"]
     output_bias: Float[Tensor, " d_model"]
     scale: float

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import gpt2, gpt2_config
 from tokenizing import byte_pairs, whole_words
 
+from edgeprune import tasks
 from edgeprune.answers import Answers
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.models.gpt2 import Gpt2Model
@@ -89,7 +90,8 @@ def test_a_tokenizer_that_knows_too_few_words_is_refused(name):
         make_examples(name, encoder, FEW)
 
 
-def test_more_examples_than_there_are_is_refused():
+def test_more_examples_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr(tasks, "_TRIES", 2)
     encoder = Encoder(whole_words(*NAMES[:6]), context_length=64)
     with pytest.raises(TaskError, match="Expected 9000 examples of 'ioi-t1'"):
         make_examples("ioi-t1", encoder, Sizes(train=8_998, validation=1, test=1))
