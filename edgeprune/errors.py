@@ -63,3 +63,7 @@ class ModelError(EdgePruneError):
 
 class TaskError(EdgePruneError):
     """A task cannot be had or used: no such name or file, or an example that does not fit the model's tokenizer."""
+
+
+class RunError(EdgePruneError):
+    """A run that cannot go on: its folder holds another run or a damaged file, or its loss is no number any more."""

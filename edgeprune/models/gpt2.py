@@ -85,8 +85,9 @@ class Gpt2Model:
     """A GPT-2 as a masked transformer.
 
     Tokens are `[*lead, batch, pos]` ids, inputs that are shorter than others padded on the right with any id: no
-    position sees a later one. Outputs are logits `[..., batch, pos, vocab]`. Weights stay on their device and of their
-    type; they are shared with `model` where they can be.
+    position sees a later one. Outputs are logits `[..., batch, pos, vocab]`, on the device of the tokens, and of single
+    precision at the least. Weights stay on their device and of their type, and so do sources; they are shared with
+    `model` where they can be.
 
     Args:
         model: the weights.
@@ -112,7 +113,7 @@ class Gpt2Model:
     @torch.no_grad()
     def sources(self, tokens: Tokens) -> Sources:
         """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
-        runs = tokens.flatten(0, -3) if tokens.ndim > 2 else tokens[None]
+        runs = (tokens.flatten(0, -3) if tokens.ndim > 2 else tokens[None]).to(self._token.device)
         stream = PlainStream(keep=True)
         self._write_all(stream, runs)
         written = stream.written.transpose(0, 1).unflatten(2, runs.shape[1:])
@@ -126,7 +127,9 @@ class Gpt2Model:
         positions: Positions | None = None,
     ) -> Outputs:
         """Logits, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`."""
-        mask = None if mask is None else mask.to(self._token)
+        asked, device = tokens.device, self._token.device
+        tokens, mask = tokens.to(device), None if mask is None else mask.to(self._token)
+        positions = None if positions is None else positions.to(device)
         lead = torch.broadcast_shapes(
             tokens.shape[:-2],
             () if mask is None else mask.shape[:-2],
@@ -145,7 +148,8 @@ class Gpt2Model:
             for some in (slice(start, start + at_once) for start in range(0, runs, at_once))
         ]
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return together.view(*lead, *together.shape[1:])
+        kind = torch.promote_types(together.dtype, torch.float32)
+        return together.view(*lead, *together.shape[1:]).to(asked, kind)
 
     def _run(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, ablated: Tensor | None) -> Tensor:
         """Logits `[run, batch, position, vocab]`."""

@@ -41,7 +41,7 @@ class Encoded:
         """The same with the full model's logits. Inputs of one length are a group."""
         parts = torch.arange(len(self.tokens)).split(chunk)
         bar = tqdm(parts, desc="full model", disable=None if progress else True)
-        target = torch.cat([model(self.tokens[rows], positions=self.positions[rows]).float() for rows in bar])
+        target = torch.cat([model(self.tokens[rows], positions=self.positions[rows]) for rows in bar])
         return Dataset(
             tokens=self.tokens,
             scored=self.scored,

@@ -1,0 +1,72 @@
+"""Language models and their tokenizers, by name on the Hugging Face hub or from a folder."""
+
+from typing import Any, Final, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from edgeprune.errors import ModelError
+from edgeprune.models.gpt2 import Gpt2Model
+
+Precision = Literal["float32", "bfloat16"]
+"""Of weights and of what they compute; masks, losses and their optimiser are single precision either way."""
+
+KINDS: Final = ("gpt2",)
+"""Kinds of models that can be loaded, as their `config.json` names them."""
+
+
+def load_model(
+    name: str, *, precision: Precision = "float32", device: str = "auto"
+) -> tuple[Gpt2Model, PreTrainedTokenizerBase]:
+    """A language model and its tokenizer.
+
+    Args:
+        name: on the hub, such as `gpt2`, or a folder with `config.json`, safetensors and a tokenizer.
+        precision: of the weights.
+        device: `cpu`, `cuda` or another of torch's; `auto` is a GPU where there is one.
+
+    Raises:
+        ModelError: there is no such model, it is of another kind, its files are damaged or incomplete, or there is no
+            such device.
+    """
+    placed = find_device(device)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in KINDS:
+            raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
+        # No pickle: a checkpoint without safetensors is refused.
+        found: Any = GPT2LMHeadModel.from_pretrained(
+            name, use_safetensors=True, dtype=getattr(torch, precision), output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever Hugging Face's libraries and their readers raise
+        raise ModelError(
+            f"Expected a model's name on the Hugging Face hub, or a folder with config.json, safetensors and a "
+            f"tokenizer; {name!r} cannot be loaded: {type(error).__name__}: {error!s:.300}"
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    model, loaded = found
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(f"Expected all weights of a GPT-2 in {name!r}; missing: {', '.join(missing):.200}")
+    return Gpt2Model(model.eval().to(placed)), tokenizer
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; a GPU for `auto`, where there is one.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"Expected a device such as auto, cpu or cuda; got {name!r}: {error!s:.200}") from error
+    return device

@@ -1,0 +1,260 @@
+"""Runs in folders: stopped at any moment and gone on with, refused, damaged, and looked at."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import gpt2, gpt2_config
+from tokenizing import byte_pairs
+
+from edgeprune import pruning_run
+from edgeprune.errors import ConfigError, RunError
+from edgeprune.evaluate import evaluate
+from edgeprune.masks import circuit_mask, edge_exists
+from edgeprune.methods.edge_pruning_target import TargetConfig
+from edgeprune.pruning_run import RunConfig, load_subject, prune, read_config
+from edgeprune.store import UnwritableFile, load_saved
+from edgeprune.tasks import Sizes
+
+STEPS = 30
+QUICK = TargetConfig(
+    target_sparsity=0.5, steps=STEPS, mask_samples=1, batch_size=4, logit_scale=1.0, initial_log_alpha=1.0,
+    lagrangian_learning_rate=0.8, sparsity_warmup=0.1,
+)  # fmt: skip
+
+
+def save_model(folder: Path, seed: int = 0) -> str:
+    gpt2(gpt2_config(vocab_size=len(byte_pairs()), n_positions=32), seed).save_pretrained(folder)
+    byte_pairs().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    model = save_model(tmp_path_factory.mktemp("model"))
+    return RunConfig(model=model, task="gp", sizes=Sizes(train=8, validation=4, test=6), pruning=QUICK)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    prune(config, out, save_every=7)
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_run_leaves_what_was_asked_for_how_it_went_and_what_was_found(config, whole):
+    assert contents(whole).keys() == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "circuit.json"}
+    assert read_config(whole) == config
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["step"] for line in lines if "validation" in line] == [6, 13, 20, 27, 29]
+    assert lines[0]["target"] == 0 and lines[-1]["target"] == 0.5
+    saved = load_saved(whole / "circuit.json")
+    assert saved.model == config.model and saved.method["config"]["target_sparsity"] == 0.5
+    assert len(saved.scores) == saved.circuit.graph.total > len(saved.circuit)
+    assert lines[-1]["validation"]["edges"] == len(saved.circuit)
+
+
+def test_the_same_again_is_the_same_and_another_seed_is_not(config, whole, tmp_path):
+    prune(config, tmp_path / "again", save_every=100)
+    assert (tmp_path / "again" / "circuit.json").read_bytes() == (whole / "circuit.json").read_bytes()
+    other = prune(replace(config, seed=1), tmp_path / "other")
+    assert other.scores != load_saved(whole / "circuit.json").scores
+
+
+@pytest.mark.parametrize("stop", [3, 7, 8, 20, STEPS])
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(config, whole, tmp_path, monkeypatch, stop):
+    """At checkpoints, between them, before the first, and after the last step."""
+    calls, append = [], pruning_run._append
+
+    def stops(path, measured):
+        calls.append(path)
+        append(path, measured)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning_run, "_append", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prune(config, tmp_path / "run", save_every=7)
+    monkeypatch.undo()
+    prune(config, tmp_path / "run", resume=True, save_every=7)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+@pytest.mark.sweep  # starts processes, which load everything anew
+@pytest.mark.parametrize("lines", [1, 11, 18])
+def test_a_run_that_is_killed_goes_on_to_the_same_end(config, whole, tmp_path, lines):
+    run = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from test_pruning_run import QUICK; from edgeprune.tasks import Sizes\n"
+        "from edgeprune.pruning_run import RunConfig, prune\n"
+        "sizes = Sizes(train=8, validation=4, test=6)\n"
+        f"config = RunConfig(model={config.model!r}, task='gp', sizes=sizes, pruning=QUICK)\n"
+        f"prune(config, Path({str(tmp_path / 'run')!r}), save_every=7)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, "-c", run], env=environment)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    prune(config, tmp_path / "run", resume=True, save_every=7)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_going_on_with_a_run_that_has_ended_changes_nothing(config, whole):
+    before = contents(whole)
+    prune(config, whole, resume=True)
+    assert contents(whole) == before
+
+
+def test_a_batch_may_run_in_parts(config, tmp_path):
+    prune(replace(config, parts=2), tmp_path / "parts")
+    assert len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()) == STEPS
+    with pytest.raises(ConfigError, match="parts from 1 to batch_size, 4; got 5"):
+        replace(config, parts=5)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_other_ablations_run_too(config, tmp_path, ablation):
+    found = prune(replace(config, ablation=ablation, pruning=replace(QUICK, steps=4)), tmp_path / ablation)
+    assert found.circuit.ablation == ablation
+
+
+# What is refused, and leaves everything as it was
+
+
+def test_a_folder_with_a_run_is_left_alone_unless_it_is_gone_on_with(config, whole):
+    before = contents(whole)
+    with pytest.raises(RunError, match="holds one: go on with --resume"):
+        prune(config, whole)
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "ioi"}, "with task 'gp', not 'ioi'"),
+        ({"seed": 3}, "with seed 0, not 3"),
+        ({"pruning": replace(QUICK, target_sparsity=0.9)}, "with target_sparsity 0.5, not 0.9"),
+        ({"sizes": Sizes(train=9, validation=4, test=6)}, "with train 8, not 9"),
+    ],
+)
+def test_a_run_that_asks_for_something_else_is_not_gone_on_with(config, whole, change, message):
+    before = contents(whole)
+    with pytest.raises(RunError, match=message):
+        prune(replace(config, **change), whole, resume=True)
+    assert contents(whole) == before
+
+
+def test_a_model_whose_weights_have_changed_is_another_one(config, tmp_path):
+    ours = replace(config, model=save_model(tmp_path / "model"), pruning=replace(QUICK, steps=2))
+    prune(ours, tmp_path / "run")
+    save_model(tmp_path / "model", seed=1)
+    with pytest.raises(RunError, match=r"Expected the weights that the run in .* began with"):
+        prune(ours, tmp_path / "run", resume=True)
+
+
+def test_folders_that_hold_no_run_are_refused(config, tmp_path):
+    with pytest.raises(RunError, match="there is none: leave out --resume"):
+        prune(config, tmp_path / "new", resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds other files"):
+        prune(config, tmp_path / "full")
+    for text in ("nonsense", "[]", '{"format": "edgeprune run 1"}', '{"format": "edgeprune run 1", "config": {}}'):
+        (tmp_path / "full" / "run.json").write_text(text)
+        with pytest.raises(RunError, match=r"Expected a run of `edgeprune prune`"):
+            read_config(tmp_path / "full")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableFile, match="Expected a folder for the run"):
+        prune(config, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_refused_and_kept(config, tmp_path, damage):
+    out, short = tmp_path / "run", replace(config, pruning=replace(QUICK, steps=5))
+    prune(short, out)
+    checkpoint = out / "checkpoint.safetensors"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:-9] if damage == "cut" else (Path(config.model) / "model.safetensors").read_bytes())
+    before = contents(out)
+    with pytest.raises(RunError, match=r"Expected a checkpoint of this run in .*; it is damaged"):
+        prune(short, out, resume=True)
+    assert contents(out) == before
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(config, tmp_path, monkeypatch):
+    calls, step = [], pruning_run.TargetPruning.step
+
+    def breaks(self, losses):
+        calls.append(step(self, losses))
+        return replace(calls[-1], loss=float("nan")) if len(calls) == 10 else calls[-1]
+
+    monkeypatch.setattr(pruning_run.TargetPruning, "step", breaks)
+    with pytest.raises(RunError, match="Expected a finite loss; got nan at step 9"):
+        prune(config, tmp_path / "run", save_every=7)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 9
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "run" / "circuit.json").exists()
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(config, whole, tmp_path, monkeypatch):
+    """Linux's device that is always full takes the place of the metrics."""
+    prune(replace(config, pruning=replace(QUICK, steps=1)), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(UnwritableFile, match=r"Expected room for metrics in .*No space left on device"):
+        pruning_run._append(tmp_path / "full", {"step": 1})
+    assert contents(tmp_path / "run") == {name: value for name, value in before.items() if name != "metrics.jsonl"}
+
+
+# Evaluation
+
+
+def test_the_full_model_is_its_own_equal_and_a_circuit_is_measured_as_a_loop_does(config):
+    subject = load_subject(config, ["test"])
+    model, dataset = subject.model, subject.splits["test"]
+    full = evaluate(model, dataset, "resample", edge_exists(model.graph).float(), batch_size=4)
+    assert full.kl == pytest.approx(0, abs=1e-6)
+    assert (full.exact_match, full.edges, full.sparsity) == (1, model.graph.total, 0)
+    mask = (torch.rand(edge_exists(model.graph).shape, generator=torch.Generator().manual_seed(0)) > 0.4).float()
+    found = evaluate(model, dataset, "resample", mask, batch_size=4)
+    kl, metric, same, right = [], [], [], []
+    for row in range(len(dataset)):
+        batch = dataset.take(torch.tensor([row]), torch.tensor([row]))
+        logits = model(batch.clean, mask, model.sources(batch.corrupted), batch.positions)[0, 0].double()
+        p = dataset.target[row, 0].double().softmax(-1)
+        kl.append(float((p * (p.log() - logits.log_softmax(-1))).sum()))
+        answer, other = int(dataset.answers.right[row, 0, 0]), int(dataset.answers.wrong[row, 0, 0])
+        metric.append(float(logits[answer] - logits[other]))
+        same.append(int(logits.argmax()) == int(p.argmax()))
+        right.append(int(logits.argmax()) == answer)
+    count = len(dataset)
+    assert found.kl == pytest.approx(sum(kl) / count, rel=1e-4)
+    assert found.metric == pytest.approx(sum(metric) / count, rel=1e-4)
+    assert (found.exact_match, found.accuracy) == (sum(same) / count, sum(right) / count)
+    assert found.edges == int(mask[edge_exists(model.graph)].sum())
+
+
+def test_a_circuit_that_was_saved_is_the_one_that_was_validated(config, whole):
+    subject = load_subject(config, ["validation"])
+    saved = load_saved(whole / "circuit.json").circuit
+    found = evaluate(subject.model, subject.splits["validation"], "resample", circuit_mask(saved))
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
+    assert found.kl == pytest.approx(last["kl"], rel=1e-6)
