@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS
-from tracr_bridge import commands
+from tracr_bridge import commands, language
 
 _DESCRIPTION = """\
 Circuit discovery, checked against circuits that are known.
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows the command's name; those of the process unless given.
     """
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(every_option=arguments[:1] == ["prune"]).parse_args(arguments)
     run: Callable[[argparse.Namespace], bool] = options.run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever a path or a program is called, it can be said
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, every_option: bool) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
     choices = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     truth = add("truth", "derive and certify a program's true circuit", commands.truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
+    language.add_commands(add, every_option=every_option)
     for command in (verify, truth, recover):
         command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
     carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What reads circuits that were saved, and runs no model."""
     draw = add("draw", "draw a saved circuit, alone or against another", commands.draw)
-    draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote")
+    draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote, or the folder of a run")
     draw.add_argument(
         "-o", "--out", type=Path, metavar="PICTURE", required=True, help="the file to draw (.svg, .png or .pdf)"
     )

@@ -234,7 +234,7 @@ def draw(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
 
     _check_outputs(options.out, picture=options.out)
-    saved = load_saved(options.circuit)
+    saved = load_saved(options.circuit / "circuit.json" if options.circuit.is_dir() else options.circuit)
     found = saved.circuit
     comparison = compare(found, load_circuit(options.against)) if options.against is not None else None
     title = ", ".join(filter(None, (saved.model, f"{found.ablation} ablation", saved.method.get("name"))))
