@@ -11,6 +11,7 @@ from typing import NoReturn
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS
 from tracr_bridge import commands, language
+from tracr_bridge.arguments import count, seconds, seed
 
 _DESCRIPTION = """\
 Circuit discovery, checked against circuits that are known.
@@ -73,7 +74,7 @@ def _parser(*, every_option: bool) -> argparse.ArgumentParser:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
         )
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        command.add_argument("--seed", type=_seed, default=0, help=f"{seeds} (default: %(default)s)")
+        command.add_argument("--seed", type=seed, default=0, help=f"{seeds} (default: %(default)s)")
         command.set_defaults(run=run)
         return command
 
@@ -102,7 +103,7 @@ def _parser(*, every_option: bool) -> argparse.ArgumentParser:
     for command in (recover, bench):
         command.add_argument(
             "--timeout",
-            type=_seconds,
+            type=seconds,
             default=600.0,
             metavar="SECONDS",
             help="how long one discovery may take (default: %(default)g)",
@@ -157,7 +158,7 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all)")
-    bench.add_argument("--random", type=_count, metavar="N", help="run on N random programs instead, drawn by --seed")
+    bench.add_argument("--random", type=count, metavar="N", help="run on N random programs instead, drawn by --seed")
     bench.add_argument(
         "--out",
         type=Path,
@@ -167,14 +168,14 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         "there (default: %(default)s)",
     )
     bench.add_argument(
-        "--seeds", type=_count, default=1, metavar="N", help="run methods at seeds 0 to N - 1 (default: %(default)s)"
+        "--seeds", type=count, default=1, metavar="N", help="run methods at seeds 0 to N - 1 (default: %(default)s)"
     )
     bench.add_argument(
         "--method",
         action="append",
         help="a discovery method, or all; may be repeated; one that is none lists them (default: edge-pruning)",
     )
-    bench.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument("--jobs", type=count, default=2, metavar="N", help="processes (default: %(default)s)")
     bench.add_argument(
         "--ray",
         metavar="ADDRESS",
@@ -186,28 +187,6 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--ablation", action="append", help=f"{', '.join(ABLATIONS)}; may be repeated (default: zero and resample)"
     )
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or not int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f"expected a seed from 0 to 2**32 - 1, got {text}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
-    return seconds
 
 
 if __name__ == "__main__":

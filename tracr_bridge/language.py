@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from edgeprune.graph import ABLATIONS, parse_ablation
+from tracr_bridge.arguments import count
 
 _OUTSIDE: Final = ("target_sparsity", "hard_concrete")
 """Settings of pruning that are options of another form."""
@@ -42,14 +43,14 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: b
     )
     for split, size in (("train", 200), ("validation", 200), ("test", 1000)):
         prune_command.add_argument(
-            f"--{split}", type=int, default=size, metavar="N", help=f"examples to {_USES[split]} (default: {size})"
+            f"--{split}", type=count, default=size, metavar="N", help=f"examples to {_USES[split]} (default: {size})"
         )
     prune_command.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the model")
     prune_command.add_argument(
-        "--parts", type=int, default=1, metavar="N", help="parts that a batch is run in, to save memory (default: 1)"
+        "--parts", type=count, default=1, metavar="N", help="parts that a batch is run in, to save memory (default: 1)"
     )
     prune_command.add_argument(
-        "--save-every", type=int, default=250, metavar="N", help="steps between checkpoints (default: 250)"
+        "--save-every", type=count, default=250, metavar="N", help="steps between checkpoints (default: 250)"
     )
     evaluate_command = add("evaluate", "measure the circuit of a run beside the full model", evaluate)
     evaluate_command.add_argument("run_folder", type=Path, metavar="DIR", help="what `edgeprune prune` wrote")

@@ -1,0 +1,97 @@
+"""`edgeprune prune`, `evaluate` and `draw` on a run's folder, in process."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from test_pruning_run import save_model
+
+from edgeprune.methods.edge_pruning_target import TargetConfig
+from edgeprune.pruning_run import PAPER, read_config
+from tracr_bridge.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def options(model, out, /, **settings):
+    """A run of a few steps on a few examples."""
+    asked = {"model": model, "task": "gp", "out": out, "target_sparsity": 0.6, "steps": 6, "batch_size": 4}
+    asked |= {"train": 8, "validation": 4, "test": 6, "initial_log_alpha": 0.5} | settings
+    return [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+def test_prune_evaluate_and_draw(capsys, model, tmp_path):
+    status, out, _ = run(capsys, "prune", *options(model, tmp_path / "run"))
+    assert status == 0 and "edges kept" in out and f"edgeprune evaluate {tmp_path / 'run'}" in out
+    status, out, _ = run(capsys, "evaluate", tmp_path / "run")
+    assert status == 0 and "logit difference" in out and "full model" in out.replace("\n", " ")
+    status, out, _ = run(capsys, "evaluate", tmp_path / "run", "--split", "validation", "--json")
+    measured = json.loads(out)
+    assert (status, measured["inputs"], measured["split"]) == (0, 4, "validation")
+    assert measured["full_model"]["kl"] == pytest.approx(0, abs=1e-6) and measured["full_model"]["sparsity"] == 0
+    assert json.loads((tmp_path / "run" / "evaluation-validation.json").read_text()) == measured
+    status, out, _ = run(capsys, "draw", tmp_path / "run", "-o", tmp_path / "circuit.svg")
+    assert status == 0 and "<svg" in (tmp_path / "circuit.svg").read_text()
+
+
+def test_a_run_that_is_gone_on_with_says_what_it_found(capsys, model, tmp_path):
+    status, first, _ = run(capsys, "prune", *options(model, tmp_path / "run"), "--json")
+    assert status == 0 and json.loads(first).keys() == {"circuit", "edges", "total", "sparsity"}
+    status, _, error = run(capsys, "prune", *options(model, tmp_path / "run"))
+    assert status == 2 and "go on with --resume" in error
+    status, again, _ = run(capsys, "prune", *options(model, tmp_path / "run"), "--json", "--resume")
+    assert (status, json.loads(again)) == (0, json.loads(first))
+
+
+def test_every_setting_of_pruning_is_an_option_with_the_papers_value(capsys, model, tmp_path):
+    changed = {"steps": 2, "mask_samples": 2, "masked": "edges", "learning_rate": 0.5, "ablation": "mean"}
+    assert run(capsys, "prune", *options(model, tmp_path / "run", **changed))[0] == 0
+    config = read_config(tmp_path / "run")
+    assert config.ablation == "mean"
+    given = {**changed, "target_sparsity": 0.6, "batch_size": 4, "initial_log_alpha": 0.5}
+    for setting in fields(TargetConfig):
+        assert getattr(config.pruning, setting.name) == given.get(setting.name, getattr(PAPER, setting.name))
+    with pytest.raises(SystemExit):
+        main(["prune", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in fields(TargetConfig):
+        assert setting.name == "hard_concrete" or f"--{setting.name.replace('_', '-')}" in shown
+    assert "AdamW's, a step (the paper's code)." in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "/no/such/folder"}, "Expected a model's name on the Hugging Face hub, or a folder"),
+        ({"task": "magic"}, "Expected a task among ioi-t1, ioi, gt, gp"),
+        ({"target_sparsity": 1.5}, "0 < target_sparsity <= 1, got 1.5"),
+        ({"ablation": "noise"}, "Expected an ablation among"),
+        ({"parts": 9}, "parts from 1 to batch_size"),
+        ({"train": 0}, "expected a whole number, 1 or more, got 0"),
+        ({"device": "abacus"}, "Expected a device such as auto, cpu or cuda; got 'abacus'"),
+        ({"save_every": 0}, "expected a whole number, 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(capsys, model, tmp_path, change, message):
+    try:
+        status = main([str(part) for part in ["prune", *options(model, tmp_path / "run", **change)]])
+    except SystemExit as ended:  # argparse's
+        status = ended.code
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith("edgeprune: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_a_folder_without_a_run_is_one_line(capsys, tmp_path):
+    for arguments in (["evaluate", tmp_path], ["draw", tmp_path, "-o", tmp_path / "p.svg"]):
+        status, _, error = run(capsys, *arguments)
+        assert status == 2 and error.count("\n") == 1
