@@ -57,11 +57,22 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: b
     evaluate_command.add_argument(
         "--split", default="test", choices=("train", "validation", "test"), help="of the task (default: test)"
     )
+    toy_command = add("train-toy", "train a small GPT-2 that knows a task, to try the other commands on", train_toy)
+    toy_command.add_argument("task", choices=("ioi",), help="what it learns: indirect object identification")
+    toy_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    for setting, size, what in (("layers", 4, "blocks"), ("heads", 4, "heads a layer"), ("width", 64, "d_model")):
+        toy_command.add_argument(
+            f"--{setting}", type=count, default=size, metavar="N", help=f"{what} (default: {size})"
+        )
+    toy_command.add_argument("--steps", type=count, default=800, metavar="N", help="of training (default: 800)")
     for command in (prune_command, evaluate_command):
         command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
     if every_option:
         _add_settings(prune_command)
 
+
+_LEARNED: Final = 0.99
+"""Accuracy from which on a model is said to know its task."""
 
 _USES: Final = {"train": "prune on", "validation": "watch a run on", "test": "measure circuits on"}
 
@@ -144,6 +155,24 @@ def prune(options: argparse.Namespace) -> bool:
     report.print_rows(f"{config.model} on {config.task}, {config.ablation}", rows)
     print(f"circuit: {where}\nmeasure it: edgeprune evaluate {options.out}")
     return True
+
+
+def train_toy(options: argparse.Namespace) -> bool:
+    """`edgeprune train-toy`."""
+    from edgeprune.toy import ToyConfig
+    from edgeprune.toy import train_toy as train
+    from tracr_bridge import report
+
+    config = ToyConfig(layers=options.layers, heads=options.heads, width=options.width, steps=options.steps)
+    toy = train(options.out, config, seed=options.seed, progress=True)
+    where = str(options.out.resolve())
+    if options.json:
+        print(report.as_json({"model": where} | asdict(toy)), file=options.output)
+    else:
+        rows = [("accuracy on held-out names", f"{toy.accuracy:.2%}"), ("loss, nats a token", f"{toy.loss:.3f}")]
+        report.print_rows(options.task, [*rows, ("seconds", f"{toy.seconds:.0f}")])
+        print(f"model: {where}")
+    return toy.accuracy >= _LEARNED
 
 
 def evaluate(options: argparse.Namespace) -> bool:

@@ -1,5 +1,7 @@
 """Language models and their tokenizers, by name on the Hugging Face hub or from a folder."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import torch
@@ -31,16 +33,15 @@ def load_model(
             such device.
     """
     placed = find_device(device)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in KINDS:
             raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
         # No pickle: a checkpoint without safetensors is refused.
-        found: Any = GPT2LMHeadModel.from_pretrained(
-            name, use_safetensors=True, dtype=getattr(torch, precision), output_loading_info=True
-        )
+        with without_bars():
+            found: Any = GPT2LMHeadModel.from_pretrained(
+                name, use_safetensors=True, dtype=getattr(torch, precision), output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except ModelError:
         raise
@@ -49,13 +50,22 @@ def load_model(
             f"Expected a model's name on the Hugging Face hub, or a folder with config.json, safetensors and a "
             f"tokenizer; {name!r} cannot be loaded: {type(error).__name__}: {error!s:.300}"
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(f"Expected all weights of a GPT-2 in {name!r}; missing: {', '.join(missing):.200}")
     return Gpt2Model(model.eval().to(placed)), tokenizer
+
+
+@contextmanager
+def without_bars() -> Generator[None]:
+    """Hugging Face's own progress bars off, which show where there is no terminal too."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def find_device(name: str) -> torch.device:

@@ -40,13 +40,14 @@ def drawer(encoder: Encoder, templates: Sequence[str]) -> Callable[[Random], Exa
     # A name may come first in a text, where it has no space before it.
     known = enough(NAMES, lambda name: None not in (encoder.word(name), encoder.word(f" {name}")), 6, "names")
 
-    def draw(random: Random) -> Example:
-        template = random.choice(templates)
-        place, thing = random.choice(PLACES), random.choice(OBJECTS)
-        right, other, *others = random.sample(known, 5)
-        first, second = random.sample((right, other), 2)
-        clean = template.format(a=first, b=second, c=other, place=place, object=thing)
-        corrupted = template.format(a=others[0], b=others[1], c=others[2], place=place, object=thing)
-        return Example.ending(clean, corrupted, [f" {right}"], [f" {other}"])
+    return lambda random: fill(random.choice(templates), known, random)
 
-    return draw
+
+def fill(template: str, names: Sequence[str], random: Random) -> Example:
+    """An example of one template, with five of the names."""
+    place, thing = random.choice(PLACES), random.choice(OBJECTS)
+    right, other, *others = random.sample(names, 5)
+    first, second = random.sample((right, other), 2)
+    clean = template.format(a=first, b=second, c=other, place=place, object=thing)
+    corrupted = template.format(a=others[0], b=others[1], c=others[2], place=place, object=thing)
+    return Example.ending(clean, corrupted, [f" {right}"], [f" {other}"])
