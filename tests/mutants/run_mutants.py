@@ -27,8 +27,9 @@ SUITE = (
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
     "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
-    "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_gpt2.py", "tests/models/test_tasks.py",
-    "tests/models/test_pruning_run.py", "tests/unit/test_bench.py", "tests/recovery/test_discoveries.py",
+    "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_gpt2.py",
+    "tests/models/test_tasks.py", "tests/models/test_pruning_run.py", "tests/unit/test_bench.py",
+    "tests/recovery/test_discoveries.py",
     "programs/hist.py", "programs/xproportion.py", "programs/seldom_together.py",
 )  # fmt: skip
 """What is run, quickest first: part of what plain `pytest` runs."""
