@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -33,6 +34,7 @@ def load_model(
             such device.
     """
     placed = find_device(device)
+    hub_logging.set_verbosity_error()  # it tells of every try to reach the hub, and the last says it all
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in KINDS:
