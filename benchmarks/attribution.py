@@ -7,11 +7,8 @@ without masks, to the gradient of the summed loss by the token embedding; the ma
 kept, to the gradient by the mask, and leaves out what EAP does besides, such as running corrupted inputs.
 """
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
+from turns import in_turns
 
 from edgeprune.ablation import Ablator
 from edgeprune.graph import Ablation
@@ -21,18 +18,7 @@ from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled, compile_program
 
 PROGRAMS = ("hist", "reverse", "sort_freq", "shuffle_dyck1")
-REPEATS = 60
-
-
-def in_turns(*runs: Callable[[], object]) -> list[float]:
-    """The median seconds of each, over rounds after a first one: a machine that slows down slows all of them."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS + 1):
-        for run, mine in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            mine.append(time.perf_counter() - start)
-    return [statistics.median(mine[1:]) for mine in times]
+ROUNDS = 60
 
 
 def row(compiled: Compiled, ablation: Ablation) -> str:
