@@ -39,7 +39,10 @@ def row(compiled: Compiled, ablation: Ablation) -> str:
             loss = objective.per_input(model(batch.clean, mask, ablated), batch).sum()
             torch.autograd.grad(loss, mask)
 
-    plain, mixed, eap = in_turns(plainly, masked, lambda: attribution_patching(model, dataset, ablation, config=config))
+    def patched() -> None:
+        attribution_patching(model, dataset, ablation, config=config)
+
+    plain, mixed, eap = in_turns(plainly, masked, patched, rounds=ROUNDS)
     took = " | ".join(f"{1e3 * each:.1f}" for each in (plain, mixed, eap))
     return f"| {compiled.program.name} | {ablation} | {took} | {eap / plain:.2f} | {eap / mixed:.2f} |"
 
