@@ -23,15 +23,23 @@ from tqdm import tqdm
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError, RunError
-from edgeprune.evaluate import evaluate
+from edgeprune.evaluate import Evaluation, evaluate
 from edgeprune.graph import Ablation, Circuit
-from edgeprune.masks import edges_of
+from edgeprune.masks import circuit_mask, edge_exists, edges_of
 from edgeprune.methods.edge_pruning_target import Progress, TargetConfig, TargetPruning
 from edgeprune.methods.objective import Objective
 from edgeprune.model import Mask
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.load import Precision, load_model
-from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, versions, write_atomically, write_text
+from edgeprune.store import (
+    SavedCircuit,
+    UnwritableFile,
+    load_circuit,
+    save_circuit,
+    versions,
+    write_atomically,
+    write_text,
+)
 from edgeprune.tasks import Encoder, Sizes, make_examples, metric_of
 
 PAPER: Final = TargetConfig(
@@ -139,6 +147,30 @@ def prune(
     saved = SavedCircuit(circuit, scores, config.model, method, versions())
     save_circuit(saved, out / "circuit.json")
     return saved
+
+
+def evaluate_run(
+    folder: Path, split: str = "test", *, device: str = "auto", progress: bool = False
+) -> tuple[RunConfig, dict[str, Evaluation]]:
+    """Measure the circuit of a run that has ended, and the full model, on a split; `evaluation-SPLIT.json` keeps it.
+
+    Raises:
+        RunError: the folder holds no run.
+        CircuitFileError: the run has not ended.
+        ModelError, TaskError: the model or the task cannot be had.
+        UnwritableFile: the folder cannot be written to.
+    """
+    config, circuit = read_config(folder), load_circuit(folder / "circuit.json")
+    subject = load_subject(config, [split], device=device, progress=progress)
+    masks = {"circuit": circuit_mask(circuit), "full model": edge_exists(circuit.graph).float()}
+    found = {
+        name: evaluate(subject.model, subject.splits[split], config.ablation, mask, progress=progress)
+        for name, mask in masks.items()
+    }
+    content = {"split": split, "inputs": len(subject.splits[split]), "metric": metric_of(config.task)}
+    content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
+    write_text(folder / f"evaluation-{split}.json", json.dumps(content, indent=1) + "\n")
+    return config, found
 
 
 def read_config(folder: Path) -> RunConfig:

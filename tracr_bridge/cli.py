@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; those of the process unless given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(every_option=arguments[:1] == ["prune"]).parse_args(arguments)
+    options = _parser(every_option=bool(arguments) and arguments[0] in ("prune", "sweep")).parse_args(arguments)
     run: Callable[[argparse.Namespace], bool] = options.run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever a path or a program is called, it can be said

@@ -3,13 +3,17 @@
 import argparse
 import ast
 import inspect
+import json
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, fields, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from edgeprune.graph import ABLATIONS, parse_ablation
 from tracr_bridge.arguments import count
+
+if TYPE_CHECKING:
+    from edgeprune.pruning_run import RunConfig
 
 _OUTSIDE: Final = ("target_sparsity", "hard_concrete")
 """Settings of pruning that are options of another form."""
@@ -23,35 +27,31 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: b
         every_option: whether to declare the settings of pruning too, for which its module has to be imported.
     """
     prune_command = add("prune", "prune the edges of a GPT-2 on a task, as the Edge Pruning paper does", prune)
-    prune_command.add_argument(
-        "--model", required=True, help="a name on the Hugging Face hub, such as gpt2, or a folder with safetensors"
-    )
-    prune_command.add_argument(
-        "--task", required=True, help="ioi-t1, ioi, gt, gp, or a file of examples, FILE.jsonl (see edgeprune/tasks)"
+    sweep_command = add(
+        "sweep",
+        "prune at several sparsities and seeds, to see which sparsity to choose",
+        sweep,
+        seeds="not read here: runs have --seeds",
     )
     prune_command.add_argument(
         "--target-sparsity", type=float, required=True, metavar="SHARE", help="share of edges to remove, such as 0.95"
     )
-    prune_command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="run.json, metrics.jsonl, checkpoints and circuit.json"
-    )
     prune_command.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
-    prune_command.add_argument(
-        "--ablation",
-        default="resample",
-        help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: resample)",
+    sweep_command.add_argument(
+        "--target-sparsity",
+        type=float,
+        required=True,
+        action="append",
+        metavar="SHARE",
+        help="share of edges to remove; may be repeated, and has to be three times for a knee",
     )
-    for split, size in (("train", 200), ("validation", 200), ("test", 1000)):
-        prune_command.add_argument(
-            f"--{split}", type=count, default=size, metavar="N", help=f"examples to {_USES[split]} (default: {size})"
-        )
-    prune_command.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the model")
-    prune_command.add_argument(
-        "--parts", type=count, default=1, metavar="N", help="parts that a batch is run in, to save memory (default: 1)"
+    sweep_command.add_argument(
+        "--seeds", type=count, default=2, metavar="N", help="run at seeds 0 to N - 1 (default: %(default)s)"
     )
-    prune_command.add_argument(
-        "--save-every", type=count, default=250, metavar="N", help="steps between checkpoints (default: 250)"
-    )
+    for command in (prune_command, sweep_command):
+        _add_run_options(command)
+        if every_option:
+            _add_settings(command)
     evaluate_command = add("evaluate", "measure the circuit of a run beside the full model", evaluate)
     evaluate_command.add_argument("run_folder", type=Path, metavar="DIR", help="what `edgeprune prune` wrote")
     evaluate_command.add_argument(
@@ -65,10 +65,41 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: b
             f"--{setting}", type=count, default=size, metavar="N", help=f"{what} (default: {size})"
         )
     toy_command.add_argument("--steps", type=count, default=800, metavar="N", help="of training (default: 800)")
-    for command in (prune_command, evaluate_command):
+    for command in (prune_command, sweep_command, evaluate_command):
         command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
-    if every_option:
-        _add_settings(prune_command)
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    """What a run is asked for, the target and settings of pruning apart."""
+    command.add_argument(
+        "--model", required=True, help="a name on the Hugging Face hub, such as gpt2, or a folder with safetensors"
+    )
+    command.add_argument(
+        "--task", required=True, help="ioi-t1, ioi, gt, gp, or a file of examples, FILE.jsonl (see edgeprune/tasks)"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="of a run: run.json, metrics.jsonl, checkpoints, circuit.json; of a sweep: its runs, a table, a picture",
+    )
+    command.add_argument(
+        "--ablation",
+        default="resample",
+        help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: resample)",
+    )
+    for split, size in (("train", 200), ("validation", 200), ("test", 1000)):
+        command.add_argument(
+            f"--{split}", type=count, default=size, metavar="N", help=f"examples to {_USES[split]} (default: {size})"
+        )
+    command.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the model")
+    command.add_argument(
+        "--parts", type=count, default=1, metavar="N", help="parts that a batch is run in, to save memory (default: 1)"
+    )
+    command.add_argument(
+        "--save-every", type=count, default=250, metavar="N", help="steps between checkpoints (default: 250)"
+    )
 
 
 _LEARNED: Final = 0.99
@@ -115,19 +146,15 @@ def _docstrings(owner: type) -> dict[str, str]:
     return found
 
 
-def prune(options: argparse.Namespace) -> bool:
-    """`edgeprune prune`."""
-    from edgeprune import pruning_run
+def _config(options: argparse.Namespace, target: float) -> "RunConfig":
+    """What the options ask for."""
     from edgeprune.methods.edge_pruning_target import TargetConfig
+    from edgeprune.pruning_run import PAPER, RunConfig
     from edgeprune.tasks import Sizes
-    from tracr_bridge import report
 
-    settings = {
-        setting.name: getattr(options, setting.name)
-        for setting in fields(TargetConfig)
-        if setting.name not in _OUTSIDE and setting.default is not MISSING
-    }
-    config = pruning_run.RunConfig(
+    names = [setting.name for setting in fields(TargetConfig) if setting.name not in _OUTSIDE]
+    settings = {name: getattr(options, name) for name in names}
+    return RunConfig(
         model=options.model,
         task=options.task,
         ablation=parse_ablation(options.ablation),
@@ -135,8 +162,16 @@ def prune(options: argparse.Namespace) -> bool:
         seed=options.seed,
         precision=options.precision,
         parts=options.parts,
-        pruning=replace(pruning_run.PAPER, **settings, target_sparsity=options.target_sparsity),
+        pruning=replace(PAPER, **settings, target_sparsity=target),
     )
+
+
+def prune(options: argparse.Namespace) -> bool:
+    """`edgeprune prune`."""
+    from edgeprune import pruning_run
+    from tracr_bridge import report
+
+    config = _config(options, options.target_sparsity)
     saved = pruning_run.prune(
         config,
         options.out,
@@ -154,6 +189,44 @@ def prune(options: argparse.Namespace) -> bool:
     rows = [("edges kept", f"{len(circuit)} of {total}"), ("sparsity", f"{1 - len(circuit) / total:.4f}")]
     report.print_rows(f"{config.model} on {config.task}, {config.ablation}", rows)
     print(f"circuit: {where}\nmeasure it: edgeprune evaluate {options.out}")
+    return True
+
+
+def sweep(options: argparse.Namespace) -> bool:
+    """`edgeprune sweep`."""
+    from statistics import mean
+
+    from edgeprune import sweep as sweeping
+    from tracr_bridge import report
+
+    targets: list[float] = options.target_sparsity
+    config = _config(options, targets[0])
+    found = sweeping.sweep(
+        config,
+        targets,
+        options.seeds,
+        options.out,
+        device=options.device,
+        save_every=options.save_every,
+        progress=True,
+    )
+    if options.json:
+        print(report.as_json(json.loads((options.out / "sweep.json").read_text(encoding="utf-8"))), file=options.output)
+        return True
+    rows = [
+        (
+            f"{target:g}" + (" (knee)" if target == found.knee else ""),
+            f"{mean(p.evaluation.sparsity for p in found.points if p.target == target):.4f}",
+            f"{kl:.4g}",
+            f"{mean(p.evaluation.accuracy for p in found.points if p.target == target):.2%}",
+            f"{mean(found.agreement[target]):.3f}" if found.agreement[target] else "",
+            str(len(found.common[target])),
+        )
+        for target, kl in found.curve.items()
+    ]
+    head = ("target", "sparsity", "KL, nats", "accuracy", "IoU of seeds", "edges of all seeds")
+    report.print_table(f"{config.model} on {config.task}, {config.ablation}, {options.seeds} seeds", head, rows)
+    print(f"picture: {(options.out / 'sweep.svg').resolve()}")
     return True
 
 
@@ -177,32 +250,20 @@ def train_toy(options: argparse.Namespace) -> bool:
 
 def evaluate(options: argparse.Namespace) -> bool:
     """`edgeprune evaluate`."""
-    import json
-
-    from edgeprune import pruning_run
-    from edgeprune.evaluate import evaluate as measure
-    from edgeprune.masks import circuit_mask, edge_exists
-    from edgeprune.store import load_circuit, write_text
+    from edgeprune.pruning_run import evaluate_run
     from edgeprune.tasks import metric_of
     from tracr_bridge import report
 
-    config = pruning_run.read_config(options.run_folder)
-    circuit = load_circuit(options.run_folder / "circuit.json")
-    subject = pruning_run.load_subject(config, [options.split], device=options.device, progress=True)
-    dataset, model = subject.splits[options.split], subject.model
-    masks = {"circuit": circuit_mask(circuit), "full model": edge_exists(model.graph).float()}
-    found = {name: measure(model, dataset, config.ablation, mask, progress=True) for name, mask in masks.items()}
-    content = {"split": options.split, "inputs": len(dataset), "metric": metric_of(config.task)}
-    content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
-    write_text(options.run_folder / f"evaluation-{options.split}.json", json.dumps(content, indent=1) + "\n")
+    config, found = evaluate_run(options.run_folder, options.split, device=options.device, progress=True)
     if options.json:
-        print(report.as_json(content), file=options.output)
+        written = options.run_folder / f"evaluation-{options.split}.json"
+        print(report.as_json(json.loads(written.read_text(encoding="utf-8"))), file=options.output)
         return True
     names = {"kl": "KL(full model ‖ circuit), nats", "metric": metric_of(config.task), "exact_match": "same best token"}
     rows = [
         (names.get(measured, measured), *(f"{asdict(each)[measured]:.4g}" for each in found.values()))
         for measured in asdict(found["circuit"])
     ]
-    title = f"{config.model} on {config.task}, {config.ablation}: {len(dataset)} inputs of {options.split}"
+    title = f"{config.model} on {config.task}, {config.ablation}: the {options.split} split"
     report.print_table(title, ("", *found), rows)
     return True
