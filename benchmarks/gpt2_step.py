@@ -6,7 +6,7 @@
 The shape of GPT-2 small with random weights, one thread, both in this process and in turns. A step is all of it: the
 full model's logits, sources of the corrupted inputs, the forward under a sampled mask, backward, and the optimiser. The
 plain pass is a language-model loss on all tokens, back to all weights. Every position is scored, as in the plain pass,
-and nothing is kept from one step to the next.
+and no step takes anything over from the one before but masks.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """What a removed edge carries: nothing, a mean, or the value on a corrupted input."""
 
+from typing import Final
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -7,6 +9,9 @@ from torch import Tensor
 from edgeprune.data import Batch, Dataset
 from edgeprune.graph import Ablation
 from edgeprune.model import MaskedModel, Sources
+
+_ROOM: Final = 2**26
+"""Numbers that sources are held in at a time."""
 
 
 class Ablator:
@@ -34,16 +39,21 @@ class Ablator:
 
 
 @torch.no_grad()
-def group_means(model: MaskedModel, dataset: Dataset, *, chunk: int = 1024) -> Tensor:
+def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
     """Every source's mean over each group of `dataset`, position by position: `[source, group, pos, d_model]`."""
     groups = int(dataset.group.max()) + 1
     total: Tensor | None = None
+    kept = torch.float32
+    # As many inputs at a time as fit, of a model however wide.
+    chunk = max(1, min(1024, _ROOM // model.sources(dataset.tokens[:1]).numel()))
     for start in range(0, len(dataset), chunk):
         sources = model.sources(dataset.tokens[start : start + chunk])
         group: Int[Tensor, " batch"] = dataset.group[start : start + chunk]
         if total is None:
-            total = sources.new_zeros(sources.shape[0], groups, *sources.shape[2:])
-        total.index_add_(1, group, sources)
+            # Half precision has too few digits to add up many.
+            kind, kept = torch.promote_types(sources.dtype, torch.float32), sources.dtype
+            total = sources.new_zeros(sources.shape[0], groups, *sources.shape[2:], dtype=kind)
+        total.index_add_(1, group.to(sources.device), sources.to(total.dtype))
     assert total is not None, "a dataset is never empty"
     counts = torch.bincount(dataset.group, minlength=groups).clamp(min=1)
-    return total / counts[:, None, None]
+    return (total / counts[:, None, None].to(total.device)).to(kept)

@@ -8,8 +8,10 @@ at all, lines of metrics apart: those after the checkpoint are made again.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +42,7 @@ from edgeprune.store import (
     write_atomically,
     write_text,
 )
-from edgeprune.tasks import Encoder, Sizes, make_examples, metric_of
+from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
 
 PAPER: Final = TargetConfig(
     target_sparsity=0.95,
@@ -53,6 +55,9 @@ PAPER: Final = TargetConfig(
 """As the paper prunes GPT-2 (arXiv:2406.16778, appendix); the target is for whoever runs it to choose."""
 
 FORMAT: Final = "edgeprune run 1"
+
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}")
+"""Names of files that `store.write_atomically` has not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +90,8 @@ class Subject:
 
     model: Gpt2Model
     splits: dict[str, Dataset]
-    digest: str
-    """Of the model's weights."""
+    digests: dict[str, str]
+    """Short names for the model's weights and for the task in its tokens: what a run is about."""
 
 
 def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "auto", progress: bool = False) -> Subject:
@@ -97,11 +102,12 @@ def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "aut
         TaskError: the task cannot be had, or does not fit the model's tokenizer.
     """
     model, tokenizer = load_model(config.model, precision=config.precision, device=device)
-    encoder = Encoder(tokenizer, context_length=model.context_length)
+    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
     examples = make_examples(config.task, encoder, config.sizes, seed=config.seed)
-    encoded = {split: encoder.encode(examples[split], metric_of(config.task)) for split in splits}
-    datasets = {split: each.dataset(model, progress=progress) for split, each in encoded.items()}
-    return Subject(model, datasets, _digest(model))
+    encoded = {split: encoder.encode(each, metric_of(config.task)) for split, each in examples.items()}
+    digests = {"weights": _digest(model.weights.state_dict()), "task": _digest(_tensors(encoded))}
+    datasets = {split: encoded[split].dataset(model, progress=progress) for split in splits}
+    return Subject(model, datasets, digests)
 
 
 def prune(
@@ -118,7 +124,7 @@ def prune(
     Args:
         config: what is asked for.
         out: the folder; is made where there is none.
-        resume: go on where a run that was stopped had its last checkpoint.
+        resume: go on where a run that was stopped had its last checkpoint, or begin where there is none.
         device: where the model runs.
         save_every: steps between checkpoints, at which the circuit is run on the validation split too.
         progress: show progress bars on standard error, if that is a terminal.
@@ -132,10 +138,9 @@ def prune(
     _check_folder(out, config, resume=resume)
     subject = load_subject(config, ("train", "validation"), device=device, progress=progress)
     run = TargetPruning(subject.model.graph, config.pruning, seed=config.seed)
-    asked = {"format": FORMAT, "config": asdict(config), "weights": subject.digest, "versions": dict(versions())}
+    asked = {"format": FORMAT, "config": asdict(config), "about": subject.digests, "versions": dict(versions())}
     if (out / "run.json").exists():
-        if _read_json(out / "run.json").get("weights") != subject.digest:
-            raise RunError(f"Expected the weights that the run in {str(out)!r} began with; {config.model!r} has others")
+        _check_subject(out, subject)
         _restore(run, out)
     else:
         write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
@@ -162,6 +167,9 @@ def evaluate_run(
     """
     config, circuit = read_config(folder), load_circuit(folder / "circuit.json")
     subject = load_subject(config, [split], device=device, progress=progress)
+    _check_subject(folder, subject)
+    if circuit.graph != subject.model.graph:
+        raise RunError(f"Expected a circuit of {config.model!r} in {str(folder)!r}; its graph is another model's")
     masks = {"circuit": circuit_mask(circuit), "full model": edge_exists(circuit.graph).float()}
     found = {
         name: evaluate(subject.model, subject.splits[split], config.ablation, mask, progress=progress)
@@ -192,14 +200,25 @@ def read_config(folder: Path) -> RunConfig:
         ) from error
 
 
+def _check_subject(folder: Path, subject: Subject) -> None:
+    """The model and the task are what the run began with."""
+    about = _read_json(folder / "run.json").get("about")
+    for what, digest in subject.digests.items():
+        if not isinstance(about, dict) or about.get(what) != digest:
+            raise RunError(
+                f"Expected the {what} that the run in {str(folder)!r} began with; what is there now is another"
+            )
+
+
 def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for the run; got {str(out)!r}: {error.strerror}") from error
+    for file in out.iterdir():
+        if _TEMPORARY.fullmatch(file.name):  # of a run that was killed as it wrote
+            file.unlink()
     if not (out / "run.json").exists():
-        if resume:
-            raise RunError(f"Expected a run to go on with in {str(out)!r}; there is none: leave out --resume")
         if any(out.iterdir()):
             raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
         return
@@ -223,19 +242,21 @@ def _train(
     objective = Objective(train, config.pruning.loss, logit_scale=config.pruning.logit_scale)
     ablator = Ablator(subject.model, train, config.ablation)
 
-    def loss_of(batch: Batch, mask: Mask) -> Float[Tensor, ""]:
-        return objective(subject.model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
+    def loss_of(batch: Batch, weight: float, mask: Mask) -> Float[Tensor, ""]:
+        return weight * objective(subject.model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
 
     bar = tqdm(total=config.pruning.steps, initial=run.done, desc="pruning", disable=None if progress else True)
     with bar:
         while run.done < config.pruning.steps:
             rows = torch.randperm(len(train), generator=run.generator)[: config.pruning.batch_size]
-            batches = [train.take(part, part) for part in rows.chunk(config.parts)]
-            step = run.step([lambda mask, batch=batch: loss_of(batch, mask) for batch in batches])
-            if not math.isfinite(step.loss):
+            parts = rows.chunk(config.parts)
+            # The mean over parts is to be that over inputs.
+            weighted = [(train.take(part, part), len(part) * len(parts) / len(rows)) for part in parts]
+            step = run.step([partial(loss_of, *each) for each in weighted])
+            if not math.isfinite(step.loss) or not bool(run.masks.log_alpha.isfinite().all()):
                 raise RunError(
-                    f"Expected a finite loss; got {step.loss} at step {step.step}. The last checkpoint stands: use "
-                    "lower learning rates, or float32"
+                    f"Expected a finite loss and finite masks; got a loss of {step.loss} at step {step.step}. What was "
+                    "saved before stands: run again elsewhere, with lower learning rates or float32"
                 )
             measured, last = _metrics(step), run.done == config.pruning.steps
             if last or run.done % save_every == 0:
@@ -280,8 +301,8 @@ def _restore(run: TargetPruning, out: Path) -> None:
                 "in its place, or take it away to begin again"
             ) from error
     if metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: run.done]
-        write_text(metrics, "".join(lines))
+        lines = metrics.read_bytes().splitlines(keepends=True)[: run.done]
+        write_atomically(metrics, lambda file: file.write(b"".join(lines)))
 
 
 def _read_json(path: Path) -> Any:
@@ -294,10 +315,20 @@ def _read_json(path: Path) -> Any:
     return content
 
 
-def _digest(model: Gpt2Model) -> str:
-    """A short name for weights."""
+def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """All that the examples of a task are to a model."""
+    return {
+        f"{split}.{name}": value
+        for split, each in encoded.items()
+        for name, value in {**vars(each), **vars(each.answers)}.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short name for tensors with names."""
     found = hashlib.sha256()
-    for name, value in sorted(model.weights.state_dict().items()):
-        found.update(name.encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

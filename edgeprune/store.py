@@ -188,7 +188,17 @@ def _finite(text: str) -> float:
 def versions() -> Mapping[str, str]:
     """What runs: Python, this package, and those that numbers depend on."""
     found = {"python": python_version()}
-    for name in ("edgeprune", "tracr-pypi", "torch", "jax", "jaxlib", "dm-haiku", "numpy", "scikit-learn"):
+    for name in (
+        "edgeprune",
+        "tracr-pypi",
+        "torch",
+        "jax",
+        "jaxlib",
+        "dm-haiku",
+        "numpy",
+        "scikit-learn",
+        "transformers",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a folder, without having been installed

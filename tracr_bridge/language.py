@@ -36,7 +36,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: b
     prune_command.add_argument(
         "--target-sparsity", type=float, required=True, metavar="SHARE", help="share of edges to remove, such as 0.95"
     )
-    prune_command.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
+    prune_command.add_argument(
+        "--resume", action="store_true", help="go on with the run that DIR holds, if it holds one"
+    )
     sweep_command.add_argument(
         "--target-sparsity",
         type=float,
@@ -155,8 +157,8 @@ def _config(options: argparse.Namespace, target: float) -> "RunConfig":
     names = [setting.name for setting in fields(TargetConfig) if setting.name not in _OUTSIDE]
     settings = {name: getattr(options, name) for name in names}
     return RunConfig(
-        model=options.model,
-        task=options.task,
+        model=_resolved(options.model),
+        task=_resolved(options.task),
         ablation=parse_ablation(options.ablation),
         sizes=Sizes(train=options.train, validation=options.validation, test=options.test),
         seed=options.seed,
@@ -164,6 +166,11 @@ def _config(options: argparse.Namespace, target: float) -> "RunConfig":
         parts=options.parts,
         pruning=replace(PAPER, **settings, target_sparsity=target),
     )
+
+
+def _resolved(name: str) -> str:
+    """A name, or the whole path of a file or folder, so that it means the same from elsewhere."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def prune(options: argparse.Namespace) -> bool:

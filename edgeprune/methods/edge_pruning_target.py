@@ -8,12 +8,14 @@ equals that of the mean mask.
 Note: several masks are sampled a step in place of one. As in the paper's code, s is the sparsity of the sampled masks
 rather than of their expectation, a mask is shared by the batch, AdamW keeps a weight decay of 0.01 on log_alpha and
 lambda, gradients are clipped at norm 1, and learning rates warm up and then fall linearly to 0. The lambdas have no
-sign constraint. Warm-ups are the shares of the steps that they are in the GPT-2 runs of the paper. One configuration
+sign constraint. Where nodes have masks, an edge counts as removed with its source, which the paper's code does not
+count. Warm-ups are the shares of the steps that they are in the GPT-2 runs of the paper. One configuration
 serves all programs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +30,9 @@ from edgeprune.masks import HardConcrete, LearnedMask, Masked, edge_exists
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import Loss, Objective, draw_pairs
 from edgeprune.model import Mask, MaskedModel
+
+_LARGEST: Final = 1e6
+"""Beyond which a setting can only be a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +91,17 @@ class TargetConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "mask_samples", "batch_size")
         faults = [f"{name} >= 1, got {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
-        if not 0 < self.target_sparsity <= 1:
-            faults.append(f"0 < target_sparsity <= 1, got {self.target_sparsity}")
-        if not self.learning_rate > 0:
-            faults.append(f"learning_rate > 0, got {self.learning_rate}")
+        for name in ("target_sparsity", "sparsity_warmup", "learning_rate_warmup"):
+            if not 0 < getattr(self, name) <= 1:
+                faults.append(f"0 < {name} <= 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "lagrangian_learning_rate", "largest_gradient_norm", "logit_scale"):
+            if not 0 < getattr(self, name) <= _LARGEST:
+                faults.append(f"0 < {name} <= {_LARGEST:g}, got {getattr(self, name)}")
+        for name in ("weight_decay", "initial_spread"):
+            if not 0 <= getattr(self, name) <= _LARGEST:
+                faults.append(f"0 <= {name} <= {_LARGEST:g}, got {getattr(self, name)}")
+        if not abs(self.initial_log_alpha) <= _LARGEST:
+            faults.append(f"-{_LARGEST:g} <= initial_log_alpha <= {_LARGEST:g}, got {self.initial_log_alpha}")
         if faults:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
@@ -149,7 +161,7 @@ class TargetPruning:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._optimizer.zero_grad()
-        total, sparsity = 0.0, 0.0
+        total = sparsity = 0.0
         for loss_of in losses:
             mask = self.masks.draw(config.mask_samples, self.generator).mask
             loss, sparse = loss_of(mask), 1 - mask[:, self._exists].mean()

@@ -126,7 +126,11 @@ class Gpt2Model:
         ablated: Sources | None = None,
         positions: Positions | None = None,
     ) -> Outputs:
-        """Logits, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`."""
+        """Logits, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`.
+
+        Gradients reach the mask and no ablated value.
+        """
+        ablated = None if ablated is None else ablated.detach().to(self._token)
         asked, device = tokens.device, self._token.device
         tokens, mask = tokens.to(device), None if mask is None else mask.to(self._token)
         positions = None if positions is None else positions.to(device)
@@ -134,6 +138,7 @@ class Gpt2Model:
             tokens.shape[:-2],
             () if mask is None else mask.shape[:-2],
             () if mask is None or ablated is None else ablated.shape[1:-3],
+            () if positions is None else positions.shape[:-2],
         )
         runs, ids = math.prod(lead), _by_run(tokens, 2, lead)
         parts = (

@@ -34,7 +34,9 @@ def load_model(
             such device.
     """
     placed = find_device(device)
-    hub_logging.set_verbosity_error()  # it tells of every try to reach the hub, and the last says it all
+    # They tell of every try to reach the hub, and of every weight; what is raised says it all.
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in KINDS:
@@ -55,6 +57,10 @@ def load_model(
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(f"Expected all weights of a GPT-2 in {name!r}; missing: {', '.join(missing):.200}")
+    if more := sorted(key for key in loaded["unexpected_keys"] if ".h." in key and ".attn.bias" not in key):
+        raise ModelError(f"Expected the weights that config.json of {name!r} speaks of; there are more: {more[0]}")
+    if not len(tokenizer):
+        raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
     return Gpt2Model(model.eval().to(placed)), tokenizer
 
 
@@ -78,7 +84,7 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"Expected a device such as auto, cpu or cuda; got {name!r}: {error!s:.200}") from error
     return device

@@ -1,5 +1,6 @@
 """Tasks that language models are pruned on, by name, and one's own from a file."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +51,7 @@ class Sizes:
 
 
 def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -> dict[str, list[Example]]:
-    """The examples of a task by split, no prompt in two of them.
+    """The examples of a task by split, no clean prompt in two of them.
 
     Args:
         name: one of `TASKS`, or a file of examples (see `tasks.jsonl`).
@@ -94,12 +95,18 @@ def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]
     """The examples of a file; of those that name no split, half are for training and a quarter for each other one."""
     examples = read_examples(path)
     splits = {split: [example for example, asked in examples if asked == split] for split in SPLITS}
-    free = [example for example, asked in examples if asked is None]
-    random.shuffle(free)
-    quarter = len(free) // 4
-    splits["test"] += free[:quarter]
-    splits["validation"] += free[quarter : 2 * quarter]
-    splits["train"] += free[2 * quarter :]
+    # What stands in several lines stays together.
+    texts = list(dict.fromkeys(example.clean for example, asked in examples if asked is None))
+    random.shuffle(texts)
+    quarter = len(texts) // 4
+    dealt = {"test": texts[:quarter], "validation": texts[quarter : 2 * quarter], "train": texts[2 * quarter :]}
+    for split, mine in dealt.items():
+        splits[split] += [
+            example for text in mine for example, asked in examples if (asked, example.clean) == (None, text)
+        ]
+    where = [(example.clean, split) for split in SPLITS for example in splits[split]]
+    if both := [text for text, times in Counter(text for text, _ in set(where)).items() if times > 1]:
+        raise TaskError(f"Expected every clean text in one split; {path} has {both[0]!r:.200} in more than one")
     if empty := [split for split in SPLITS if not splits[split]]:
         raise TaskError(
             f"Expected examples of every split; {path} leaves none for {', '.join(empty)}: "

@@ -59,15 +59,19 @@ class Encoder:
     Args:
         tokenizer: the model's; a fast one, which tells which characters each token stands for.
         context_length: the most tokens that the model takes.
+        vocabulary_size: how many ids the model knows, if that is to be checked.
 
     Raises:
         TaskError: the tokenizer is a slow one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, context_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, context_length: int, vocabulary_size: int | None = None
+    ) -> None:
         if not tokenizer.is_fast:
             raise TaskError(f"Expected a fast tokenizer, which has a tokenizer.json; got {type(tokenizer).__name__}")
         self._tokenizer, self._context_length = tokenizer, context_length
+        self._vocabulary_size = vocabulary_size
         self._continuations: dict[tuple[str, str], int | None] = {}
 
     def continuation(self, text: str, answer: str) -> int | None:
@@ -121,6 +125,11 @@ class Encoder:
                 f"Expected texts of 1 to {self._context_length} tokens, as the model takes; got {len(clean)}. "
                 f"{name}: {example.clean!r:.200}"
             )
+        if self._vocabulary_size is not None and max(*clean, *corrupted) >= self._vocabulary_size:
+            raise TaskError(
+                f"Expected tokens that the model knows, ids below {self._vocabulary_size}; got "
+                f"{max(*clean, *corrupted)}: the tokenizer is another model's. {name}: {example.clean!r:.200}"
+            )
         ends = {end: place for place, (start, end) in enumerate(self._offsets(example.clean)) if end > start}
         positions, right, wrong = list[int](), list[list[int]](), list[list[int]]()
         for prediction in example.predictions:
@@ -132,11 +141,17 @@ class Encoder:
             positions.append(ends[prediction.start])
             right.append([self._answer(name, text, answer) for answer in prediction.right])
             wrong.append([self._answer(name, text, answer) for answer in prediction.wrong])
+            after = clean[positions[-1] + 1 : positions[-1] + 2]
+            if after and after[0] not in right[-1]:
+                raise TaskError(
+                    f"Expected answers that are whole tokens of their text; {prediction.right[0]!r} is not. {name}: "
+                    f"{example.clean!r:.200}"
+                )
         return _Row(clean, corrupted, positions, right, wrong)
 
     def _answer(self, name: str, text: str, answer: str) -> int:
         token = self.continuation(text, answer)
-        if token is None:
+        if token is None or (self._vocabulary_size is not None and token >= self._vocabulary_size):
             raise TaskError(
                 f"Expected answers of one token of the model's; got {answer!r}, which is several, unknown, or changes "
                 f"those before it. {name}: {text!r}"

@@ -22,7 +22,7 @@ def read_examples(path: Path) -> list[tuple[Example, str | None]]:
         TaskError: the file cannot be read, or a line is no example; the line is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"Expected a file of examples, one JSON object a line; cannot read {path}: {error}") from error
     examples = list[tuple[Example, str | None]]()
@@ -40,8 +40,9 @@ def read_examples(path: Path) -> list[tuple[Example, str | None]]:
 def _example(line: str) -> tuple[Example, str | None]:
     try:
         fields: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"Expected a JSON object; {error}") from error
+        json.dumps(fields, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, is an error
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"Expected a JSON object; {error!s:.200}") from error
     wrong = not isinstance(fields, dict) or not {"clean", "corrupted"} <= fields.keys() <= _FIELDS.keys()
     if wrong or not all(isinstance(value, str) for value in fields.values()):
         raise TaskError(f'Expected {{"clean": text, "corrupted": text}}, and perhaps "split": text; got {line!r:.200}')

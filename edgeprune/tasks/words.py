@@ -26,7 +26,7 @@ PLACES: Final = tuple("market garden office station library museum kitchen hotel
 OBJECTS: Final = tuple("book ring letter ticket basket coin lamp bottle flower camera jacket drink".split())
 
 ADJECTIVES: Final = tuple(
-    "good kind honest patient careful brave clever cheerful quiet gentle loyal generous polite modest curious friendly "
+    "good kind decent patient careful brave clever cheerful quiet gentle loyal generous polite modest curious friendly "
     "funny calm humble warm".split()
 )
 

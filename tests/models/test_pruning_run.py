@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from tokenizing import byte_pairs
 from edgeprune import pruning_run
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import evaluate
+from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods.edge_pruning_target import TargetConfig
-from edgeprune.pruning_run import RunConfig, load_subject, prune, read_config
-from edgeprune.store import UnwritableFile, load_saved
+from edgeprune.pruning_run import RunConfig, evaluate_run, load_subject, prune, read_config
+from edgeprune.store import UnwritableFile, load_saved, save_circuit
 from edgeprune.tasks import Sizes
+from edgeprune.tasks.words import NAMES
 
 STEPS = 30
 QUICK = TargetConfig(
@@ -170,8 +173,6 @@ def test_a_model_whose_weights_have_changed_is_another_one(config, tmp_path):
 
 
 def test_folders_that_hold_no_run_are_refused(config, tmp_path):
-    with pytest.raises(RunError, match="there is none: leave out --resume"):
-        prune(config, tmp_path / "new", resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("mine")
     with pytest.raises(RunError, match="holds other files"):
@@ -206,7 +207,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(config, 
         return replace(calls[-1], loss=float("nan")) if len(calls) == 10 else calls[-1]
 
     monkeypatch.setattr(pruning_run.TargetPruning, "step", breaks)
-    with pytest.raises(RunError, match="Expected a finite loss; got nan at step 9"):
+    with pytest.raises(RunError, match="Expected a finite loss and finite masks; got a loss of nan at step 9"):
         prune(config, tmp_path / "run", save_every=7)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 9
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
@@ -214,14 +215,62 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(config, 
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(config, whole, tmp_path, monkeypatch):
-    """Linux's device that is always full takes the place of the metrics."""
-    prune(replace(config, pruning=replace(QUICK, steps=1)), tmp_path / "run")
-    before = contents(tmp_path / "run")
-    (tmp_path / "run" / "metrics.jsonl").unlink()
-    (tmp_path / "full").symlink_to("/dev/full")
+    """Linux's device that is always full takes the place of the metrics from the tenth step on."""
+    append, steps = pruning_run._append, []
+
+    def fills_up(path, measured):
+        steps.append(measured["step"])
+        append(path if len(steps) < 10 else Path("/dev/full"), measured)
+
+    monkeypatch.setattr(pruning_run, "_append", fills_up)
     with pytest.raises(UnwritableFile, match=r"Expected room for metrics in .*No space left on device"):
-        pruning_run._append(tmp_path / "full", {"step": 1})
-    assert contents(tmp_path / "run") == {name: value for name, value in before.items() if name != "metrics.jsonl"}
+        prune(config, tmp_path / "run", save_every=7)
+    monkeypatch.undo()
+    prune(config, tmp_path / "run", resume=True, save_every=7)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_a_task_whose_file_has_changed_is_another_one(config, tmp_path):
+    file = tmp_path / "own.jsonl"
+
+    def write(names):
+        rows = [{"clean": f"{name} gave<predict> John</predict>", "corrupted": "Mark gave"} for name in names]
+        file.write_text("\n".join(map(json.dumps, rows)))
+
+    write(NAMES[:8])
+    ours = replace(config, task=str(file), pruning=replace(QUICK, steps=2))
+    prune(ours, tmp_path / "run")
+    write(NAMES[8:16])
+    with pytest.raises(RunError, match=r"Expected the task that the run in .* began with"):
+        prune(ours, tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match=r"Expected the task that the run in .* began with"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_a_circuit_of_another_model_is_not_evaluated(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    other = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
+    save_circuit(Circuit(other, "resample", frozenset()), tmp_path / "run" / "circuit.json")
+    with pytest.raises(RunError, match="its graph is another model's"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_a_run_that_was_killed_before_it_began_is_begun(config, whole, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{32 * 'a'}").write_text("half of a file")
+    prune(config, tmp_path / "run", resume=True, save_every=7)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_parts_weigh_as_many_inputs_as_they_have(config, tmp_path):
+    """Under masks that are certain, here to remove everything, the loss is the batch's in whatever parts it runs."""
+    certain = replace(QUICK, steps=1, initial_log_alpha=-40.0, masked="edges", batch_size=5)
+    losses = []
+    for parts in (1, 3):
+        prune(replace(config, ablation="zero", parts=parts, pruning=certain), tmp_path / str(parts))
+        (line,) = (tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()
+        losses.append(json.loads(line)["loss"])
+    assert losses[0] > 0.1 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 # Evaluation
