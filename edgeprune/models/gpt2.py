@@ -166,8 +166,9 @@ class Gpt2Model:
         self._write_all(stream, tokens)
         read = stream.read(1).unflatten(2, tokens.shape[1:])[:, 0]
         if positions is not None:
-            chosen = positions.expand(len(read), -1, -1)[..., None]
-            read = read.gather(2, chosen.expand(-1, -1, -1, read.shape[-1]))
+            runs = max(len(read), len(positions))
+            chosen = positions[..., None].expand(runs, -1, -1, read.shape[-1])
+            read = read.expand(runs, -1, -1, -1).gather(2, chosen)
         return F.linear(self._norm(read), self._unembed)
 
     def _write_all(self, stream: WideStream | PlainStream, tokens: Int[Tensor, "run batch pos"]) -> None:

@@ -12,11 +12,14 @@ from tiny import gpt2, gpt2_config, gpt2_configs, tokens
 from transformers import GPT2Config
 
 from edgeprune import wide_stream
+from edgeprune.ablation import group_means
+from edgeprune.answers import Answers
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.masks import edge_exists
 from edgeprune.models import gpt2 as adapter
 from edgeprune.models.gpt2 import Gpt2Model
+from edgeprune.tasks import Encoded
 
 seeds = st.integers(0, 2**31)
 quick = settings(max_examples=40, deadline=None)
@@ -187,6 +190,38 @@ def test_half_precision_weights_give_outputs_that_are_close_and_single():
     torch.testing.assert_close(outputs, expected, atol=0.2, rtol=0.1)
     outputs.sum().backward()
     assert mask.grad is not None and mask.grad.dtype == torch.float32 and mask.grad.isfinite().all()
+
+
+def test_means_of_half_precision_sources_are_those_of_single_precision():
+    model = Gpt2Model(gpt2(gpt2_config()).to(torch.bfloat16))
+    ids, count = tokens(600, 4), 600
+    answers = Answers(torch.zeros(count, 1, 1, dtype=torch.long), torch.zeros(count, 1, 1, dtype=torch.long))
+    last, scored = torch.full((count, 1), 3), torch.ones(count, 1, dtype=torch.bool)
+    dataset = Encoded(ids, ids, torch.full((count,), 4), last, scored, answers).dataset(model)
+    means = group_means(model, dataset)
+    assert means.dtype == torch.bfloat16
+    torch.testing.assert_close(means[:, 4].float(), model.sources(ids).float().mean(1), atol=1e-3, rtol=1e-2)
+
+
+def test_gradients_reach_the_mask_and_no_ablated_value():
+    ours = Gpt2Model(gpt2(gpt2_config()))
+    ablated = ours.sources(tokens(2, 5)).requires_grad_()
+    mask = masks(ours).requires_grad_()
+    ours(tokens(2, 5), mask, ablated).sum().backward()
+    assert mask.grad is not None and ablated.grad is None
+
+
+def test_ablated_values_of_another_type_are_taken():
+    half = Gpt2Model(gpt2(gpt2_config()).to(torch.bfloat16))
+    assert half(tokens(2, 5), masks(half), half.sources(tokens(2, 5)).float()).isfinite().all()
+
+
+def test_positions_may_have_leading_dimensions_of_their_own():
+    ours, ids = Gpt2Model(gpt2(gpt2_config())), tokens(2, 5)
+    positions = torch.tensor([[[0], [1]], [[2], [3]], [[4], [0]]])
+    several = ours(ids, masks(ours), None, positions)
+    for number, each in enumerate(positions):
+        torch.testing.assert_close(several[number], ours(ids, masks(ours), None, each))
 
 
 def test_cross_attention_is_refused():

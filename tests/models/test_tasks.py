@@ -167,12 +167,37 @@ def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encod
         ([line(1, split="dev")], r"a split among train, validation, test; got 'dev'"),
         ([{"clean": "x", "corrupted": "y"}], r"somewhere in the clean text; got 'x' \(.*line 1"),
         ([""], "Expected examples, one JSON object a line; .* has none"),
+        (["[" * 100_000], "Expected a JSON object; "),
+        ([f'{{"clean": {"9" * 5000}}}'], "Expected a JSON object; "),
+        (['{"clean": "\\ud800<predict> a</predict>", "corrupted": "b"}'], "Expected a JSON object; .*surrogates"),
+        ([line(n, split="test") for n in (1, 1)] + [line(1, split="train"), line(2), line(3)], "in more than one"),
         ([line(1)], "leaves none for validation, test"),
     ],
 )
 def test_a_file_that_is_none_is_refused_and_the_line_named(tmp_path, encoder, lines, message):
     with pytest.raises(TaskError, match=message):
         make_examples(written(tmp_path / "own.jsonl", *lines), encoder, FEW)
+
+
+def test_a_file_is_cut_at_newlines_alone_and_equal_lines_stay_together(tmp_path, encoder):
+    lines = [json.dumps(line(f"{n}\u2028"), ensure_ascii=False) for n in (1, 2, 3, 4, 1, 2, 3, 4)]
+    splits = make_examples(written(tmp_path / "own.jsonl", *lines), encoder, Sizes())
+    assert [len({example.clean for example in examples}) for examples in splits.values()] == [2, 1, 1]
+    assert [len(examples) for examples in splits.values()] == [4, 2, 2]
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    example = Example.ending("Mary to", "to Mary", [" Mary"], [" to"])
+    Encoder(whole_words("to", "Mary"), context_length=8, vocabulary_size=3).encode([example], "logit difference")
+    small = Encoder(whole_words("to", "Mary"), context_length=8, vocabulary_size=2)
+    with pytest.raises(TaskError, match=r"ids below 2; got 2: the tokenizer is another model's. Example 1"):
+        small.encode([example], "logit difference")
+
+
+def test_an_answer_that_is_a_part_of_a_token_of_its_text_is_refused(encoder):
+    example = Example.marked("Mary gave<predict> b</predict>ook the<predict> ring</predict>", "Anna gave book the")
+    with pytest.raises(TaskError, match="whole tokens of their text; ' b' is not"):
+        encoder.encode([example], "logit difference")
 
 
 def test_a_missing_file_is_refused(tmp_path, encoder):

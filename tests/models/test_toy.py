@@ -1,12 +1,13 @@
 """The small GPT-2 that is trained here."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from edgeprune import toy
-from edgeprune.errors import ConfigError, RunError
+from edgeprune.errors import ConfigError, ModelError, RunError
 from edgeprune.models.load import load_model
 from edgeprune.store import UnwritableFile
 from edgeprune.tasks import Encoder, Sizes, make_examples
@@ -55,6 +56,30 @@ def test_names_are_held_out_template_by_template(monkeypatch, tmp_path):
     for template, names in tested.items():
         assert len(names) >= 20 and not set(names) & set(trained[0][template])
     assert set().union(*trained[0].values()) == set(toy.NAMES)
+
+
+def test_models_that_are_not_what_their_files_say_are_refused_in_one_line(tmp_path, capfd):
+    train_toy(tmp_path / "toy", FEW)
+    config = json.loads((tmp_path / "toy" / "config.json").read_text())
+    changes = {
+        "fewer": {"n_layer": 0},
+        "more": {"n_layer": 2},
+        "wider": {"n_embd": 16},
+        "other": {"model_type": "bert"},
+    }
+    capfd.readouterr()
+    for name, change in changes.items():
+        shutil.copytree(tmp_path / "toy", tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError):
+            load_model(str(tmp_path / name))
+    (tmp_path / "fewer" / "config.json").write_text("{")
+    weights = (tmp_path / "toy" / "model.safetensors").read_bytes()
+    (tmp_path / "more" / "model.safetensors").write_bytes(weights[:100])
+    for name in ("fewer", "more"):
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load_model(str(tmp_path / name))
+    assert capfd.readouterr().err == ""
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):
