@@ -3,7 +3,6 @@
 from typing import Final
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
@@ -42,18 +41,12 @@ class Ablator:
 def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
     """Every source's mean over each group of `dataset`, position by position: `[source, group, pos, d_model]`."""
     groups = int(dataset.group.max()) + 1
-    total: Tensor | None = None
-    kept = torch.float32
+    one = model.sources(dataset.tokens[:1])
+    # Half precision has too few digits to add up many.
+    kind = torch.promote_types(one.dtype, torch.float32)
+    total = one.new_zeros(one.shape[0], groups, *one.shape[2:], dtype=kind)
     # As many inputs at a time as fit, of a model however wide.
-    chunk = max(1, min(1024, _ROOM // model.sources(dataset.tokens[:1]).numel()))
-    for start in range(0, len(dataset), chunk):
-        sources = model.sources(dataset.tokens[start : start + chunk])
-        group: Int[Tensor, " batch"] = dataset.group[start : start + chunk]
-        if total is None:
-            # Half precision has too few digits to add up many.
-            kind, kept = torch.promote_types(sources.dtype, torch.float32), sources.dtype
-            total = sources.new_zeros(sources.shape[0], groups, *sources.shape[2:], dtype=kind)
-        total.index_add_(1, group.to(sources.device), sources.to(total.dtype))
-    assert total is not None, "a dataset is never empty"
-    counts = torch.bincount(dataset.group, minlength=groups).clamp(min=1)
-    return (total / counts[:, None, None].to(total.device)).to(kept)
+    for rows in torch.arange(len(dataset)).split(max(1, min(1024, _ROOM // one.numel()))):
+        total.index_add_(1, dataset.group[rows].to(total.device), model.sources(dataset.tokens[rows]).to(kind))
+    counts = torch.bincount(dataset.group, minlength=groups).clamp(min=1).to(total)
+    return (total / counts[:, None, None]).to(one.dtype)

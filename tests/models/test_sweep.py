@@ -33,7 +33,7 @@ def point(target: float, seed: int, kl: float, edges: int) -> Point:
 
 def test_runs_are_summarised_target_by_target():
     found = summarise(
-        [point(t, seed, kl + seed, edges) for t, kl, edges in ((0.2, 1, 6), (0.5, 3, 4)) for seed in (0, 1)]
+        [point(t, seed, kl + seed, edges) for t, kl, edges in ((0.2, 1.0, 6), (0.5, 3.0, 4)) for seed in (0, 1)]
     )
     assert found.curve == {0.2: 1.5, 0.5: 3.5}
     assert found.agreement == {0.2: (5 / 7,), 0.5: (3 / 5,)}
