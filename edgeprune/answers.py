@@ -25,6 +25,10 @@ class Answers:
     def __getitem__(self, rows: Int[Tensor, "*lead"]) -> "Answers":
         return Answers(self.right[rows], self.wrong[rows], self.metric)
 
+    def copy(self) -> "Answers":
+        """The same in memory of its own."""
+        return Answers(self.right.clone(), self.wrong.clone(), self.metric)
+
     def preference(
         self, logits: Float[Tensor, "*runs batch predicted vocab"]
     ) -> Float[Tensor, "*runs batch predicted"]:

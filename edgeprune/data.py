@@ -67,6 +67,7 @@ class Dataset:
             group=self.group.clone(),
             positions=None if self.positions is None else self.positions.clone(),
             counterparts=None if self.counterparts is None else self.counterparts.clone(),
+            answers=None if self.answers is None else self.answers.copy(),
         )
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ def evaluate(
     Args:
         model: the full model.
         dataset: the inputs, each with its corrupted counterpart.
-        ablation: what removed edges carry.
+        ablation: what removed edges carry; a mean is that of this dataset, over inputs of one length.
         mask: 1 for the edges that are kept; a mask of ones gives the full model.
         batch_size: inputs a forward.
         progress: show a progress bar on standard error, if that is a terminal.

@@ -190,7 +190,10 @@ class Graph:
 
     @cached_property
     def readers(self) -> Mapping[Node, tuple[Node, ...]]:
-        """The nodes that compute with what each destination reads: for keys and values all heads that share them."""
+        """The nodes that compute with what each destination reads: for keys and values all heads that share them.
+
+        In a part of a graph, where it does not say how many share them, a head has its own.
+        """
         heads = Counter(node.layer for node in self.sources if node.kind == "a")
         shared = Counter(node.layer for node in self.destinations if node.port == "k")
         found = dict[Node, tuple[Node, ...]]()

@@ -29,7 +29,7 @@ from edgeprune.evaluate import Evaluation, evaluate
 from edgeprune.graph import Ablation, Circuit
 from edgeprune.masks import circuit_mask, edge_exists, edges_of
 from edgeprune.methods.edge_pruning_target import Progress, TargetConfig, TargetPruning
-from edgeprune.methods.objective import Objective
+from edgeprune.methods.objective import Objective, draw_pairs
 from edgeprune.model import Mask
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.load import Precision, load_model
@@ -211,17 +211,23 @@ def _check_subject(folder: Path, subject: Subject) -> None:
 
 
 def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
+    """The folder is there, and holds this run or none."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for the run; got {str(out)!r}: {error.strerror}") from error
-    for file in out.iterdir():
-        if _TEMPORARY.fullmatch(file.name):  # of a run that was killed as it wrote
-            file.unlink()
-    if not (out / "run.json").exists():
-        if any(out.iterdir()):
-            raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
-        return
+    begun = (out / "run.json").exists()
+    unfinished = [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]  # of a run that was killed
+    if not begun and len(unfinished) < len(list(out.iterdir())):
+        raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
+    if begun:
+        _check_config(out, config, resume=resume)
+    for file in unfinished:
+        file.unlink()
+
+
+def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
+    """The run in the folder is to be gone on with, and is what is asked for."""
     if not resume:
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds one: go on with --resume")
     asked, found = (json.loads(json.dumps(asdict(each))) for each in (config, read_config(out)))
@@ -248,10 +254,10 @@ def _train(
     bar = tqdm(total=config.pruning.steps, initial=run.done, desc="pruning", disable=None if progress else True)
     with bar:
         while run.done < config.pruning.steps:
-            rows = torch.randperm(len(train), generator=run.generator)[: config.pruning.batch_size]
-            parts = rows.chunk(config.parts)
+            pairs = draw_pairs(train, config.pruning.batch_size, run.generator)
+            parts = pairs.chunk(config.parts, dim=1)
             # The mean over parts is to be that over inputs.
-            weighted = [(train.take(part, part), len(part) * len(parts) / len(rows)) for part in parts]
+            weighted = [(train.take(*part), part.shape[1] * len(parts) / pairs.shape[1]) for part in parts]
             step = run.step([partial(loss_of, *each) for each in weighted])
             if not math.isfinite(step.loss) or not bool(run.masks.log_alpha.isfinite().all()):
                 raise RunError(

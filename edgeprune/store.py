@@ -50,10 +50,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         UnwritableFile: the folder does not exist, or cannot be written to.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{uuid.uuid4().hex}")  # no longer than a name may be, whatever the file's own is
     try:
-        path = path.resolve()
-        temporary = path.with_name(temporary.name)
         if path.exists() and not path.is_file():
             with open(path, "wb") as file:
                 write(file)
