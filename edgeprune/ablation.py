@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
+from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.model import MaskedModel, Sources
 
@@ -18,14 +19,17 @@ class Ablator:
 
     Args:
         model: the model whose sources are ablated.
-        dataset: the inputs that a mean runs over, group by group.
+        dataset: the inputs that a mean runs over, group by group; batches of others may be given later.
         ablation: zero, mean or resample.
     """
 
     def __init__(self, model: MaskedModel, dataset: Dataset, ablation: Ablation) -> None:
         self.ablation: Ablation = ablation
         self._model = model
-        self._means = group_means(model, dataset) if ablation == "mean" else None
+        self._means = None
+        if ablation == "mean":
+            self._groups = dataset.group.unique()
+            self._means = group_means(model, dataset)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Sources | None:
@@ -33,20 +37,24 @@ class Ablator:
         if self.ablation == "zero":
             return None
         if self._means is not None:
-            return self._means[:, batch.group]
+            place = torch.searchsorted(self._groups, batch.group).clamp(max=len(self._groups) - 1)
+            if unknown := batch.group[self._groups[place] != batch.group].tolist():
+                raise ConfigError(
+                    f"Expected inputs of lengths that a mean was taken over; got one of length {unknown[0]}"
+                )
+            return self._means[:, place]
         return self._model.sources(batch.corrupted)
 
 
 @torch.no_grad()
 def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
-    """Every source's mean over each group of `dataset`, position by position: `[source, group, pos, d_model]`."""
-    groups = int(dataset.group.max()) + 1
+    """Every source's mean over each group that `dataset` has, position by position: `[source, group, pos, d_model]`."""
+    present, group, counts = dataset.group.unique(return_inverse=True, return_counts=True)
     one = model.sources(dataset.tokens[:1])
     # Half precision has too few digits to add up many.
     kind = torch.promote_types(one.dtype, torch.float32)
-    total = one.new_zeros(one.shape[0], groups, *one.shape[2:], dtype=kind)
+    total = one.new_zeros(one.shape[0], len(present), *one.shape[2:], dtype=kind)
     # As many inputs at a time as fit, of a model however wide.
     for rows in torch.arange(len(dataset)).split(max(1, min(1024, _ROOM // one.numel()))):
-        total.index_add_(1, dataset.group[rows].to(total.device), model.sources(dataset.tokens[rows]).to(kind))
-    counts = torch.bincount(dataset.group, minlength=groups).clamp(min=1).to(total)
-    return (total / counts[:, None, None]).to(one.dtype)
+        total.index_add_(1, group[rows].to(total.device), model.sources(dataset.tokens[rows]).to(kind))
+    return (total / counts.to(total)[:, None, None]).to(one.dtype)

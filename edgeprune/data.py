@@ -3,12 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.answers import Answers
+from edgeprune.model import MaskedModel
+
+_AT_ONCE: Final = 64
+"""Inputs that the full model runs on at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,28 @@ class Batch:
     """What a task asks for."""
 
 
+class LazyTarget:
+    """The full model's outputs, computed again whenever rows of them are asked for: all together would not fit.
+
+    Args:
+        model: the full model.
+        tokens: its inputs.
+        positions: those of each input at which outputs are wanted.
+    """
+
+    def __init__(
+        self, model: MaskedModel, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch predicted"]
+    ) -> None:
+        self._model, self._tokens, self._positions = model, tokens, positions
+
+    @torch.no_grad()
+    def __getitem__(self, rows: Int[Tensor, "*lead batch"]) -> Float[Tensor, "*lead batch predicted vocab"]:
+        parts = [
+            self._model(self._tokens[some], positions=self._positions[some]) for some in rows.flatten().split(_AT_ONCE)
+        ]
+        return torch.cat(parts).unflatten(0, rows.shape)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """All inputs that may be drawn. Inputs of one group (one length) may stand in for each other when corrupted."""
@@ -41,7 +68,7 @@ class Dataset:
     scored: Bool[Tensor, "batch predicted"]
     """The predictions that count."""
 
-    target: Float[Tensor, "batch predicted vocab"]
+    target: Float[Tensor, "batch predicted vocab"] | LazyTarget
     """The full model's outputs."""
 
     group: Int[Tensor, " batch"]
@@ -63,7 +90,7 @@ class Dataset:
             self,
             tokens=self.tokens.clone(),
             scored=self.scored.clone(),
-            target=self.target.clone(),
+            target=self.target.clone() if isinstance(self.target, Tensor) else self.target,
             group=self.group.clone(),
             positions=None if self.positions is None else self.positions.clone(),
             counterparts=None if self.counterparts is None else self.counterparts.clone(),
@@ -92,8 +119,15 @@ class Dataset:
 
     def sample(self, size: int, generator: torch.Generator) -> Batch:
         """One batch of `size` inputs drawn without replacement, or of all where there are fewer."""
+        (batch,) = self.sample_batches(size, size, generator)
+        return batch
+
+    def sample_batches(self, size: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """The same in batches."""
         clean = torch.randperm(len(self), generator=generator)[:size]
-        return self.take(clean, self.partners(clean, generator))
+        corrupted = self.partners(clean, generator)
+        for some in zip(clean.split(batch_size), corrupted.split(batch_size), strict=True):
+            yield self.take(*some)
 
     def partners(self, clean: Int[Tensor, "*lead"], generator: torch.Generator) -> Int[Tensor, "*lead"]:
         """For each row the row of its corrupted input: a uniformly drawn one of its group, or its counterpart's."""

@@ -43,6 +43,7 @@ def evaluate(
     ablation: Ablation,
     mask: Float[Tensor, "source destination"],
     *,
+    means_of: Dataset | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> Evaluation:
@@ -51,14 +52,15 @@ def evaluate(
     Args:
         model: the full model.
         dataset: the inputs, each with its corrupted counterpart.
-        ablation: what removed edges carry; a mean is that of this dataset, over inputs of one length.
+        ablation: what removed edges carry.
         mask: 1 for the edges that are kept; a mask of ones gives the full model.
+        means_of: the inputs that mean ablation runs over, those of each length for itself; this dataset's unless given.
         batch_size: inputs a forward.
         progress: show a progress bar on standard error, if that is a terminal.
     """
     exists = edge_exists(model.graph)
     kept, total = int(mask[exists].sum()), model.graph.total
-    ablator = Ablator(model, dataset, ablation)
+    ablator = Ablator(model, dataset if means_of is None else means_of, ablation)
     sums, count = torch.zeros(4, dtype=torch.float64), 0
     batches = torch.arange(len(dataset)).split(batch_size)
     for rows in tqdm(batches, desc="evaluating", disable=None if progress else True):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
-from edgeprune.errors import ConfigError, RunError
+from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import Evaluation, evaluate
 from edgeprune.graph import Ablation, Circuit
 from edgeprune.masks import circuit_mask, edge_exists, edges_of
@@ -73,9 +74,14 @@ class RunConfig:
     ablation: Ablation = "resample"
     sizes: Sizes = field(default_factory=Sizes)
     seed: int = 0
+    """Of masks, and of the order in which examples come."""
+
+    data_seed: int = 0
+    """Of the examples, so that runs of several seeds are about the same ones."""
+
     precision: Precision = "float32"
     parts: int = 1
-    """Parts that a batch is run in, each with masks of its own: memory for a part, gradients of the whole."""
+    """Parts that a batch is run in, one after the other: memory for a part, gradients of the whole."""
 
     pruning: TargetConfig = PAPER
 
@@ -93,6 +99,11 @@ class Subject:
     digests: dict[str, str]
     """Short names for the model's weights and for the task in its tokens: what a run is about."""
 
+    def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
+        """What a circuit does on a split; means are those of the training split."""
+        means_of = self.splits["train"] if ablation == "mean" else None
+        return evaluate(self.model, self.splits[split], ablation, mask, means_of=means_of, progress=progress)
+
 
 def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "auto", progress: bool = False) -> Subject:
     """The model that a run is about, and splits of its task with the model's logits.
@@ -103,11 +114,26 @@ def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "aut
     """
     model, tokenizer = load_model(config.model, precision=config.precision, device=device)
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    examples = make_examples(config.task, encoder, config.sizes, seed=config.seed)
-    encoded = {split: encoder.encode(each, metric_of(config.task)) for split, each in examples.items()}
+    examples = make_examples(config.task, encoder, config.sizes, seed=config.data_seed)
+    # All splits are padded alike, as means of one of them stand in for values of another.
+    together = encoder.encode([example for split in examples.values() for example in split], metric_of(config.task))
+    ends = list(accumulate(len(split) for split in examples.values()))
+    encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
+    _check_means(config, encoded)
     digests = {"weights": _digest(model.weights.state_dict()), "task": _digest(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress) for split in splits}
     return Subject(model, datasets, digests)
+
+
+def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
+    """Mean ablation has something to average over, whatever the length."""
+    known = set(encoded["train"].length.tolist())
+    for split, each in encoded.items():
+        if config.ablation == "mean" and (more := sorted(set(each.length.tolist()) - known)):
+            raise TaskError(
+                f"Expected training examples of every length, which mean ablation averages over; the {split} split has "
+                f"one of {more[0]} tokens, and the training split none: ask for more training examples"
+            )
 
 
 def prune(
@@ -166,15 +192,14 @@ def evaluate_run(
         UnwritableFile: the folder cannot be written to.
     """
     config, circuit = read_config(folder), load_circuit(folder / "circuit.json")
-    subject = load_subject(config, [split], device=device, progress=progress)
+    subject = load_subject(
+        config, [split, *(["train"] if config.ablation == "mean" else [])], device=device, progress=progress
+    )
     _check_subject(folder, subject)
     if circuit.graph != subject.model.graph:
         raise RunError(f"Expected a circuit of {config.model!r} in {str(folder)!r}; its graph is another model's")
     masks = {"circuit": circuit_mask(circuit), "full model": edge_exists(circuit.graph).float()}
-    found = {
-        name: evaluate(subject.model, subject.splits[split], config.ablation, mask, progress=progress)
-        for name, mask in masks.items()
-    }
+    found = {name: subject.evaluate(split, config.ablation, mask, progress=progress) for name, mask in masks.items()}
     content = {"split": split, "inputs": len(subject.splits[split]), "metric": metric_of(config.task)}
     content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
     write_text(folder / f"evaluation-{split}.json", json.dumps(content, indent=1) + "\n")
@@ -256,8 +281,7 @@ def _train(
         while run.done < config.pruning.steps:
             pairs = draw_pairs(train, config.pruning.batch_size, run.generator)
             parts = pairs.chunk(config.parts, dim=1)
-            # The mean over parts is to be that over inputs.
-            weighted = [(train.take(*part), part.shape[1] * len(parts) / pairs.shape[1]) for part in parts]
+            weighted = [(train.take(*part), part.shape[1] / pairs.shape[1]) for part in parts]
             step = run.step([partial(loss_of, *each) for each in weighted])
             if not math.isfinite(step.loss) or not bool(run.masks.log_alpha.isfinite().all()):
                 raise RunError(
@@ -266,7 +290,7 @@ def _train(
                 )
             measured, last = _metrics(step), run.done == config.pruning.steps
             if last or run.done % save_every == 0:
-                circuit = evaluate(subject.model, subject.splits["validation"], config.ablation, run.kept().float())
+                circuit = subject.evaluate("validation", config.ablation, run.kept().float())
                 measured["validation"] = asdict(circuit)
             _append(out / "metrics.jsonl", measured)
             if last or run.done % save_every == 0:

@@ -68,9 +68,9 @@ def sweep(
     """Run and evaluate every target at every seed, each in a folder of its own; a second call goes on where it was.
 
     Args:
-        config: of all runs; their targets and seeds are set here.
+        config: of all runs; its seed is that of the first, and targets are set here.
         targets: sparsities.
-        seeds: how many, from 0 on.
+        seeds: how many, one after the other.
         out: the folder; besides those of runs it gets `sweep.json`, `sweep.svg` and the edges in common.
         device: where models run.
         save_every: steps between checkpoints.
@@ -84,7 +84,7 @@ def sweep(
         raise ConfigError(f"Expected different sparsities, at least one; got {', '.join(map(str, targets)) or 'none'}")
     points = list[Point]()
     for target in sorted(targets):
-        for seed in range(seeds):
+        for seed in range(config.seed, config.seed + seeds):
             asked = replace(config, seed=seed, pruning=replace(config.pruning, target_sparsity=target))
             folder = out / f"sparsity-{target!r}-seed-{seed}"
             resume = (folder / "run.json").exists()

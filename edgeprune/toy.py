@@ -42,11 +42,17 @@ class ToyConfig:
     """Shape of the model, and how it is trained."""
 
     layers: int = 4
+    """Blocks."""
+
     heads: int = 4
+    """Heads of each layer."""
+
     width: int = 64
     """d_model, numbers."""
 
     steps: int = 800
+    """Of training."""
+
     batch_size: int = 128
     """Prompts a step, all of them new."""
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; those of the process unless given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(every_option=bool(arguments) and arguments[0] in ("prune", "sweep")).parse_args(arguments)
+    options = _parser(chosen=arguments[0] if arguments else "").parse_args(arguments)
     run: Callable[[argparse.Namespace], bool] = options.run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever a path or a program is called, it can be said
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(*, every_option: bool) -> argparse.ArgumentParser:
+def _parser(*, chosen: str) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
     choices = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -91,7 +91,7 @@ def _parser(*, every_option: bool) -> argparse.ArgumentParser:
     truth = add("truth", "derive and certify a program's true circuit", commands.truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
-    language.add_commands(add, every_option=every_option)
+    language.add_commands(add, chosen=chosen)
     for command in (verify, truth, recover):
         command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
     carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"

@@ -4,13 +4,13 @@ import argparse
 import ast
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from edgeprune.graph import ABLATIONS, parse_ablation
-from tracr_bridge.arguments import count
+from tracr_bridge.arguments import count, seed
 
 if TYPE_CHECKING:
     from edgeprune.pruning_run import RunConfig
@@ -18,42 +18,58 @@ if TYPE_CHECKING:
 _OUTSIDE: Final = ("target_sparsity", "hard_concrete")
 """Settings of pruning that are options of another form."""
 
+_LEARNED: Final = 0.99
+"""Accuracy from which on a model is said to know its task."""
 
-def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: bool) -> None:
+
+def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> None:
     """Declare the commands.
 
     Args:
         add: declares one.
-        every_option: whether to declare the settings of pruning too, for which its module has to be imported.
+        chosen: the one that will run; its settings are read off their dataclasses, for which modules are imported.
     """
     prune_command = add("prune", "prune the edges of a GPT-2 on a task, as the Edge Pruning paper does", prune)
     sweep_command = add(
         "sweep",
         "prune at several sparsities and seeds, to see which sparsity to choose",
         sweep,
-        seeds="not read here: runs have --seeds",
+        seeds="of the first run",
     )
+    compare_command = add("compare", "run several methods on a GPT-2, and compare circuits of one size", compare)
     prune_command.add_argument(
         "--target-sparsity", type=float, required=True, metavar="SHARE", help="share of edges to remove, such as 0.95"
     )
     prune_command.add_argument(
         "--resume", action="store_true", help="go on with the run that DIR holds, if it holds one"
     )
+    for command, why in ((sweep_command, ", and has to be three times for a knee"), (compare_command, "")):
+        command.add_argument(
+            "--target-sparsity",
+            type=float,
+            required=True,
+            action="append",
+            metavar="SHARE",
+            help=f"share of edges to remove; may be repeated{why}",
+        )
     sweep_command.add_argument(
-        "--target-sparsity",
-        type=float,
-        required=True,
+        "--seeds", type=count, default=2, metavar="N", help="how many runs at each sparsity (default: %(default)s)"
+    )
+    compare_command.add_argument(
+        "--method",
         action="append",
-        metavar="SHARE",
-        help="share of edges to remove; may be repeated, and has to be three times for a knee",
+        help="edge-pruning-target, acdc, eap, eap-ig-inputs, eap-ig-activations, random, or package.module:function "
+        "for one of your own, whose scores are ranked; may be repeated (default: the first five)",
     )
-    sweep_command.add_argument(
-        "--seeds", type=count, default=2, metavar="N", help="run at seeds 0 to N - 1 (default: %(default)s)"
+    compare_command.add_argument(
+        "--examples", type=count, action="append", metavar="N", help="training examples; may be repeated (default: 200)"
     )
-    for command in (prune_command, sweep_command):
+    for command in (prune_command, sweep_command, compare_command):
         _add_run_options(command)
-        if every_option:
-            _add_settings(command)
+    for command in (prune_command, sweep_command):
+        _add_training_options(command)
+    if chosen in ("prune", "sweep", "compare"):
+        _add_settings({"prune": prune_command, "sweep": sweep_command, "compare": compare_command}[chosen], chosen)
     evaluate_command = add("evaluate", "measure the circuit of a run beside the full model", evaluate)
     evaluate_command.add_argument("run_folder", type=Path, metavar="DIR", help="what `edgeprune prune` wrote")
     evaluate_command.add_argument(
@@ -62,17 +78,16 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, every_option: b
     toy_command = add("train-toy", "train a small GPT-2 that knows a task, to try the other commands on", train_toy)
     toy_command.add_argument("task", choices=("ioi",), help="what it learns: indirect object identification")
     toy_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    for setting, size, what in (("layers", 4, "blocks"), ("heads", 4, "heads a layer"), ("width", 64, "d_model")):
-        toy_command.add_argument(
-            f"--{setting}", type=count, default=size, metavar="N", help=f"{what} (default: {size})"
-        )
-    toy_command.add_argument("--steps", type=count, default=800, metavar="N", help="of training (default: 800)")
-    for command in (prune_command, sweep_command, evaluate_command):
+    if chosen == "train-toy":
+        from edgeprune.toy import ToyConfig
+
+        _add_fields(toy_command.add_argument_group("shape and training"), ToyConfig())
+    for command in (prune_command, sweep_command, compare_command, evaluate_command):
         command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
-    """What a run is asked for, the target and settings of pruning apart."""
+    """What every run is asked for."""
     command.add_argument(
         "--model", required=True, help="a name on the Hugging Face hub, such as gpt2, or a folder with safetensors"
     )
@@ -84,18 +99,22 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="of a run: run.json, metrics.jsonl, checkpoints, circuit.json; of a sweep: its runs, a table, a picture",
+        help="of a run: run.json, metrics.jsonl, checkpoints, circuit.json; of several: their circuits, a table, a "
+        "picture; what was stopped goes on there",
     )
     command.add_argument(
         "--ablation",
         default="resample",
         help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: resample)",
     )
-    for split, size in (("train", 200), ("validation", 200), ("test", 1000)):
-        command.add_argument(
-            f"--{split}", type=count, default=size, metavar="N", help=f"examples to {_USES[split]} (default: {size})"
-        )
     command.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the model")
+    command.add_argument(
+        "--data-seed", type=seed, default=0, metavar="SEED", help="of the task's examples (default: %(default)s)"
+    )
+
+
+def _add_training_options(command: argparse.ArgumentParser) -> None:
+    """How runs in folders go."""
     command.add_argument(
         "--parts", type=count, default=1, metavar="N", help="parts that a batch is run in, to save memory (default: 1)"
     )
@@ -104,28 +123,29 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-_LEARNED: Final = 0.99
-"""Accuracy from which on a model is said to know its task."""
-
-_USES: Final = {"train": "prune on", "validation": "watch a run on", "test": "measure circuits on"}
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    """An option for every setting of pruning, with the paper's value and the words that stand below its field."""
-    from edgeprune.methods.edge_pruning_target import TargetConfig
+def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
+    """Settings of pruning, with the paper's values, and how many examples there are."""
     from edgeprune.pruning_run import PAPER
+    from edgeprune.tasks import Sizes
 
-    group = command.add_argument_group("settings of pruning")
-    says = _docstrings(TargetConfig)
-    for setting in fields(TargetConfig):
-        if setting.name not in _OUTSIDE:
-            value = getattr(PAPER, setting.name)
+    _add_fields(command.add_argument_group("settings of pruning"), PAPER, leave_out=_OUTSIDE)
+    # `compare` has --examples for the training split, and nothing to validate.
+    unused = ("train", "validation") if name == "compare" else ()
+    _add_fields(command.add_argument_group("examples"), Sizes(), leave_out=unused)
+
+
+def _add_fields(group: Any, config: Any, *, leave_out: Collection[str] = ()) -> None:
+    """An option for every field of a dataclass, with its value here and the words that stand below it."""
+    says = _docstrings(type(config))
+    for setting in fields(config):
+        if setting.name not in leave_out:
+            value = getattr(config, setting.name)
             group.add_argument(
                 f"--{setting.name.replace('_', '-')}",
-                type=type(value),
+                type=count if isinstance(value, int) else type(value),
                 default=value,
-                choices=get_args(_type_of(TargetConfig, setting)) or None,
-                metavar=None if isinstance(value, str) else type(value).__name__.upper(),
+                choices=get_args(_type_of(type(config), setting)) or None,
+                metavar=None if isinstance(value, str) else "N" if isinstance(value, int) else "X",
                 help=f"{says[setting.name].replace('%', '%%')} (default: %(default)s)",
             )
 
@@ -150,22 +170,26 @@ def _docstrings(owner: type) -> dict[str, str]:
 
 def _config(options: argparse.Namespace, target: float) -> "RunConfig":
     """What the options ask for."""
-    from edgeprune.methods.edge_pruning_target import TargetConfig
     from edgeprune.pruning_run import PAPER, RunConfig
     from edgeprune.tasks import Sizes
 
-    names = [setting.name for setting in fields(TargetConfig) if setting.name not in _OUTSIDE]
-    settings = {name: getattr(options, name) for name in names}
     return RunConfig(
         model=_resolved(options.model),
         task=_resolved(options.task),
         ablation=parse_ablation(options.ablation),
-        sizes=Sizes(train=options.train, validation=options.validation, test=options.test),
+        sizes=_asked(Sizes(), options),
         seed=options.seed,
+        data_seed=options.data_seed,
         precision=options.precision,
-        parts=options.parts,
-        pruning=replace(PAPER, **settings, target_sparsity=target),
+        parts=getattr(options, "parts", 1),
+        pruning=_asked(PAPER, options, target_sparsity=target),
     )
+
+
+def _asked(config: Any, options: argparse.Namespace, **more: Any) -> Any:
+    """The same with what options, or `more`, say of its fields."""
+    said = {each.name: getattr(options, each.name) for each in fields(config) if each.name in options}
+    return replace(config, **(said | more))
 
 
 def _resolved(name: str) -> str:
@@ -237,14 +261,35 @@ def sweep(options: argparse.Namespace) -> bool:
     return True
 
 
+def compare(options: argparse.Namespace) -> bool:
+    """`edgeprune compare`."""
+    from edgeprune import compare as comparing
+    from tracr_bridge import report
+
+    config = _config(options, options.target_sparsity[0])
+    asked = comparing.Comparison(
+        run=config,
+        methods=tuple(options.method or comparing.Comparison.methods),
+        targets=tuple(options.target_sparsity),
+        examples=tuple(options.examples or comparing.Comparison.examples),
+    )
+    rows = comparing.compare(asked, options.out, device=options.device, progress=True)
+    if options.json:
+        print(report.as_json({"rows": [asdict(row) for row in rows]}), file=options.output)
+        return True
+    head, *body = comparing.cells(asked, rows)
+    report.print_table(f"{config.model} on {config.task}, {config.ablation}: the test split", head, body)
+    print(f"table and picture: {(options.out / 'compare.md').resolve()}, compare.svg")
+    return True
+
+
 def train_toy(options: argparse.Namespace) -> bool:
     """`edgeprune train-toy`."""
     from edgeprune.toy import ToyConfig
     from edgeprune.toy import train_toy as train
     from tracr_bridge import report
 
-    config = ToyConfig(layers=options.layers, heads=options.heads, width=options.width, steps=options.steps)
-    toy = train(options.out, config, seed=options.seed, progress=True)
+    toy = train(options.out, _asked(ToyConfig(), options), seed=options.seed, progress=True)
     where = str(options.out.resolve())
     if options.json:
         print(report.as_json({"model": where} | asdict(toy)), file=options.output)

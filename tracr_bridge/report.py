@@ -2,8 +2,9 @@
 
 import json
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,9 @@ from edgeprune.store import SavedCircuit, versions
 from tracr_bridge.recover import Recovery
 from tracr_bridge.truth import Certificate, Truth
 from tracr_bridge.verify import Verification
+
+_WIDE: Final = 200
+"""Characters in a line of a table, at the most, where no terminal says how many."""
 
 _STATUS = {
     "unique": "unique: every subset that could be a circuit was run, and one is true",
@@ -134,7 +138,8 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         column.overflow = "fold"  # where a name is cut off, it may be another's
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    # A file is as wide as it has to be.
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
 
 def print_matrix(used: Mapping[str, Collection[str]], columns: Sequence[str]) -> None:

@@ -52,10 +52,12 @@ class AcdcConfig:
     at_once: int = 32
     """Decisions run together, at the most; it changes nothing but the time."""
 
+    batch_size: int = 512
+    """Inputs in a forward; it changes nothing but time and memory."""
+
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} >= 1, got {getattr(self, name)}" for name in ("inputs", "at_once") if getattr(self, name) < 1
-        ]
+        counts = ("inputs", "at_once", "batch_size")
+        faults = [f"{name} >= 1, got {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         if faults:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
@@ -76,9 +78,12 @@ def remove_greedily(
 ) -> Discovery:
     """Ablate edges one by one; an edge's score is by how much the loss grew without it. See `Method`, `AcdcConfig`."""
     config = AcdcConfig() if config is None else config
-    batch = dataset.sample(config.inputs, torch.Generator().manual_seed(seed))
-    objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
-    loss_of = partial(_losses, model, objective, batch, Ablator(model, dataset, ablation)(batch))
+    objective, ablator = (
+        Objective(dataset, config.loss, logit_scale=config.logit_scale),
+        Ablator(model, dataset, ablation),
+    )
+    batches = dataset.sample_batches(config.inputs, config.batch_size, torch.Generator().manual_seed(seed))
+    loss_of = partial(_losses, model, objective, [(batch, ablator(batch)) for batch in batches])
     cells = [model.graph.position(edge) for edge in traversal(model.graph, config.order)]
     kept = edge_exists(model.graph).float()
     scores = torch.zeros_like(kept)
@@ -120,6 +125,9 @@ def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Fl
 
 
 def _losses(
-    model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, masks: Tensor
+    model: MaskedModel, objective: Objective, batches: Sequence[tuple[Batch, Sources | None]], masks: Tensor
 ) -> Float[Tensor, " mask"]:
-    return objective(model(batch.clean, masks, ablated, batch.positions), batch)
+    losses = [
+        objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch) for batch, ablated in batches
+    ]
+    return objective.reduce(torch.cat(losses, -1))

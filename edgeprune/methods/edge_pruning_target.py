@@ -152,8 +152,8 @@ class TargetPruning:
         """One step of the optimiser.
 
         Args:
-            losses: of masks that are drawn for each of them; their gradients are added up, so that a batch may come in
-                parts that fit into memory.
+            losses: of masks that are drawn once for all of them; they are added up, one after the other, so that a
+                batch may come in parts that fit into memory.
         """
         config, target = self.config, self.target
         factor = _learning_rate_factor(self.done, config)
@@ -161,19 +161,21 @@ class TargetPruning:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._optimizer.zero_grad()
-        total = sparsity = 0.0
+        drawn = self.masks.draw(config.mask_samples, self.generator).mask
+        mask, total = drawn.detach().requires_grad_(), 0.0
         for loss_of in losses:
-            mask = self.masks.draw(config.mask_samples, self.generator).mask
-            loss, sparse = loss_of(mask), 1 - mask[:, self._exists].mean()
-            short = target - sparse
-            lagrangian = loss + self.multipliers[0] * short + self.multipliers[1] * short**2
-            (lagrangian / len(losses)).backward()
-            total, sparsity = total + float(loss.detach()), sparsity + float(sparse.detach())
+            loss = loss_of(mask)
+            loss.backward()
+            total += float(loss.detach())
+        sparsity = 1 - drawn[:, self._exists].mean()
+        short = target - sparsity
+        pressure = self.multipliers[0] * short + self.multipliers[1] * short**2
+        torch.autograd.backward([drawn, pressure], [mask.grad, None])
         torch.nn.utils.clip_grad_norm_([self.masks.log_alpha, self.multipliers], config.largest_gradient_norm)
         first, second = self.multipliers.tolist()
         self._optimizer.step()
         self.done += 1
-        return Progress(self.done - 1, total / len(losses), sparsity / len(losses), target, (first, second))
+        return Progress(self.done - 1, total, float(sparsity.detach()), target, (first, second))
 
     def mean(self) -> Float[Tensor, "source destination"]:
         """The mask of evaluation."""

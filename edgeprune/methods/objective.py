@@ -35,6 +35,9 @@ Loss = Literal["worst", "divergence", "squared", "disagreement"]
 DISTANCES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
 """The losses that are 0 at the full model and nowhere below."""
 
+_ROOM: Final = 2**26
+"""Numbers among outputs that their range and variance are taken of."""
+
 _LEAST_MERIT: Final = 0.01
 """Merit below which a pair is forgotten."""
 
@@ -60,7 +63,9 @@ class Objective:
 
     @cached_property
     def _target(self) -> Tensor:
-        return self._dataset.target[self._dataset.scored]
+        one = self._dataset.target[torch.arange(1)].numel()
+        rows = torch.arange(len(self._dataset))[: max(1, _ROOM // one)]
+        return self._dataset.target[rows][self._dataset.scored[rows]]
 
     @cached_property
     def _range(self) -> float:

@@ -36,8 +36,13 @@ class Sizes:
     """How many examples each split has; of a file, the most that it has."""
 
     train: int = 200
+    """Examples that circuits are found on."""
+
     validation: int = 200
+    """Examples that runs are watched on."""
+
     test: int = 1000
+    """Examples that circuits are measured on."""
 
     def __post_init__(self) -> None:
         faults = [f"{split} >= 1, got {getattr(self, split)}" for split in SPLITS if getattr(self, split) < 1]
@@ -51,7 +56,7 @@ class Sizes:
 
 
 def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -> dict[str, list[Example]]:
-    """The examples of a task by split, no clean prompt in two of them.
+    """The examples of a task by split: no clean prompt is in two of them, nor of one and a corrupted one of another.
 
     Args:
         name: one of `TASKS`, or a file of examples (see `tasks.jsonl`).
@@ -64,10 +69,7 @@ def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -
     """
     random = Random(seed)
     if name in TASKS:
-        examples = _draw_distinct(name, TASKS[name][0](encoder), sizes.total, random)
-        ends = {"train": sizes.train, "validation": sizes.train + sizes.validation, "test": sizes.total}
-        starts = dict(zip(SPLITS, (0, *ends.values()), strict=False))
-        return {split: examples[starts[split] : ends[split]] for split in SPLITS}
+        return _draw_apart(name, TASKS[name][0](encoder), sizes, random)
     if not name.endswith((".jsonl", ".json")):
         raise TaskError(f"Expected a task among {', '.join(TASKS)}, or a file of examples (.jsonl); got {name!r}")
     return _divide(Path(name), sizes, random)
@@ -78,16 +80,26 @@ def metric_of(name: str) -> Metric:
     return TASKS[name][1] if name in TASKS else "logit difference"
 
 
-def _draw_distinct(name: str, draw: Draw, count: int, random: Random) -> list[Example]:
-    found: dict[str, Example] = {}
-    for _ in range(_TRIES * count):
-        example = draw(random)
-        found.setdefault(example.clean, example)
-        if len(found) == count:
-            return list(found.values())
+def _draw_apart(name: str, draw: Draw, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
+    found: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    # In which split each text is clean, and in which it is corrupted first.
+    clean, corrupted = dict[str, str](), dict[str, str]()
+    # From its end: training, which may want many, comes last.
+    wanted = [split for split in SPLITS for _ in range(getattr(sizes, split))]
+    for _ in range(_TRIES * sizes.total):
+        example, split = draw(random), wanted[-1]
+        elsewhere = corrupted.get(example.clean, split) != split or clean.get(example.corrupted, split) != split
+        if example.clean in clean or elsewhere:
+            continue
+        clean[example.clean] = split
+        corrupted.setdefault(example.corrupted, split)
+        found[split].append(example)
+        wanted.pop()
+        if not wanted:
+            return found
     raise TaskError(
-        f"Expected {count} examples of {name!r}, train, validation and test together; it has about {len(found)} with "
-        "this tokenizer: ask for fewer"
+        f"Expected {sizes.total} examples of {name!r}, train, validation and test together; it has about {len(clean)} "
+        "with this tokenizer: ask for fewer"
     )
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from edgeprune.answers import Answers, Metric
-from edgeprune.data import Dataset
+from edgeprune.data import Dataset, LazyTarget
 from edgeprune.errors import TaskError
 from edgeprune.model import MaskedModel
 from edgeprune.tasks.example import Example
@@ -36,12 +36,30 @@ class Encoded:
 
     answers: Answers
 
-    @torch.no_grad()
-    def dataset(self, model: MaskedModel, *, chunk: int = 64, progress: bool = False) -> Dataset:
-        """The same with the full model's logits. Inputs of one length are a group."""
-        parts = torch.arange(len(self.tokens)).split(chunk)
-        bar = tqdm(parts, desc="full model", disable=None if progress else True)
-        target = torch.cat([model(self.tokens[rows], positions=self.positions[rows]) for rows in bar])
+    def __getitem__(self, rows: slice) -> "Encoded":
+        """Some of the examples, padded as all of them are."""
+        return Encoded(
+            tokens=self.tokens[rows],
+            counterparts=self.counterparts[rows],
+            length=self.length[rows],
+            positions=self.positions[rows],
+            scored=self.scored[rows],
+            answers=self.answers[torch.arange(len(self.tokens))[rows]],
+        )
+
+    def dataset(self, model: MaskedModel, *, room: int = 2**28, progress: bool = False) -> Dataset:
+        """The same with the full model's logits. Inputs of one length are a group.
+
+        Args:
+            model: the full model.
+            room: the most numbers that logits may be; more are not held, but computed when they are asked for.
+            progress: show a progress bar on standard error, if that is a terminal.
+        """
+        target = LazyTarget(model, self.tokens, self.positions)
+        rows = torch.arange(len(self.tokens))
+        if len(rows) * target[rows[:1]].numel() <= room:
+            bar = tqdm(rows.split(64), desc="full model", disable=None if progress else True)
+            target = torch.cat([target[some] for some in bar])
         return Dataset(
             tokens=self.tokens,
             scored=self.scored,

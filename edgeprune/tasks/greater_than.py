@@ -17,7 +17,9 @@ from edgeprune.tasks.example import Example
 from edgeprune.tasks.words import EVENTS
 
 TEMPLATE: Final = "The {event} {verb} from the year {century}{year} to the year {century}"
-VERBS: Final = ("lasted", "went on", "continued", "dragged on", "ran")
+VERBS: Final = (
+    "lasted", "went on", "continued", "dragged on", "ran", "stretched", "persisted", "was under way", "kept going"
+)  # fmt: skip
 CENTURIES: Final = range(11, 18)
 _CORRUPTED: Final = "01"
 

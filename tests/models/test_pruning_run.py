@@ -16,7 +16,7 @@ from tiny import gpt2, gpt2_config
 from tokenizing import byte_pairs
 
 from edgeprune import pruning_run
-from edgeprune.errors import ConfigError, RunError
+from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import evaluate
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
@@ -134,7 +134,8 @@ def test_a_batch_may_run_in_parts(config, tmp_path):
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 def test_other_ablations_run_too(config, tmp_path, ablation):
-    found = prune(replace(config, ablation=ablation, pruning=replace(QUICK, steps=4)), tmp_path / ablation)
+    sizes = Sizes(train=40, validation=4, test=6)  # of every length
+    found = prune(replace(config, ablation=ablation, sizes=sizes, pruning=replace(QUICK, steps=4)), tmp_path / ablation)
     assert found.circuit.ablation == ablation
 
 
@@ -153,6 +154,7 @@ def test_a_folder_with_a_run_is_left_alone_unless_it_is_gone_on_with(config, who
     [
         ({"task": "ioi"}, "with task 'gp', not 'ioi'"),
         ({"seed": 3}, "with seed 0, not 3"),
+        ({"data_seed": 3}, "with data_seed 0, not 3"),
         ({"pruning": replace(QUICK, target_sparsity=0.9)}, "with target_sparsity 0.5, not 0.9"),
         ({"sizes": Sizes(train=9, validation=4, test=6)}, "with train 8, not 9"),
     ],
@@ -262,15 +264,55 @@ def test_a_run_that_was_killed_before_it_began_is_begun(config, whole, tmp_path)
     assert contents(tmp_path / "run") == contents(whole)
 
 
-def test_parts_weigh_as_many_inputs_as_they_have(config, tmp_path):
-    """Under masks that are certain, here to remove everything, the loss is the batch's in whatever parts it runs."""
-    certain = replace(QUICK, steps=1, initial_log_alpha=-40.0, masked="edges", batch_size=5)
-    losses = []
+def test_a_batch_in_parts_is_the_same_step(config, tmp_path):
+    """Five inputs in parts of two, two and one: the same masks, losses and gradients."""
+    losses, scores = {}, {}
     for parts in (1, 3):
-        prune(replace(config, ablation="zero", parts=parts, pruning=certain), tmp_path / str(parts))
-        (line,) = (tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()
-        losses.append(json.loads(line)["loss"])
-    assert losses[0] > 0.1 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+        out = tmp_path / str(parts)
+        saved = prune(replace(config, parts=parts, pruning=replace(QUICK, steps=3, batch_size=5)), out)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[parts] = [(line["loss"], line["sparsity"]) for line in lines]
+        scores[parts] = {str(edge): score for edge, score in saved.scores.items()}
+    assert losses[1][0][0] > 0.001
+    assert sum(losses[1], ()) == pytest.approx(sum(losses[3], ()), rel=1e-4)
+    assert scores[1] == pytest.approx(scores[3], abs=1e-4)
+
+
+# Means
+
+
+def test_means_are_those_of_the_training_split(config):
+    subject = load_subject(
+        replace(config, ablation="mean", sizes=Sizes(train=40, validation=4, test=6)), ["train", "test"]
+    )
+    train, test = subject.splits["train"], subject.splits["test"]
+    mask = (
+        torch.rand(edge_exists(subject.model.graph).shape, generator=torch.Generator().manual_seed(0)) > 0.4
+    ).float()
+    rows, kl = torch.arange(len(test)), []
+    for row in rows:
+        same = train.group == test.group[row]
+        mean = subject.model.sources(train.tokens[same]).mean(1, keepdim=True)
+        logits = subject.model(test.tokens[row : row + 1], mask, mean, test.positions[row : row + 1])[0, 0].double()
+        p = test.target[row, 0].double().softmax(-1)
+        kl.append(float((p * (p.log() - logits.log_softmax(-1))).sum()))
+    assert subject.evaluate("test", "mean", mask).kl == pytest.approx(sum(kl) / len(kl), rel=1e-4)
+    assert evaluate(subject.model, test, "mean", mask).kl != pytest.approx(sum(kl) / len(kl), rel=1e-3)
+
+
+def test_a_length_without_training_examples_has_no_mean(config):
+    few = replace(config, task="ioi", ablation="mean", sizes=Sizes(train=1, validation=1, test=40))
+    with pytest.raises(
+        TaskError, match=r"Expected training examples of every length.*the test split has one of \d+ tok"
+    ):
+        load_subject(few, ["train"])
+
+
+def test_examples_have_a_seed_of_their_own(config):
+    ours, other, again = (
+        load_subject(replace(config, **seed), ["test"]) for seed in ({}, {"seed": 1}, {"data_seed": 1})
+    )
+    assert ours.digests == other.digests != again.digests
 
 
 # Evaluation

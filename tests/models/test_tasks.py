@@ -11,6 +11,7 @@ from tokenizing import byte_pairs, whole_words
 
 from edgeprune import tasks
 from edgeprune.answers import Answers
+from edgeprune.data import LazyTarget
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.tasks import TASKS, Encoder, Example, Sizes, make_examples, metric_of
@@ -81,6 +82,24 @@ def test_pronouns_follow_names(encoder):
         name, other = ({*NAMES} & {*text.split()} for text in (example.clean, example.corrupted))
         assert name <= {*WOMEN} if example.predictions[0].right == (" she",) else name <= {*MEN}
         assert other <= {*MEN} if example.predictions[0].wrong == (" he",) else other <= {*WOMEN}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.sweep
+def test_a_task_has_a_hundred_thousand_pairs(encoder, name):
+    examples = every(make_examples(name, encoder, Sizes(train=98_000, validation=1_000, test=1_000)))
+    assert len({example.clean for example in examples}) == 100_000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_clean_in_a_split_is_nothing_in_another(encoder, name):
+    """A third of all pronoun prompts, so that many of them would meet by chance."""
+    splits = make_examples(name, encoder, Sizes(train=40_000, validation=500, test=2_000))
+    texts = {split: {e.clean for e in examples} for split, examples in splits.items()}
+    for split, examples in splits.items():
+        for other, clean in texts.items():
+            if other != split:
+                assert not clean & {text for example in examples for text in (example.clean, example.corrupted)}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -254,14 +273,18 @@ def test_an_unknown_word_is_no_answer():
     assert encoder.word("Anna") is None and encoder.word("Mary") == 2
 
 
-def test_a_dataset_has_the_full_models_logits_where_predictions_are_made(encoder):
+@pytest.mark.parametrize(("room", "kind"), [(2**28, torch.Tensor), (100, LazyTarget)])
+def test_a_dataset_has_the_full_models_logits_where_predictions_are_made(encoder, room, kind):
     model = Gpt2Model(gpt2(gpt2_config(vocab_size=len(byte_pairs()), n_positions=64)))
     encoded = encoder.encode(every(make_examples("ioi", encoder, FEW)), "logit difference")
-    dataset = encoded.dataset(model, chunk=4)
+    dataset = encoded.dataset(model, room=room)
+    assert isinstance(dataset.target, kind)
     everywhere = model(encoded.tokens)
-    for row in range(len(dataset)):
-        torch.testing.assert_close(dataset.target[row, 0], everywhere[row, encoded.length[row] - 1].detach())
+    rows = torch.arange(len(dataset))
+    torch.testing.assert_close(dataset.target[rows][:, 0], everywhere[rows, encoded.length - 1].detach())
+    assert dataset.copy().target[rows[:6].view(2, 3)].shape == (2, 3, 1, model.vocabulary_size)
     batch = dataset.take(torch.tensor([2, 0]), dataset.partners(torch.tensor([2, 0]), torch.Generator()))
+    torch.testing.assert_close(batch.target, dataset.target[rows[:3]][[2, 0]])
     assert torch.equal(batch.corrupted, encoded.counterparts[[2, 0]])
     assert torch.equal(batch.answers.right, encoded.answers.right[[2, 0]])
 

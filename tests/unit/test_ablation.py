@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from edgeprune.ablation import Ablator, group_means
+from edgeprune.errors import ConfigError
 
 
 def test_the_mean_is_over_inputs_of_the_same_length_at_the_same_position(compiled, monkeypatch):
@@ -26,6 +29,18 @@ def test_each_ablation_gives_its_own_sources(compiled):
     torch.testing.assert_close(
         Ablator(model, dataset, "mean")(batch), group_means(model, dataset)[:, dataset.group[rows]]
     )
+
+
+def test_means_of_some_inputs_stand_in_for_others_of_their_lengths(compiled):
+    program = compiled("xproportion")
+    dataset, model = program.dataset, program.model
+    ours = dataset.group >= 2  # the longer ones, so that groups are not numbered from 0
+    some = replace(dataset, tokens=dataset.tokens[ours], group=dataset.group[ours])
+    rows = torch.nonzero(ours)[[3, 100, 1], 0]
+    found = Ablator(model, some, "mean")(dataset.take(rows, rows))
+    torch.testing.assert_close(found, group_means(model, dataset)[:, dataset.group[rows]])
+    with pytest.raises(ConfigError, match="lengths that a mean was taken over; got one of length 1"):
+        Ablator(model, some, "mean")(dataset.take(torch.tensor([5]), torch.tensor([5])))
 
 
 def test_corrupted_inputs_are_drawn_evenly_from_the_clean_inputs_own_length(compiled):

@@ -234,7 +234,7 @@ def _signed(path, model, dataset, ablation, config):
 @pytest.mark.parametrize("ablation", ["zero", "resample"])
 def test_acdc_decides_as_a_loop_of_plain_forwards_does(order, ablation):
     model, dataset = build(random_weights(8))
-    config = AcdcConfig(order=order, threshold=0.3, inputs=1000)
+    config = AcdcConfig(order=order, threshold=0.3, inputs=1000, batch_size=7)
     found = remove_greedily(model, dataset, ablation, config=config)
     batch = dataset.sample(1000, torch.Generator().manual_seed(0))
     ablated = Ablator(model, dataset, ablation)(batch)

@@ -1,0 +1,216 @@
+"""Methods side by side on a language model: sizes that are matched, what is measured, and going on."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from test_pruning_run import QUICK, save_model
+
+from edgeprune import compare as comparing
+from edgeprune.compare import METHODS, Comparison, Row, cells, compare, draw, keep_most
+from edgeprune.errors import ConfigError, RunError
+from edgeprune.evaluate import Evaluation
+from edgeprune.graph import Circuit, Graph
+from edgeprune.masks import circuit_mask, edge_exists
+from edgeprune.methods import Discovery
+from edgeprune.pruning_run import RunConfig, load_subject
+from edgeprune.store import UnwritableFile, load_circuit, load_saved
+from edgeprune.tasks import Sizes
+from tracr_bridge.cli import main
+
+OWN = """
+def find(model, dataset, ablation, seed=0):
+    import torch
+    assert len(dataset) in (6, 8)
+    count = len(model.graph.sources) * len(model.graph.destinations)
+    return torch.arange(count).float().view(len(model.graph.sources), -1)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    model = save_model(tmp_path_factory.mktemp("model"))
+    pruning = replace(QUICK, steps=12, initial_log_alpha=0.5)
+    return RunConfig(model=model, task="gp", sizes=Sizes(train=1, validation=4, test=6), pruning=pruning)
+
+
+@pytest.fixture(scope="module")
+def comparison(run):
+    return Comparison(run=run, methods=METHODS, targets=(0.3, 0.6), examples=(6, 8))
+
+
+@pytest.fixture(scope="module")
+def whole(comparison, tmp_path_factory):
+    """A comparison that was never stopped, and its rows."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, compare(comparison, out)
+
+
+def test_circuits_have_as_many_edges_as_edge_pruning_ends_with(comparison, whole):
+    _, rows = whole
+    assert {(row.examples, row.method, row.target) for row in rows} == {
+        (examples, method, target) for examples in (6, 8) for method in METHODS for target in (0.3, 0.6)
+    }
+    ends = {(r.examples, r.target): r.evaluation.edges for r in rows if r.method == "edge-pruning-target"}
+    assert len(set(ends.values())) > 1
+    for row in rows:
+        if row.method == "acdc":
+            assert 1 <= row.runs <= comparing._SEARCHES
+        else:
+            assert row.evaluation.edges == ends[row.examples, row.target] and row.runs == 1
+        assert row.seconds > 0
+
+
+def test_a_row_is_what_its_circuit_does_on_the_test_split(run, comparison, whole):
+    out, rows = whole
+    subjects = {examples: load_subject(comparison.of(examples), ["test"]) for examples in (6, 8)}
+    for row in rows:
+        saved = load_saved(out / "circuits" / f"{row.method}-{row.examples}-{row.target!r}.json")
+        assert len(saved.circuit) == row.evaluation.edges and saved.method["name"] == row.method
+        found = subjects[row.examples].evaluate("test", "resample", circuit_mask(saved.circuit))
+        assert asdict(found) == pytest.approx(asdict(row.evaluation), rel=1e-5)
+    assert len({row.evaluation.kl for row in rows}) > len(METHODS)
+
+
+def test_what_scores_highest_is_kept(whole):
+    out, rows = whole
+    for row in rows:
+        if row.method in ("eap", "eap-ig-inputs", "eap-ig-activations", "random"):
+            saved = load_saved(out / "circuits" / f"{row.method}-{row.examples}-{row.target!r}.json")
+            least = min(saved.scores[edge] for edge in saved.circuit.edges)
+            assert all(score <= least for edge, score in saved.scores.items() if edge not in saved.circuit.edges)
+
+
+def test_of_edges_that_score_alike_the_first_are_kept_and_none_that_is_not_there():
+    graph = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
+    exists = edge_exists(graph)
+    scores = torch.where(exists, 1.0, 9.0)
+    scores[0, 1] = math.nan
+    kept = keep_most(scores, exists, 3)
+    assert kept.sum() == 3 and not kept[0, 1] and not (kept & ~exists).any()
+    assert torch.equal(kept[exists].nonzero()[:, 0], torch.tensor([0, 2, 3]))
+    assert torch.equal(keep_most(scores, exists, graph.total), exists)
+
+
+def test_acdc_is_run_at_the_threshold_that_comes_nearest_and_never_twice_at_one(run, monkeypatch):
+    """In place of ACDC, something that keeps an edge less the higher the threshold, in steps of three."""
+    graph, ran = Graph.transformer(embeddings=("embed",), layers=2, heads=2), []
+
+    def cuts(model, dataset, ablation, *, seed, progress, config):
+        ran.append(config.threshold)
+        kept = max(0, min(graph.total, 3 * round(-3 * math.log10(config.threshold / 100))))
+        return Discovery(
+            Circuit(graph, ablation, frozenset(graph.edges[:kept])), torch.zeros(edge_exists(graph).shape), ()
+        )
+
+    monkeypatch.setattr(comparing, "remove_greedily", cuts)
+    bench = comparing._Bench(load_subject(run, ["train"]), run, progress=False)
+    for edges in (24, 40, 24, 7, graph.total):
+        found = bench.of_size("acdc", edges)
+        assert abs(len(found.circuit) - edges) <= 1
+    assert len(set(ran)) == len(ran) < 20
+
+
+def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whole, tmp_path, monkeypatch):
+    _, rows = whole
+    calls, add = [], comparing._Book.add
+
+    def stops(book, row):
+        add(book, row)
+        calls.append(row)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing._Book, "add", stops)
+    fewer = replace(comparison, methods=METHODS[:3], examples=(6,))
+    with pytest.raises(KeyboardInterrupt):
+        compare(fewer, tmp_path / "run")
+    compare(fewer, tmp_path / "run")
+    assert len({row.key for row in calls}) == len(calls) == 6
+    again = compare(comparison, tmp_path / "run")
+    assert [(row.key, asdict(row.evaluation)) for row in again] == [(row.key, asdict(row.evaluation)) for row in rows]
+    before = (tmp_path / "run" / "compare.json").read_bytes()
+    assert compare(comparison, tmp_path / "run") == again
+    assert (tmp_path / "run" / "compare.json").read_bytes() == before and len(calls) == 24
+
+
+def test_the_table_and_the_picture_show_every_row(comparison, whole):
+    out, rows = whole
+    text = (out / "compare.md").read_text()
+    assert text.count("\n") == 2 + len(rows) and "| logit difference |" in text
+    assert "<svg" in (out / "compare.svg").read_text()
+    lines = [line for axes in draw(comparison, rows).axes for line in axes.get_lines()]
+    assert len(lines) == 2 * len(METHODS) and all(len(line.get_xdata()) == 2 for line in lines)
+    row = Row("eap", 2000, 0.9, 7, 1.25, 3, Evaluation(0.5, 1.5, 0.25, 1.0, 7, 0.9))
+    assert cells(comparison, [row])[1] == (
+        "2,000", "eap", "7", "90.0%", "0.5000", "1.500", "25.0%", "100.0%", "1.2 (3 runs)"
+    )  # fmt: skip
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ()}, "Expected different methods, at least one; got none"),
+        ({"methods": ("eap", "eap")}, "Expected different methods, at least one; got eap, eap"),
+        ({"methods": ("magic",)}, "Expected a method among edge-pruning-target, acdc, eap, .*; got 'magic'"),
+        ({"targets": (0.5, 1.5)}, "0 < target_sparsity <= 1, got 1.5"),
+        ({"examples": (0,)}, "train >= 1, got 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(comparison, change, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(comparison, **change)
+
+
+def test_another_comparison_is_not_gone_on_with(run, comparison, whole, tmp_path):
+    out, _ = whole
+    before = (out / "compare.json").read_bytes()
+    for change in ({"seed": 1}, {"task": "ioi"}, {"pruning": replace(run.pruning, steps=13)}):
+        with pytest.raises(RunError, match="what is asked for is another comparison: name another folder"):
+            compare(replace(comparison, run=replace(run, **change)), out)
+    assert (out / "compare.json").read_bytes() == before
+    for text in ("nonsense", "[]", '{"format": "x"}', before.decode().replace('"kl"', '"lk"')):
+        (tmp_path / "compare.json").write_text(text)
+        with pytest.raises(RunError, match=r"Expected a comparison in .*; it is none|is another comparison"):
+            compare(comparison, tmp_path)
+        assert (tmp_path / "compare.json").read_text() == text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableFile, match="Expected a folder for the comparison"):
+        compare(comparison, tmp_path / "file" / "run")
+
+
+def test_a_model_whose_weights_have_changed_is_another_one(run, tmp_path):
+    ours = Comparison(run=replace(run, model=save_model(tmp_path / "model")), methods=("eap",), examples=(6,))
+    compare(ours, tmp_path / "run")
+    save_model(tmp_path / "model", seed=1)
+    with pytest.raises(RunError, match=r"Expected the weights that .*compare.json' began with"):
+        compare(ours, tmp_path / "run")
+
+
+# The command
+
+
+def test_the_command_compares_methods_ones_own_among_them(capsys, run, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = ["compare", "--model", run.model, "--task", "gp", "--out", str(tmp_path / "out"), "--test", "6"]
+    for option, values in (("target-sparsity", ["0.5"]), ("examples", ["6", "8"]), ("method", ["eap", "mine:find"])):
+        asked += [part for value in values for part in (f"--{option}", value)]
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "mine:find" in shown and "logit difference" in shown and "compare.svg" in shown
+    assert main([*asked, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["method"], row["examples"]) for row in rows] == [
+        (method, examples) for examples in (6, 8) for method in ("eap", "mine:find")
+    ]
+    circuit = load_circuit(tmp_path / "out" / "circuits" / "mine.find-6-0.5.json")
+    last = sorted(circuit.graph.edges, key=circuit.graph.position)[-round(0.5 * circuit.graph.total) :]
+    assert circuit.edges == frozenset(last)
+    assert main([*asked[:-2], "--method", "magic"]) == 2
+    assert "Expected a method among edge-pruning-target" in capsys.readouterr().err
