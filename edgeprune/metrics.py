@@ -5,9 +5,13 @@ from typing import Final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 ATOL: Final = 1e-2
 """Largest difference before decoding that counts as the same output."""
+
+_AT_ONCE: Final = 2**22
+"""Logits that are compared at a time."""
 
 
 def largest_difference(
@@ -28,9 +32,18 @@ def kl_divergence(
     scored: Bool[Tensor, "*other batch pos"],
 ) -> Float[Tensor, "*lead batch"]:
     """KL(full model ‖ circuit) in nats, averaged over each input's scored positions (arXiv:2406.16778, §3)."""
+    if outputs.numel() <= _AT_ONCE:
+        return scored_mean(_kl(outputs, target), scored)
+    # Of large vocabularies, some positions at a time, and again on the way back: what is in between is large too.
+    some = max(1, _AT_ONCE // outputs.shape[-1])
+    parts = (logits.flatten(0, -2).split(some) for logits in (outputs, target.expand_as(outputs)))
+    kl = [checkpoint(_kl, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(*parts, strict=True)]
+    return scored_mean(torch.cat(kl).view(outputs.shape[:-1]), scored)
+
+
+def _kl(outputs: Float[Tensor, "*lead vocab"], target: Float[Tensor, "*other vocab"]) -> Float[Tensor, "*lead"]:
     log_q, log_p = outputs.log_softmax(-1), target.log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return scored_mean(kl, scored)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def squared_error(

@@ -2,13 +2,17 @@
 
 Where `stream.py` holds single columns of small compiled models, this one holds all that a source writes, in one
 preallocated stack `[run, source, row, d_model]`; a row is one position of one input. The destinations of a layer read
-together: one product of their columns of the mask with the part of the stack that is written by then.
+together: one product of their columns of the mask with the part of the stack that is written by then, then the norm
+that each of them has, then their weights.
 
-While autograd walks back, sources' gradients add up in a second stack. Neither stack is ever copied or concatenated:
-autograd does not see them, and keeps the order of writes and reads by empty tensors that lead from each to the next.
+What destinations read is larger than the stack itself, and not held unless it is small: some rows of it at a time are
+mixed, used and thrown away, and mixed again while autograd walks back. Sources' gradients then add up in a second
+stack. Neither stack is ever copied or concatenated: autograd does not see them, and keeps the order of writes and reads
+by empty tensors that lead from each to the next. So memory grows with sources, and not with layers times sources.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -18,8 +22,20 @@ from torch.autograd.function import once_differentiable
 Written = Float[Tensor, "run source row d_model"]
 """What some sources write."""
 
-Read = Float[Tensor, "run destination row d_model"]
-"""What some destinations read."""
+Norm = Callable[[Tensor], Tensor]
+"""What a destination does to what it reads, row by row, before its weights."""
+
+Weights = Float[Tensor, "destination d_model width"]
+"""What every destination does next, to each its own."""
+
+Taken = Float[Tensor, "destination run row width"]
+"""What destinations make of what they read; as wide as the stream where they have no weights."""
+
+_AT_ONCE: Final = {"cpu": 2**21, "cuda": 2**27}
+"""Numbers that are mixed at a time: what fits a processor's cache, and what fills a GPU."""
+
+_HELD: Final = 2**22
+"""Numbers that the destinations of a layer may read to be held rather than mixed again."""
 
 
 class WideStream:
@@ -52,45 +68,41 @@ class WideStream:
         """Take what the next sources of the graph's order write."""
         part = slice(self._sources, self._sources + contribution.shape[1])
         self._sources = part.stop
+        ablated = None
         if self._ablated is not None:
             ablated = self._ablated[:, part]
             self._base = self._base + ablated.sum(1, keepdim=True)
-            contribution = contribution - ablated
-        self._order = _Write.apply(self._stacks, part, contribution, self._order)
+        self._order = _Write.apply(self._stacks, part, contribution, ablated, self._order)
 
     def add(self, constant: Float[Tensor, " d_model"]) -> None:
         """Add what belongs to no source, and is never ablated."""
         self._base = self._base + constant
 
-    def read(self, destinations: int) -> Read:
-        """What the next `destinations` of the graph's order read."""
-        part = slice(self._destinations, self._destinations + destinations)
+    def read(self, norm: Norm, weights: Weights | None = None) -> Taken:
+        """What the next destinations of the graph's order make of what they read: one for each of `weights`, or one."""
+        part = slice(self._destinations, self._destinations + (1 if weights is None else len(weights)))
         self._destinations = part.stop
         z = self._mask[:, : self._sources, part]
-        return _Read.apply(self._stacks, z, self._base, self._order)  # pyright: ignore[reportReturnType]
+        taken = _Read.apply(self._stacks, z, self._base, self._order, norm, weights)
+        return taken  # pyright: ignore[reportReturnType]
 
 
 class PlainStream:
     """The stream of a plain run: one sum that all read alike.
 
     Args:
-        keep: whether what sources write is kept.
+        held: a stack for what sources write, if that is to be kept.
     """
 
-    def __init__(self, *, keep: bool) -> None:
-        self._kept: list[Tensor] | None = [] if keep else None
+    def __init__(self, held: Written | None = None) -> None:
+        self._held, self._sources = held, 0
         self._total: Tensor | None = None
-
-    @property
-    def written(self) -> Written:
-        """What all sources wrote."""
-        assert self._kept is not None, "made with keep=True"
-        return torch.cat(self._kept, 1)
 
     def write(self, contribution: Written) -> None:
         """As `WideStream.write`."""
-        if self._kept is not None:
-            self._kept.append(contribution)
+        if self._held is not None:
+            self._held[:, self._sources : self._sources + contribution.shape[1]] = contribution
+        self._sources += contribution.shape[1]
         together = contribution.sum(1, keepdim=True)
         self._total = together if self._total is None else self._total + together
 
@@ -99,10 +111,17 @@ class PlainStream:
         assert self._total is not None, "embeddings are written first"
         self._total = self._total + constant
 
-    def read(self, destinations: int) -> Float[Tensor, "run 1 row d_model"]:
-        """What every destination reads, how many ever there are."""
+    def read(self, norm: Norm, weights: Weights | None = None) -> Taken:
+        """As `WideStream.read`."""
         assert self._total is not None, "embeddings are written first"
-        return self._total
+        normed = norm(self._total)
+        return _weighted(normed if weights is None else normed.expand(-1, len(weights), -1, -1), weights)
+
+
+def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: Weights | None) -> Taken:
+    """Every destination's own product, those of all runs together."""
+    normed = normed.transpose(0, 1)
+    return normed if weights is None else (normed.flatten(1, 2) @ weights).unflatten(1, normed.shape[1:3])
 
 
 class _Stacks:
@@ -115,7 +134,7 @@ class _Stacks:
     @property
     def gradient(self) -> Written:
         if self._gradient is None:
-            self._gradient = torch.zeros_like(self.held)
+            self._gradient = torch.empty_like(self.held)
         return self._gradient
 
 
@@ -123,40 +142,77 @@ class _Write(torch.autograd.Function):
     """Puts contributions into the stack. All reads of them have been walked back through before it is."""
 
     @staticmethod
-    def forward(ctx: Any, stacks: _Stacks, part: slice, contribution: Tensor, order: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, stacks: _Stacks, part: slice, contribution: Tensor, ablated: Tensor | None, order: Tensor
+    ) -> Tensor:
         ctx.stacks, ctx.part = stacks, part
         stacks.held[:, part] = contribution
+        if ablated is not None:
+            stacks.held[:, part] -= ablated
         return torch.empty_like(order)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, order: Tensor) -> tuple[None, None, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        collected = ctx.stacks.gradient[:, ctx.part]
-        gradient = collected.clone()
-        collected.zero_()  # a graph that is kept may be walked again
-        return None, None, gradient, order
+    def backward(ctx: Any, order: Tensor) -> tuple[None, None, Tensor, None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, ctx.stacks.gradient[:, ctx.part], None, order
 
 
 class _Read(torch.autograd.Function):
-    """`base + z * held`, summed over the sources written so far."""
+    """`weights(norm(base + z * held))`, summed over the sources written so far."""
 
     @staticmethod
-    def forward(ctx: Any, stacks: _Stacks, z: Tensor, base: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.stacks = stacks
-        held = stacks.held[:, : z.shape[1]].flatten(2)
-        base = base.expand(len(z), -1, -1, -1).flatten(2).expand(-1, z.shape[2], -1)
-        return torch.baddbmm(base, z.mT, held).unflatten(2, stacks.held.shape[2:])
+    def forward(
+        ctx: Any, stacks: _Stacks, z: Tensor, base: Tensor, order: Tensor, norm: Norm, weights: Weights | None
+    ) -> Tensor:
+        ctx.save_for_backward(z, base)
+        ctx.stacks, ctx.norm, ctx.weights, ctx.held = stacks, norm, weights, list[Tensor]()
+        width = base.shape[-1] if weights is None else weights.shape[-1]
+        taken = z.new_empty(z.shape[2], len(z), base.shape[2], width)
+        for rows in _row_slices(z, base):
+            mixed = _mixed(stacks.held, z, base, rows)
+            taken[:, :, rows] = _weighted(norm(mixed), weights)
+            if taken.shape[:3].numel() * base.shape[-1] <= _HELD:
+                ctx.held.append(mixed)
+        return taken
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (z,) = ctx.saved_tensors
-        gradient = gradient.flatten(2)
-        by_mask = order = None
-        if ctx.needs_input_grad[1]:
-            by_mask = ctx.stacks.held[:, : z.shape[1]].flatten(2) @ gradient.mT
-        if ctx.needs_input_grad[3]:
-            ctx.stacks.gradient[:, : z.shape[1]].flatten(2).baddbmm_(z, gradient)
-            order = z.new_empty(0)
-        return None, by_mask, None, order
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Taken
+    ) -> tuple[None, Tensor | None, None, Tensor | None, None, None]:
+        z, base = ctx.saved_tensors
+        by_mask = torch.zeros_like(z) if ctx.needs_input_grad[1] else None
+        order = z.new_empty(0) if ctx.needs_input_grad[3] else None
+        for number, rows in enumerate(_row_slices(z, base)):
+            mixed = ctx.held[number] if ctx.held else _mixed(ctx.stacks.held, z, base, rows)
+            with torch.enable_grad():
+                normed = ctx.norm(mixed.requires_grad_())
+            by_normed = _weighted(gradient[:, :, rows].transpose(0, 1), None if ctx.weights is None else ctx.weights.mT)
+            (by_mixed,) = torch.autograd.grad(normed, mixed, by_normed.transpose(0, 1))
+            by_mixed = by_mixed.flatten(2)
+            if by_mask is not None:
+                by_mask.baddbmm_(_part(ctx.stacks.held, z, rows), by_mixed.mT)
+            if order is not None:
+                # The logits, which alone read every source, are walked back through first: nothing is there yet.
+                more = z.shape[1] < ctx.stacks.held.shape[1]
+                _part(ctx.stacks.gradient, z, rows).baddbmm_(z, by_mixed, beta=float(more))
+        return None, by_mask, None, order, None, None
+
+
+def _row_slices(z: Tensor, base: Tensor) -> Iterator[slice]:
+    """Rows that are mixed at a time."""
+    rows, width = base.shape[2:]
+    some = max(1, _AT_ONCE.get(z.device.type, max(_AT_ONCE.values())) // (len(z) * z.shape[2] * width))
+    return (slice(start, min(rows, start + some)) for start in range(0, rows, some))
+
+
+def _part(stack: Written, z: Tensor, rows: slice) -> Float[Tensor, "run source number"]:
+    """Some rows of the sources written so far, as a matrix that shares their memory."""
+    return stack[:, : z.shape[1], rows].flatten(2)
+
+
+def _mixed(held: Written, z: Tensor, base: Tensor, rows: slice) -> Float[Tensor, "run destination row d_model"]:
+    """What destinations read at some rows."""
+    some = base[:, :, rows]
+    shared = some.flatten(2).expand(len(z), z.shape[2], -1)
+    return torch.baddbmm(shared, z.mT, _part(held, z, rows)).unflatten(2, some.shape[2:])

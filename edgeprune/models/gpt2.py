@@ -22,7 +22,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
-from edgeprune.wide_stream import PlainStream, Read, WideStream, Written
+from edgeprune.wide_stream import PlainStream, WideStream, Written
 
 _ROOM = 2**28
 """Numbers in the stack of a forward without gradients; more masks than fit are run one after the other."""
@@ -55,15 +55,14 @@ class _Attention:
     scale: float
     """What scores are multiplied by."""
 
-    def __call__(self, read: Read, length: int) -> Written:
+    def __call__(self, stream: WideStream | PlainStream, length: int) -> Written:
         """What heads write; rows are inputs of `length` positions, one after the other."""
-        runs, rows = len(read), read.shape[2]
-        normed = self.norm(read).transpose(0, 1).flatten(1, 2)
-        ports = torch.baddbmm(self.input_bias, normed.expand(len(self.inputs), -1, -1), self.inputs)
+        taken = stream.read(self.norm, self.inputs)
+        ports = taken.flatten(1, 2) + self.input_bias
         query, key, value = ports.unflatten(1, (-1, length)).chunk(3)
         # Heads take the place of a batch, and inputs that of heads: no dimension has to be moved.
         moved = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
-        return (moved.flatten(1, 2) @ self.outputs).unflatten(1, (runs, rows)).transpose(0, 1)
+        return (moved.flatten(1, 2) @ self.outputs).unflatten(1, taken.shape[1:3]).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ class _Mlp:
     output_bias: Float[Tensor, " d_model"]
     activation: Callable[[Tensor], Tensor]
 
-    def __call__(self, read: Read) -> Written:
-        shape = read.shape
-        hidden = torch.addmm(self.input_bias, self.norm(read).flatten(0, 2), self.inputs)
-        return torch.addmm(self.output_bias, self.activation(hidden), self.outputs).view(shape)
+    def __call__(self, stream: WideStream | PlainStream) -> Written:
+        taken = stream.read(self.norm)
+        hidden = torch.addmm(self.input_bias, taken.flatten(0, 2), self.inputs)
+        return torch.addmm(self.output_bias, self.activation(hidden), self.outputs).view(taken.shape).transpose(0, 1)
 
 
 class Gpt2Model:
@@ -114,10 +113,10 @@ class Gpt2Model:
     def sources(self, tokens: Tokens) -> Sources:
         """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
         runs = (tokens.flatten(0, -3) if tokens.ndim > 2 else tokens[None]).to(self._token.device)
-        stream = PlainStream(keep=True)
-        self._write_all(stream, runs)
-        written = stream.written.transpose(0, 1).unflatten(2, runs.shape[1:])
-        return written.unflatten(1, tokens.shape[:-2]) if tokens.ndim > 2 else written[:, 0]
+        count, rows, width = len(self.graph.sources), math.prod(runs.shape[1:]), self._token.shape[1]
+        written = self._token.new_empty(count, len(runs), rows, width)
+        self._write_all(PlainStream(written.transpose(0, 1)), runs)
+        return written.view(count, *tokens.shape, width)
 
     def __call__(
         self,
@@ -158,18 +157,18 @@ class Gpt2Model:
 
     def _run(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, ablated: Tensor | None) -> Tensor:
         """Logits `[run, batch, position, vocab]`."""
-        stream = PlainStream(keep=False)
+        stream = PlainStream()
         if mask is not None:
             runs = max(len(part) for part in (tokens, mask, ablated) if part is not None)
             size = (runs, math.prod(tokens.shape[1:]), self._token.shape[1])
             stream = WideStream(size, mask, None if ablated is None else ablated.flatten(2, 3))
         self._write_all(stream, tokens)
-        read = stream.read(1).unflatten(2, tokens.shape[1:])[:, 0]
+        read = stream.read(self._norm)[0].unflatten(1, tokens.shape[1:])
         if positions is not None:
             runs = max(len(read), len(positions))
             chosen = positions[..., None].expand(runs, -1, -1, read.shape[-1])
             read = read.expand(runs, -1, -1, -1).gather(2, chosen)
-        return F.linear(self._norm(read), self._unembed)
+        return F.linear(read, self._unembed)
 
     def _write_all(self, stream: WideStream | PlainStream, tokens: Int[Tensor, "run batch pos"]) -> None:
         """Everything but the logits."""
@@ -177,9 +176,9 @@ class Gpt2Model:
         embedded = F.embedding(tokens, self._token) + self._position[:length]
         stream.write(embedded.flatten(1, 2)[:, None])
         for attention, mlp in self._layers:
-            stream.write(attention(stream.read(len(attention.inputs)), length))
+            stream.write(attention(stream, length))
             stream.add(attention.output_bias)
-            stream.write(mlp(stream.read(1)))
+            stream.write(mlp(stream))
 
 
 def _by_run(value: Tensor, dimensions: int, lead: tuple[int, ...]) -> Tensor:
