@@ -1,31 +1,28 @@
 """Methods side by side on a language model: how far circuits of one size are from it, and what finding them takes.
 
 As table 1 of arXiv:2406.16778 does. Edge Pruning is asked for a sparsity, and all others are then given as many edges
-as it ends with: a method that scores edges keeps those that score highest; ACDC, which has a threshold, takes the
-circuit nearest in size among those of a search over thresholds. Every method has one configuration for all models and
-tasks, sees the training split alone, and is measured on the test split.
+as it ends with: a method that scores edges keeps those that score highest; ACDC, which has a threshold, takes the first
+circuit of about that size, or the nearest, in a bisection of thresholds. Every method has one configuration for all
+models and tasks, sees the training split alone, and is measured on the test split.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from edgeprune.compare_table import PRUNING, Row, cells, draw, markdown, parse
 from edgeprune.data import Dataset
 from edgeprune.draw import save_figure
-from edgeprune.errors import ConfigError, RunError
-from edgeprune.evaluate import Evaluation
+from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.graph import Circuit
 from edgeprune.masks import circuit_mask, edge_exists, edges_of
 from edgeprune.methods import Discovery, Method, find_method
@@ -36,21 +33,20 @@ from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import prune_to_target
 from edgeprune.pruning_run import RunConfig, Subject, load_subject
 from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, versions, write_text
-from edgeprune.tasks import metric_of
 
-PRUNING: Final = "edge-pruning-target"
 ACDC: Final = "acdc"
 
 _ACDC: Final = AcdcConfig(logit_scale=1.0, inputs=10**9, at_once=1, batch_size=32)
 """All examples, and nothing run ahead: a language model fills a forward without it."""
 
-_SCORING: Final[Mapping[str, Method]] = {
-    "eap": partial(attribution_patching, config=EapConfig(batch_size=32)),
-    "eap-ig-inputs": partial(integrate_gradients, config=EapIgConfig(logit_scale=1.0, steps=5, batch_size=32)),
-    "eap-ig-activations": partial(
-        integrate_gradients, config=EapIgConfig(over="activations", logit_scale=1.0, steps=5, batch_size=32)
+_SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
+    "eap": (attribution_patching, EapConfig(batch_size=32)),
+    "eap-ig-inputs": (integrate_gradients, EapIgConfig(logit_scale=1.0, steps=5, batch_size=32)),
+    "eap-ig-activations": (
+        integrate_gradients,
+        EapIgConfig(over="activations", logit_scale=1.0, steps=5, batch_size=32),
     ),
-    "random": draw_scores,
+    "random": (draw_scores, None),
 }
 """As in the registry, but for logits that are logits, with the five steps of their paper, in batches that fit."""
 
@@ -62,17 +58,20 @@ _THRESHOLDS: Final = (1e-6, 1e2)
 _SEARCHES: Final = 8
 """Runs of ACDC for each size, at the most."""
 
-_LEAST_KL: Final = 1e-6
-"""Nats that are drawn, at the least."""
+_NEAR: Final = 0.02
+"""Share of the edges asked for by which the size of ACDC's circuit may be off."""
 
 _FORMAT: Final = "edgeprune comparison 1"
-
-_COLOURS: Final = ("#23466e", "#c77700", "#3c8d5a", "#8e4a9e", "#a03a3a", "#888888", "#4a90a4", "#b5a13a")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared; of `run`, the number of training examples and the target sparsity are those below."""
+    """What is compared; of `run`, the number of training examples and the target sparsity are those below.
+
+    Raises:
+        ConfigError: there is nothing to compare, something twice, a method that is none, or batches in parts.
+        UnknownMethod: there is no such method of one's own.
+    """
 
     run: RunConfig
     methods: tuple[str, ...] = (PRUNING, ACDC, "eap", "eap-ig-inputs", "eap-ig-activations")
@@ -94,6 +93,10 @@ class Comparison:
                 raise ConfigError(
                     f"Expected a method among {', '.join(METHODS)}, or package.module:function; got {name!r}"
                 )
+            if ":" in name:
+                find_method(name)
+        if self.run.parts > 1:
+            raise ConfigError(f"Expected batches in one part, as methods run here; got {self.run.parts} parts")
         for target in self.targets:
             replace(self.run.pruning, target_sparsity=target)  # raises where it is no sparsity
         for count in self.examples:
@@ -105,34 +108,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One circuit."""
-
-    method: str
-    examples: int
-    target: float
-    asked: int
-    """Edges that it was to have."""
-
-    seconds: float
-    """Of finding it; runs of ACDC that serve several sizes count for each of them."""
-
-    runs: int
-    """How often the method ran."""
-
-    evaluation: Evaluation
-
-    @property
-    def key(self) -> tuple[str, int, float, int | None]:
-        """What was asked for; of Edge Pruning, no number of edges."""
-        return self.method, self.examples, self.target, None if self.method == PRUNING else self.asked
-
-
-@dataclass(frozen=True)
 class _Found:
     circuit: Circuit
     scores: Float[Tensor, "source destination"]
     seconds: float
+    config: dict[str, Any]
+    """Settings of the method, as far as they are ours."""
+
     runs: int = 1
 
 
@@ -150,7 +132,9 @@ class _Bench:
     def _train(self) -> Dataset:
         return self.subject.splits["train"]
 
-    def run(self, method: Callable[..., Discovery], **settings: Any) -> _Found:
+    def run(self, method: Method | Callable[..., Discovery], config: Any = None) -> _Found:
+        """What a method finds, with those settings or its own."""
+        settings = {} if config is None else {"config": config}
         begin = time.perf_counter()
         found = method(
             self.subject.model,
@@ -160,41 +144,48 @@ class _Bench:
             progress=self.progress,
             **settings,
         )
-        return _Found(found.circuit, found.scores, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        if not (found.scores.isfinite() | (found.scores == -math.inf))[edge_exists(found.circuit.graph)].all():
+            raise RunError("Expected scores that are numbers, or minus infinity for edges that are gone; got others")
+        return _Found(found.circuit, found.scores, seconds, {} if config is None else asdict(config))
 
     def pruned(self, target: float) -> _Found:
         """What Edge Pruning finds."""
-        return self.run(prune_to_target, config=replace(self.config.pruning, target_sparsity=target))
+        return self.run(prune_to_target, replace(self.config.pruning, target_sparsity=target))
 
     def of_size(self, name: str, edges: int) -> _Found:
         """What any other method finds, of so many edges or as near as it comes."""
         if name == ACDC:
             return self._cut_to(edges)
         if name not in self._scored:
-            self._scored[name] = self.run(_SCORING[name] if name in _SCORING else find_method(name))
+            self._scored[name] = self.run(*_SCORING[name]) if name in _SCORING else self.run(find_method(name))
         found = self._scored[name]
-        graph = found.circuit.graph
-        kept = keep_most(found.scores, edge_exists(graph), edges)
-        return replace(found, circuit=replace(found.circuit, edges=edges_of(graph, kept)))
+        exists = edge_exists(found.circuit.graph)
+        if len(found.scores[exists].unique()) < 3 < len(exists):
+            raise RunError(
+                f"Expected scores by which edges can be ranked, so that any number of them can be kept; {name!r} gave "
+                "at most two values, as of a circuit"
+            )
+        kept = keep_most(found.scores, exists, edges)
+        return replace(found, circuit=replace(found.circuit, edges=edges_of(found.circuit.graph, kept)))
 
     def _cut_to(self, edges: int) -> _Found:
-        """ACDC's circuit at the threshold whose circuit is nearest in size, by bisection of its logarithm."""
+        """ACDC's circuit at the first threshold of a bisection whose circuit has about so many edges.
+
+        Thresholds are the same whatever was asked for before, so that what was run is only run once.
+        """
         low, high = _THRESHOLDS
-        used = dict[float, _Found]()
+        used = list[_Found]()
         for _ in range(_SEARCHES):
-            # Thresholds that were run for other sizes are run for this one as well, as far as they are in between.
-            known = [threshold for threshold in self._cut if low < threshold < high]
-            threshold = min(
-                known, key=lambda each: abs(len(self._cut[each].circuit) - edges), default=math.sqrt(low * high)
-            )
+            threshold = math.sqrt(low * high)
             if threshold not in self._cut:
-                self._cut[threshold] = self.run(remove_greedily, config=replace(_ACDC, threshold=threshold))
-            used[threshold] = found = self._cut[threshold]
-            if len(found.circuit) == edges:
+                self._cut[threshold] = self.run(remove_greedily, replace(_ACDC, threshold=threshold))
+            used.append(found := self._cut[threshold])
+            if abs(len(found.circuit) - edges) <= _NEAR * edges:
                 break
             low, high = (threshold, high) if len(found.circuit) > edges else (low, threshold)
-        best = min(used.values(), key=lambda found: abs(len(found.circuit) - edges))
-        return replace(best, seconds=sum(found.seconds for found in used.values()), runs=len(used))
+        best = min(used, key=lambda found: abs(len(found.circuit) - edges))
+        return replace(best, seconds=sum(found.seconds for found in used), runs=len(used))
 
 
 def keep_most(
@@ -218,8 +209,9 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        RunError: the folder holds something else, or a comparison of something else.
-        ModelError, TaskError: the model or the task cannot be had.
+        RunError: the folder holds something else, or a comparison of something else; or a method's loss or scores are
+            no numbers, or do not rank edges.
+        ModelError, TaskError: the model or the task cannot be had, or has too few examples.
         UnwritableFile: the folder cannot be written to.
     """
     book, rows = _Book(comparison, out), list[Row]()
@@ -227,12 +219,14 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
     with tqdm(total=count, desc="circuits", disable=None if progress else True) as bar:
         for examples in comparison.examples:
             subject = load_subject(comparison.of(examples), ("train", "test"), device=device, progress=progress)
+            if (count := len(subject.splits["train"])) < examples:
+                raise TaskError(f"Expected {examples} training examples of {comparison.run.task!r}; it has {count}")
             book.check(subject, examples)
             for row in _rows(comparison, _Bench(subject, comparison.of(examples), progress), book):
                 rows.append(row)
                 bar.update()
-    write_text(out / "compare.md", _markdown(cells(comparison, rows)))
-    save_figure(draw(comparison, rows), out / "compare.svg")
+    write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)))
+    save_figure(draw(rows), out / "compare.svg")
     return rows
 
 
@@ -248,28 +242,34 @@ class _Book:
         self.folder, self._path = out, out / "compare.json"
         sizes = replace(comparison.run.sizes, train=1)
         pruning = replace(comparison.run.pruning, target_sparsity=1.0)
-        asked = json.loads(json.dumps(asdict(replace(comparison.run, sizes=sizes, pruning=pruning))))
-        self._content: dict[str, Any] = {"format": _FORMAT, "run": asked, "about": {}, "rows": []}
+        asked = asdict(replace(comparison.run, sizes=sizes, pruning=pruning))
+        asked["methods"] = {name: config and asdict(config) for name, (_, config) in _SCORING.items()}
+        asked["methods"][ACDC] = asdict(_ACDC) | {"thresholds": _THRESHOLDS, "searches": _SEARCHES, "near": _NEAR}
+        self._content: dict[str, Any] = {"format": _FORMAT, "run": json.loads(json.dumps(asked)), "about": {}}
+        rows = list[Row]()
+        if self._path.exists():
+            rows = self._read()
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"Expected an empty folder for a new comparison; {str(out)!r} holds other files")
         try:
             (out / "circuits").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnwritableFile(f"Expected a folder for the comparison; got {str(out)!r}: {error.strerror}") from error
-        if self._path.exists():
-            self._content = self._read(asked)
-        self.done = {row.key: row for row in map(_parse, self._content["rows"])}
+        self.done = {row.key: row for row in rows}
 
-    def _read(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _read(self) -> list[Row]:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            if content["format"] == _FORMAT and content["run"] == asked:
-                list(map(_parse, content["rows"]))
-                return content
+            same = content["format"] == _FORMAT and content["run"] == self._content["run"]
+            rows, self._content["about"] = list(map(parse, content["rows"])), dict(content["about"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"Expected a comparison in {str(self._path)!r}; it is none: {error!r:.200}") from error
-        raise RunError(
-            f"Expected what {str(self._path)!r} compares: the same model, task, ablation, seeds and settings; what is "
-            "asked for is another comparison: name another folder"
-        )
+        if not same:
+            raise RunError(
+                f"Expected what {str(self._path)!r} compares: the same model, task, ablation, seeds and settings; what "
+                "is asked for is another comparison: name another folder"
+            )
+        return rows
 
     def check(self, subject: Subject, examples: int) -> None:
         """The model and the task are those of the rows that there are."""
@@ -282,13 +282,8 @@ class _Book:
     def add(self, row: Row) -> None:
         """Keep a row, whatever comes after."""
         self.done[row.key] = row
-        self._content["rows"] = [asdict(each) for each in self.done.values()]
-        write_text(self._path, json.dumps(self._content | {"versions": dict(versions())}, indent=1) + "\n")
-
-
-def _parse(row: dict[str, Any]) -> Row:
-    fields: dict[str, Any] = row | {"evaluation": Evaluation(**row["evaluation"])}
-    return Row(**fields)
+        content = self._content | {"rows": [asdict(each) for each in self.done.values()]}
+        write_text(self.folder / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
@@ -298,7 +293,8 @@ def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
     for name in sorted(comparison.methods, key=lambda name: name != PRUNING):
         for target in comparison.targets:
             key = (name, examples, target, None if name == PRUNING else sizes[target])
-            if key not in book.done:
+            # What code of one's own does now may not be what it did.
+            if key not in book.done or ":" in name:
                 found = bench.pruned(target) if name == PRUNING else bench.of_size(name, sizes[target])
                 book.add(_measure(bench, name, target, sizes[target], found, book.folder))
             if name == PRUNING:
@@ -307,62 +303,21 @@ def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
 
 
 def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found, out: Path) -> Row:
-    """Run a circuit on the test split, and save it."""
+    """Run a circuit on the test split, and save it.
+
+    Raises:
+        RunError: what is measured is no number.
+    """
     circuit, config = found.circuit, bench.config
     measured = bench.subject.evaluate("test", config.ablation, circuit_mask(circuit))
+    if not all(map(math.isfinite, asdict(measured).values())):
+        raise RunError(f"Expected a circuit of {name!r} whose outputs can be measured; got {asdict(measured)}")
+    asked = measured.edges if name == PRUNING else asked
+    row = Row(
+        name, config.sizes.train, target, asked, found.seconds, found.runs, str(bench.subject.model.device), measured
+    )
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
-    method = {"name": name, "seed": config.seed, "config": {"examples": config.sizes.train}}
-    file = f"{name.replace(':', '.')}-{config.sizes.train}-{target!r}.json"
-    save_circuit(SavedCircuit(circuit, scores, config.model, method, versions()), out / "circuits" / file)
-    return Row(name, config.sizes.train, target, asked, found.seconds, found.runs, measured)
-
-
-def cells(comparison: Comparison, rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The rows as text below their header, by number of examples and sparsity."""
-    metric = metric_of(comparison.run.task)
-    found = [("examples", "method", "edges", "sparsity", "KL, nats", metric, "exact match", "accuracy", "seconds")]
-    for row in sorted(rows, key=lambda row: (row.examples, row.target)):
-        it, runs = row.evaluation, f" ({row.runs} runs)" if row.runs > 1 else ""
-        found.append(
-            (
-                f"{row.examples:,}",
-                row.method,
-                str(it.edges),
-                f"{it.sparsity:.1%}",
-                f"{it.kl:.4f}",
-                f"{it.metric:.3f}",
-                f"{it.exact_match:.1%}",
-                f"{it.accuracy:.1%}",
-                f"{row.seconds:.1f}{runs}",
-            )
-        )
-    return found
-
-
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    head, *body = cells
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
-
-
-def draw(comparison: Comparison, rows: Sequence[Row]) -> Figure:
-    """KL against sparsity, a line a method and a panel a number of examples."""
-    panels = comparison.examples
-    figure = Figure(figsize=(1 + 4.5 * len(panels), 4), layout="constrained")
-    for place, (axes, examples) in enumerate(
-        zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True)
-    ):
-        for name, colour in zip(comparison.methods, cycle(_COLOURS)):
-            mine = sorted(
-                (row.evaluation.sparsity, max(row.evaluation.kl, _LEAST_KL))
-                for row in rows
-                if (row.method, row.examples) == (name, examples)
-            )
-            axes.plot(*zip(*mine, strict=True), color=colour, marker="o", markersize=4, linewidth=1, label=name)
-        axes.set_yscale("log")
-        axes.set_title(f"{examples:,} examples")
-        axes.set_xlabel("sparsity: share of edges removed")
-        if place == 0:
-            axes.set_ylabel("KL(full model ‖ circuit), nats")
-            axes.legend(frameon=False)
-    return figure
+    method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
+    save_circuit(SavedCircuit(circuit, scores, config.model, method, versions()), out / "circuits" / row.file)
+    return row

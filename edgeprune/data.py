@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.answers import Answers
-from edgeprune.model import MaskedModel
+from edgeprune.model import MaskedModel, OnlyMasked
 
 _AT_ONCE: Final = 64
 """Inputs that the full model runs on at a time."""
@@ -52,6 +52,10 @@ class LazyTarget:
     ) -> None:
         self._model, self._tokens, self._positions = model, tokens, positions
 
+    def copy(self) -> "LazyTarget":
+        """The same of inputs in memory of its own, and of nothing but a `MaskedModel`."""
+        return LazyTarget(OnlyMasked(self._model), self._tokens.clone(), self._positions.clone())
+
     @torch.no_grad()
     def __getitem__(self, rows: Int[Tensor, "*lead batch"]) -> Float[Tensor, "*lead batch predicted vocab"]:
         parts = [
@@ -90,7 +94,7 @@ class Dataset:
             self,
             tokens=self.tokens.clone(),
             scored=self.scored.clone(),
-            target=self.target.clone() if isinstance(self.target, Tensor) else self.target,
+            target=self.target.clone() if isinstance(self.target, Tensor) else self.target.copy(),
             group=self.group.clone(),
             positions=None if self.positions is None else self.positions.clone(),
             counterparts=None if self.counterparts is None else self.counterparts.clone(),

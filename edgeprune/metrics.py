@@ -34,11 +34,11 @@ def kl_divergence(
     """KL(full model ‖ circuit) in nats, averaged over each input's scored positions (arXiv:2406.16778, §3)."""
     if outputs.numel() <= _AT_ONCE:
         return scored_mean(_kl(outputs, target), scored)
-    # Of large vocabularies, some positions at a time, and again on the way back: what is in between is large too.
-    some = max(1, _AT_ONCE // outputs.shape[-1])
-    parts = (logits.flatten(0, -2).split(some) for logits in (outputs, target.expand_as(outputs)))
+    # Of large vocabularies, some inputs at a time, and again on the way back: what is in between is large too.
+    some = max(1, _AT_ONCE * outputs.shape[-3] // outputs.numel())
+    parts = (logits.split(some, dim=-3) for logits in (outputs, target))
     kl = [checkpoint(_kl, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(*parts, strict=True)]
-    return scored_mean(torch.cat(kl).view(outputs.shape[:-1]), scored)
+    return scored_mean(torch.cat(kl, -2), scored)
 
 
 def _kl(outputs: Float[Tensor, "*lead vocab"], target: Float[Tensor, "*other vocab"]) -> Float[Tensor, "*lead"]:

@@ -25,8 +25,8 @@ Written = Float[Tensor, "run source row d_model"]
 Norm = Callable[[Tensor], Tensor]
 """What a destination does to what it reads, row by row, before its weights."""
 
-Weights = Float[Tensor, "destination d_model width"]
-"""What every destination does next, to each its own."""
+Weights = tuple[Float[Tensor, "destination d_model width"], ...]
+"""What destinations do next, each with weights of its own: queries, keys and values may lie apart in memory."""
 
 Taken = Float[Tensor, "destination run row width"]
 """What destinations make of what they read; as wide as the stream where they have no weights."""
@@ -78,9 +78,9 @@ class WideStream:
         """Add what belongs to no source, and is never ablated."""
         self._base = self._base + constant
 
-    def read(self, norm: Norm, weights: Weights | None = None) -> Taken:
+    def read(self, norm: Norm, weights: Weights = ()) -> Taken:
         """What the next destinations of the graph's order make of what they read: one for each of `weights`, or one."""
-        part = slice(self._destinations, self._destinations + (1 if weights is None else len(weights)))
+        part = slice(self._destinations, self._destinations + _count(weights))
         self._destinations = part.stop
         z = self._mask[:, : self._sources, part]
         taken = _Read.apply(self._stacks, z, self._base, self._order, norm, weights)
@@ -111,17 +111,25 @@ class PlainStream:
         assert self._total is not None, "embeddings are written first"
         self._total = self._total + constant
 
-    def read(self, norm: Norm, weights: Weights | None = None) -> Taken:
+    def read(self, norm: Norm, weights: Weights = ()) -> Taken:
         """As `WideStream.read`."""
         assert self._total is not None, "embeddings are written first"
-        normed = norm(self._total)
-        return _weighted(normed if weights is None else normed.expand(-1, len(weights), -1, -1), weights)
+        return _weighted(norm(self._total).expand(-1, _count(weights), -1, -1), weights)
 
 
-def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: Weights | None) -> Taken:
+def _count(weights: Weights) -> int:
+    """How many destinations read; one where they have no weights."""
+    return sum(map(len, weights)) or 1
+
+
+def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: Weights) -> Taken:
     """Every destination's own product, those of all runs together."""
     normed = normed.transpose(0, 1)
-    return normed if weights is None else (normed.flatten(1, 2) @ weights).unflatten(1, normed.shape[1:3])
+    if not weights:
+        return normed
+    parts = normed.flatten(1, 2).split([len(part) for part in weights])
+    taken = [part @ own for part, own in zip(parts, weights, strict=True)]
+    return (taken[0] if len(taken) == 1 else torch.cat(taken)).unflatten(1, normed.shape[1:3])
 
 
 class _Stacks:
@@ -162,11 +170,11 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stacks: _Stacks, z: Tensor, base: Tensor, order: Tensor, norm: Norm, weights: Weights | None
+        ctx: Any, stacks: _Stacks, z: Tensor, base: Tensor, order: Tensor, norm: Norm, weights: Weights
     ) -> Tensor:
         ctx.save_for_backward(z, base)
         ctx.stacks, ctx.norm, ctx.weights, ctx.held = stacks, norm, weights, list[Tensor]()
-        width = base.shape[-1] if weights is None else weights.shape[-1]
+        width = weights[0].shape[-1] if weights else base.shape[-1]
         taken = z.new_empty(z.shape[2], len(z), base.shape[2], width)
         for rows in _row_slices(z, base):
             mixed = _mixed(stacks.held, z, base, rows)
@@ -187,7 +195,7 @@ class _Read(torch.autograd.Function):
             mixed = ctx.held[number] if ctx.held else _mixed(ctx.stacks.held, z, base, rows)
             with torch.enable_grad():
                 normed = ctx.norm(mixed.requires_grad_())
-            by_normed = _weighted(gradient[:, :, rows].transpose(0, 1), None if ctx.weights is None else ctx.weights.mT)
+            by_normed = _weighted(gradient[:, :, rows].transpose(0, 1), tuple(part.mT for part in ctx.weights))
             (by_mixed,) = torch.autograd.grad(normed, mixed, by_normed.transpose(0, 1))
             by_mixed = by_mixed.flatten(2)
             if by_mask is not None:

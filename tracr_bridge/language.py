@@ -264,6 +264,7 @@ def sweep(options: argparse.Namespace) -> bool:
 def compare(options: argparse.Namespace) -> bool:
     """`edgeprune compare`."""
     from edgeprune import compare as comparing
+    from edgeprune.compare_table import cells
     from tracr_bridge import report
 
     config = _config(options, options.target_sparsity[0])
@@ -277,7 +278,7 @@ def compare(options: argparse.Namespace) -> bool:
     if options.json:
         print(report.as_json({"rows": [asdict(row) for row in rows]}), file=options.output)
         return True
-    head, *body = comparing.cells(asked, rows)
+    head, *body = cells(config.task, rows)
     report.print_table(f"{config.model} on {config.task}, {config.ablation}: the test split", head, body)
     print(f"table and picture: {(options.out / 'compare.md').resolve()}, compare.svg")
     return True

@@ -10,10 +10,10 @@ serves all models. Inputs are one sample, drawn once. Numbers, which have no div
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,10 @@ class AcdcConfig:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
-_BROKEN = 1e6
+_ROOM: Final = 2**28
+"""Numbers that ablated sources of all inputs may be to be held."""
+
+_BROKEN: Final = 1e6
 """By how much the loss grows where it is no number any more."""
 
 
@@ -82,8 +85,8 @@ def remove_greedily(
         Objective(dataset, config.loss, logit_scale=config.logit_scale),
         Ablator(model, dataset, ablation),
     )
-    batches = dataset.sample_batches(config.inputs, config.batch_size, torch.Generator().manual_seed(seed))
-    loss_of = partial(_losses, model, objective, [(batch, ablator(batch)) for batch in batches])
+    batches = list(dataset.sample_batches(config.inputs, config.batch_size, torch.Generator().manual_seed(seed)))
+    loss_of = partial(_losses, model, objective, batches, _carried(ablator, batches))
     cells = [model.graph.position(edge) for edge in traversal(model.graph, config.order)]
     kept = edge_exists(model.graph).float()
     scores = torch.zeros_like(kept)
@@ -124,10 +127,32 @@ def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Fl
     return masks
 
 
+def _carried(ablator: Ablator, batches: Sequence[Batch]) -> Iterable[Sources | None]:
+    """The ablated sources of each batch: held where they fit, and otherwise computed whenever they are gone through."""
+    first = ablator(batches[0])
+    if first is None or first.numel() * len(batches) <= _ROOM:
+        return [first, *map(ablator, batches[1:])]
+    return _Anew(ablator, batches)
+
+
+@dataclass(frozen=True)
+class _Anew:
+    ablator: Ablator
+    batches: Sequence[Batch]
+
+    def __iter__(self) -> Iterator[Sources | None]:
+        return map(self.ablator, self.batches)
+
+
 def _losses(
-    model: MaskedModel, objective: Objective, batches: Sequence[tuple[Batch, Sources | None]], masks: Tensor
+    model: MaskedModel,
+    objective: Objective,
+    batches: Sequence[Batch],
+    carried: Iterable[Sources | None],
+    masks: Tensor,
 ) -> Float[Tensor, " mask"]:
     losses = [
-        objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch) for batch, ablated in batches
+        objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch)
+        for batch, ablated in zip(batches, carried, strict=True)
     ]
     return objective.reduce(torch.cat(losses, -1))

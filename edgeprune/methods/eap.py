@@ -62,4 +62,5 @@ def attribution_patching(
         mask = torch.ones_like(total, requires_grad=True)
         loss = objective.per_input(model(batch.clean, mask, ablator(batch), batch.positions), batch).sum()
         total += torch.autograd.grad(loss, mask)[0]
+        del loss  # and all that it holds, before the next batch runs
     return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)

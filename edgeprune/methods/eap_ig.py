@@ -113,6 +113,7 @@ def _along_inputs(
         loss = objective.per_input(model(tokens, masks, twice, batch.positions), batch).sum(-1)
         (gradient,) = torch.autograd.grad(loss[0] - loss[1], masks)
         total += gradient[0] + torch.where(embeds[:, None], 0, gradient[1])
+        del loss  # and all that it holds, before the next run
     return total / len(path)
 
 
@@ -127,4 +128,5 @@ def _along_activations(
         masks.requires_grad_()
         loss = objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch).sum()
         total[row] = torch.autograd.grad(loss, masks)[0][:, row].mean(0)
+        del loss
     return total

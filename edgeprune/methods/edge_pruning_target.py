@@ -13,6 +13,7 @@ count. Warm-ups are the shares of the steps that they are in the GPT-2 runs of t
 serves all programs.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, RunError
 from edgeprune.graph import Ablation, Graph
 from edgeprune.masks import HardConcrete, LearnedMask, Masked, edge_exists
 from edgeprune.methods.method import Discovery, Trace
@@ -154,6 +155,9 @@ class TargetPruning:
         Args:
             losses: of masks that are drawn once for all of them; they are added up, one after the other, so that a
                 batch may come in parts that fit into memory.
+
+        Raises:
+            RunError: the loss, or a mask, is no number any more.
         """
         config, target = self.config, self.target
         factor = _learning_rate_factor(self.done, config)
@@ -167,6 +171,7 @@ class TargetPruning:
             loss = loss_of(mask)
             loss.backward()
             total += float(loss.detach())
+            del loss  # and all that it holds, before the next part runs
         sparsity = 1 - drawn[:, self._exists].mean()
         short = target - sparsity
         pressure = self.multipliers[0] * short + self.multipliers[1] * short**2
@@ -174,6 +179,11 @@ class TargetPruning:
         torch.nn.utils.clip_grad_norm_([self.masks.log_alpha, self.multipliers], config.largest_gradient_norm)
         first, second = self.multipliers.tolist()
         self._optimizer.step()
+        if not math.isfinite(total) or not bool(self.masks.log_alpha.isfinite().all()):
+            raise RunError(
+                f"Expected a finite loss and finite masks; got a loss of {total} at step {self.done}. What was saved "
+                "before stands: run again elsewhere, with lower learning rates or float32"
+            )
         self.done += 1
         return Progress(self.done - 1, total, float(sparsity.detach()), target, (first, second))
 

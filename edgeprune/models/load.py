@@ -1,27 +1,36 @@
 """Language models and their tokenizers, by name on the Hugging Face hub or from a folder."""
 
-from collections.abc import Generator
+import re
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from edgeprune.errors import ModelError
 from edgeprune.models.gpt2 import Gpt2Model
+from edgeprune.models.llama import LlamaModel
+from edgeprune.models.transformer import Transformer
 
 Precision = Literal["float32", "bfloat16"]
 """Of weights and of what they compute; masks, losses and their optimiser are single precision either way."""
 
-KINDS: Final = ("gpt2",)
-"""Kinds of models that can be loaded, as their `config.json` names them."""
+KINDS: Final[Mapping[str, tuple[Any, Callable[[Any], Transformer]]]] = {
+    "gpt2": (GPT2LMHeadModel, Gpt2Model),
+    "llama": (LlamaForCausalLM, LlamaModel),
+}
+"""Kinds of models that can be loaded, as their `config.json` names them: Hugging Face's, and ours over it."""
+
+_LAYER: Final = re.compile(r"\.(h|layers)\.\d+\.")
+"""In the name of a weight, what says which layer's it is."""
 
 
 def load_model(
     name: str, *, precision: Precision = "float32", device: str = "auto"
-) -> tuple[Gpt2Model, PreTrainedTokenizerBase]:
+) -> tuple[Transformer, PreTrainedTokenizerBase]:
     """A language model and its tokenizer.
 
     Args:
@@ -41,9 +50,10 @@ def load_model(
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in KINDS:
             raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
+        theirs, ours = KINDS[config.model_type]
         # No pickle: a checkpoint without safetensors is refused.
         with without_bars():
-            found: Any = GPT2LMHeadModel.from_pretrained(
+            found: Any = theirs.from_pretrained(
                 name, use_safetensors=True, dtype=getattr(torch, precision), output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -56,12 +66,13 @@ def load_model(
         ) from error
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(f"Expected all weights of a GPT-2 in {name!r}; missing: {', '.join(missing):.200}")
-    if more := sorted(key for key in loaded["unexpected_keys"] if ".h." in key and ".attn.bias" not in key):
+        raise ModelError(f"Expected all weights of the model in {name!r}; missing: {', '.join(missing):.200}")
+    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # of older versions, which are no weights
+    if more := sorted(key for key in loaded["unexpected_keys"] if _LAYER.search(key) and not key.endswith(buffers)):
         raise ModelError(f"Expected the weights that config.json of {name!r} speaks of; there are more: {more[0]}")
     if not len(tokenizer):
         raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
-    return Gpt2Model(model.eval().to(placed)), tokenizer
+    return ours(model.eval().to(placed)), tokenizer
 
 
 @contextmanager

@@ -103,7 +103,10 @@ class Encoder:
         return self._continuations[key]
 
     def word(self, text: str) -> int | None:
-        """The one token that a text is by itself; None where it is several, or unknown."""
+        """The one token that a text is at the beginning, or after a word if it starts with a space; None where it is
+        several, or unknown."""
+        if text.startswith(" "):
+            return self.continuation("a", text)  # some tokenizers put a space of their own where a text begins
         ids = self._ids(text)
         return ids[0] if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
 

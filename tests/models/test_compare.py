@@ -9,7 +9,8 @@ import torch
 from test_pruning_run import QUICK, save_model
 
 from edgeprune import compare as comparing
-from edgeprune.compare import METHODS, Comparison, Row, cells, compare, draw, keep_most
+from edgeprune.compare import METHODS, Comparison, compare, keep_most
+from edgeprune.compare_table import Row, cells, draw
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit, Graph
@@ -67,7 +68,7 @@ def test_a_row_is_what_its_circuit_does_on_the_test_split(run, comparison, whole
     out, rows = whole
     subjects = {examples: load_subject(comparison.of(examples), ["test"]) for examples in (6, 8)}
     for row in rows:
-        saved = load_saved(out / "circuits" / f"{row.method}-{row.examples}-{row.target!r}.json")
+        saved = load_saved(out / "circuits" / row.file)
         assert len(saved.circuit) == row.evaluation.edges and saved.method["name"] == row.method
         found = subjects[row.examples].evaluate("test", "resample", circuit_mask(saved.circuit))
         assert asdict(found) == pytest.approx(asdict(row.evaluation), rel=1e-5)
@@ -78,7 +79,7 @@ def test_what_scores_highest_is_kept(whole):
     out, rows = whole
     for row in rows:
         if row.method in ("eap", "eap-ig-inputs", "eap-ig-activations", "random"):
-            saved = load_saved(out / "circuits" / f"{row.method}-{row.examples}-{row.target!r}.json")
+            saved = load_saved(out / "circuits" / row.file)
             least = min(saved.scores[edge] for edge in saved.circuit.edges)
             assert all(score <= least for edge, score in saved.scores.items() if edge not in saved.circuit.edges)
 
@@ -141,10 +142,10 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
     text = (out / "compare.md").read_text()
     assert text.count("\n") == 2 + len(rows) and "| logit difference |" in text
     assert "<svg" in (out / "compare.svg").read_text()
-    lines = [line for axes in draw(comparison, rows).axes for line in axes.get_lines()]
+    lines = [line for axes in draw(rows).axes for line in axes.get_lines()]
     assert len(lines) == 2 * len(METHODS) and all(len(line.get_xdata()) == 2 for line in lines)
-    row = Row("eap", 2000, 0.9, 7, 1.25, 3, Evaluation(0.5, 1.5, 0.25, 1.0, 7, 0.9))
-    assert cells(comparison, [row])[1] == (
+    row = Row("eap", 2000, 0.9, 7, 1.25, 3, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, 7, 0.9))
+    assert cells("gp", [row])[1] == (
         "2,000", "eap", "7", "90.0%", "0.5000", "1.500", "25.0%", "100.0%", "1.2 (3 runs)"
     )  # fmt: skip
 
@@ -209,7 +210,7 @@ def test_the_command_compares_methods_ones_own_among_them(capsys, run, tmp_path,
     assert [(row["method"], row["examples"]) for row in rows] == [
         (method, examples) for examples in (6, 8) for method in ("eap", "mine:find")
     ]
-    circuit = load_circuit(tmp_path / "out" / "circuits" / "mine.find-6-0.5.json")
+    circuit = load_circuit(tmp_path / "out" / "circuits" / "mine.find-6-0.5-23.json")
     last = sorted(circuit.graph.edges, key=circuit.graph.position)[-round(0.5 * circuit.graph.total) :]
     assert circuit.edges == frozenset(last)
     assert main([*asked[:-2], "--method", "magic"]) == 2

@@ -202,13 +202,13 @@ def test_a_damaged_checkpoint_is_refused_and_kept(config, tmp_path, damage):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(config, tmp_path, monkeypatch):
-    calls, step = [], pruning_run.TargetPruning.step
+    calls, objective = [], pruning_run.Objective.__call__
 
-    def breaks(self, losses):
-        calls.append(step(self, losses))
-        return replace(calls[-1], loss=float("nan")) if len(calls) == 10 else calls[-1]
+    def breaks(self, outputs, batch):
+        calls.append(objective(self, outputs, batch))
+        return calls[-1] * float("nan") if len(calls) == 10 else calls[-1]
 
-    monkeypatch.setattr(pruning_run.TargetPruning, "step", breaks)
+    monkeypatch.setattr(pruning_run.Objective, "__call__", breaks)
     with pytest.raises(RunError, match="Expected a finite loss and finite masks; got a loss of nan at step 9"):
         prune(config, tmp_path / "run", save_every=7)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 9

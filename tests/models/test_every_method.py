@@ -1,12 +1,11 @@
-"""Every method of the registry runs on GPT-2 as it does on a compiled program."""
+"""Every method of the registry runs on language models as it does on a compiled program."""
 
 from dataclasses import fields, replace
 from functools import partial
 
 import pytest
 import torch
-from naive_gpt2 import sources_and_logits
-from tiny import gpt2, gpt2_config, tokens
+from tiny import FAMILIES, families, tokens
 
 from edgeprune.ablation import Ablator
 from edgeprune.answers import Answers
@@ -18,7 +17,6 @@ from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.method import Discovery
 from edgeprune.model import OnlyMasked
-from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.tasks import Encoded
 
 INPUTS, LENGTH = 6, 5
@@ -37,9 +35,9 @@ def encoded() -> Encoded:
     )
 
 
-@pytest.fixture(scope="module")
-def model() -> Gpt2Model:
-    return Gpt2Model(gpt2(gpt2_config()))
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def model(request):
+    return request.param.ours()
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +60,12 @@ def test_every_method_runs(model, dataset, name, ablation):
     assert torch.equal(found.scores, method(OnlyMasked(model), dataset, ablation).scores)
 
 
+@families
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_eap_is_the_finite_difference_of_the_tasks_metric(ablation):
+def test_eap_is_the_finite_difference_of_the_tasks_metric(family, ablation):
     """Against runs in double precision, one edge and one input at a time."""
-    original = gpt2(gpt2_config(n_layer=1)).double()
-    model = Gpt2Model(original)
+    original = family.original(layers=1).double()
+    model = family.adapter(original)
     dataset = encoded().dataset(model)
     scores = attribution_patching(model, dataset, ablation, config=EapConfig(batch_size=4)).scores
     rows = torch.arange(INPUTS)
@@ -78,7 +77,7 @@ def test_eap_is_the_finite_difference_of_the_tasks_metric(ablation):
         total = 0.0
         for row in range(INPUTS):
             carried = torch.zeros(len(mask), 1, 1) if ablated is None else ablated[:, row].double()
-            logits = sources_and_logits(original, model.graph, batch.clean[row], mask, carried)[1]
+            logits = family.naive(original, model.graph, batch.clean[row], mask, carried)[1]
             final = logits[int(dataset.group[row]) - 1]
             total += float(final[batch.answers.right[row, 0, 0]] - final[batch.answers.wrong[row, 0, 0]])
         return total / INPUTS

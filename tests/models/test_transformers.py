@@ -1,4 +1,4 @@
-"""GPT-2 under masks: against Hugging Face's own, against a naive loop over edges, and batched against one at a time."""
+"""GPT-2 and Llama under masks: against Hugging Face's own, a naive loop over edges, and one mask at a time."""
 
 import gc
 import weakref
@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_gpt2 import sources_and_logits
-from tiny import gpt2, gpt2_config, gpt2_configs, tokens
-from transformers import GPT2Config
+from tiny import SCALED_ROTATIONS, families, gpt2, llama, llama_config, tokens
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from edgeprune import wide_stream
 from edgeprune.ablation import group_means
@@ -17,20 +16,25 @@ from edgeprune.answers import Answers
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.masks import edge_exists
-from edgeprune.models import gpt2 as adapter
+from edgeprune.models import transformer as adapter
 from edgeprune.models.gpt2 import Gpt2Model
+from edgeprune.models.llama import LlamaModel
+from edgeprune.models.transformer import Transformer
 from edgeprune.tasks import Encoded
+
+ROTATED = {"rtol": 1e-4, "atol": 1e-5}
+"""Hugging Face takes sines of Llama's angles in single precision, whatever that of the weights."""
 
 seeds = st.integers(0, 2**31)
 quick = settings(max_examples=40, deadline=None)
 quicker = settings(max_examples=15, deadline=None)
 
 
-def shape(model: Gpt2Model) -> tuple[int, int]:
+def shape(model: Transformer) -> tuple[int, int]:
     return len(model.graph.sources), len(model.graph.destinations)
 
 
-def masks(model: Gpt2Model, *lead: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def masks(model: Transformer, *lead: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.rand(*lead, *shape(model), generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
@@ -39,11 +43,12 @@ def test_edges_are_counted_as_in_the_paper(layers, heads, edges):
     assert Graph.transformer(embeddings=("embed",), layers=layers, heads=heads).total == edges
 
 
-@given(gpt2_configs(), seeds)
+@families
+@given(st.data(), seeds)
 @quick
-def test_with_every_edge_the_logits_are_those_of_hugging_face(config, seed):
-    original = gpt2(config, seed)
-    ours, clean, corrupted = Gpt2Model(original), tokens(3, 7, seed=seed), tokens(3, 7, seed=seed + 1)
+def test_with_every_edge_the_logits_are_those_of_hugging_face(family, data, seed):
+    original = family.make(data.draw(family.configs()), seed)
+    ours, clean, corrupted = family.adapter(original), tokens(3, 7, seed=seed), tokens(3, 7, seed=seed + 1)
     with torch.no_grad():
         theirs = original(clean).logits
     torch.testing.assert_close(ours(clean), theirs, atol=1e-4, rtol=0)
@@ -52,11 +57,12 @@ def test_with_every_edge_the_logits_are_those_of_hugging_face(config, seed):
     torch.testing.assert_close(ours(clean, everything, ours.sources(corrupted)), theirs, atol=1e-4, rtol=0)
 
 
-@given(gpt2_configs(), seeds, st.lists(st.integers(1, 8), min_size=2, max_size=4))
+@families
+@given(st.data(), seeds, st.lists(st.integers(1, 8), min_size=2, max_size=4))
 @quick
-def test_padding_on_the_right_changes_nothing_before_it(config, seed, lengths):
-    original = gpt2(config, seed)
-    ours, ids = Gpt2Model(original), tokens(len(lengths), max(lengths), seed=seed)
+def test_padding_on_the_right_changes_nothing_before_it(family, data, seed, lengths):
+    original = family.make(data.draw(family.configs()), seed)
+    ours, ids = family.adapter(original), tokens(len(lengths), max(lengths), seed=seed)
     real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         theirs = original(ids, attention_mask=real.long()).logits
@@ -68,53 +74,55 @@ def test_padding_on_the_right_changes_nothing_before_it(config, seed, lengths):
         torch.testing.assert_close(padded[row, :length], alone[0], atol=1e-4, rtol=0)
 
 
-@given(gpt2_configs(), seeds)
+@families
+@given(st.data(), seeds)
 @quicker
-def test_masked_forwards_and_their_gradients_are_those_of_a_naive_loop_over_edges(config, seed):
-    original = gpt2(config, seed).double()
-    ours, ids = Gpt2Model(original), tokens(2, 5, seed=seed)
+def test_masked_forwards_and_their_gradients_are_those_of_a_naive_loop_over_edges(family, data, seed):
+    original = family.make(data.draw(family.configs()), seed).double()
+    ours, ids = family.adapter(original), tokens(2, 5, seed=seed)
     ablated = ours.sources(tokens(2, 5, seed=seed + 1))
     mask = masks(ours, seed=seed, dtype=torch.float64).requires_grad_()
     outputs = ours(ids, mask, ablated)
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     (gradient,) = torch.autograd.grad((weights * outputs).sum(), mask)
-    naive = torch.stack(
-        [sources_and_logits(original, ours.graph, ids[row], mask, ablated[:, row])[1] for row in range(2)]
-    )
+    naive = torch.stack([family.naive(original, ours.graph, ids[row], mask, ablated[:, row])[1] for row in range(2)])
     (slow,) = torch.autograd.grad((weights * naive).sum(), mask)
-    torch.testing.assert_close(outputs, naive)
+    torch.testing.assert_close(outputs, naive, **ROTATED)
     exists = edge_exists(ours.graph)
-    torch.testing.assert_close(gradient[exists], slow[exists])
+    torch.testing.assert_close(gradient[exists], slow[exists], **ROTATED)
     assert not gradient[~exists].any()
 
 
-@given(gpt2_configs(), seeds)
+@families
+@given(st.data(), seeds)
 @quicker
-def test_sources_are_those_of_a_naive_run(config, seed):
-    original = gpt2(config, seed).double()
-    ours, ids = Gpt2Model(original), tokens(2, 5, seed=seed)
+def test_sources_are_those_of_a_naive_run(family, data, seed):
+    original = family.make(data.draw(family.configs()), seed).double()
+    ours, ids = family.adapter(original), tokens(2, 5, seed=seed)
     sources = ours.sources(ids)
     everything = torch.ones(shape(ours), dtype=torch.float64)
     for row in range(2):
-        naive = sources_and_logits(original, ours.graph, ids[row], everything, torch.zeros_like(sources[:, row]))[0]
-        torch.testing.assert_close(sources[:, row], naive)
+        naive = family.naive(original, ours.graph, ids[row], everything, torch.zeros_like(sources[:, row]))[0]
+        torch.testing.assert_close(sources[:, row], naive, **ROTATED)
 
 
-@given(gpt2_configs(), seeds)
+@families
+@given(st.data(), seeds)
 @quicker
-def test_a_mask_of_zeros_does_not_depend_on_the_clean_input(config, seed):
-    ours = Gpt2Model(gpt2(config, seed))
+def test_a_mask_of_zeros_does_not_depend_on_the_clean_input(family, data, seed):
+    ours = family.adapter(family.make(data.draw(family.configs()), seed))
     ablated, nothing = ours.sources(tokens(3, 6, seed=seed)), torch.zeros(shape(ours))
     for carried in (None, ablated):
         outputs = [ours(tokens(3, 6, seed=seed + other), nothing, carried) for other in (1, 2)]
         assert torch.equal(*outputs)
 
 
+@families
 @given(seeds, st.booleans())
 @quicker
-def test_batched_masks_equal_one_at_a_time(seed, in_parts):
+def test_batched_masks_equal_one_at_a_time(family, seed, in_parts):
     """Also where there is no room for all of them in one forward."""
-    ours, ids = Gpt2Model(gpt2(gpt2_config(), seed)), tokens(4, 6, seed=seed)
+    ours, ids = family.ours(seed), tokens(4, 6, seed=seed)
     ablated, several = ours.sources(tokens(4, 6, seed=seed + 1)), masks(ours, 3, 2, seed=seed)
     room = adapter._ROOM
     try:
@@ -131,8 +139,9 @@ def test_batched_masks_equal_one_at_a_time(seed, in_parts):
             torch.testing.assert_close(own[first, second, 0], batched[first, second, first])
 
 
-def test_outputs_are_given_at_the_positions_that_are_asked_for():
-    ours, ids = Gpt2Model(gpt2(gpt2_config())), tokens(3, 6)
+@families
+def test_outputs_are_given_at_the_positions_that_are_asked_for(family):
+    ours, ids = family.ours(), tokens(3, 6)
     positions = torch.tensor([[5, 0], [2, 2], [1, 4]])
     for mask in (None, masks(ours), masks(ours, 2)):
         everywhere, some = ours(ids, mask), ours(ids, mask, None, positions)
@@ -140,8 +149,9 @@ def test_outputs_are_given_at_the_positions_that_are_asked_for():
             torch.testing.assert_close(some[..., row, :, :], everywhere[..., row, asked, :])
 
 
-def test_a_graph_that_is_kept_can_be_walked_twice():
-    ours = Gpt2Model(gpt2(gpt2_config()).double())
+@families
+def test_a_graph_that_is_kept_can_be_walked_twice(family):
+    ours = family.adapter(family.original().double())
     mask = masks(ours, dtype=torch.float64).requires_grad_()
     loss = ours(tokens(2, 5), mask, ours.sources(tokens(2, 5, seed=1))).square().sum()
     first, second = (torch.autograd.grad(loss, mask, retain_graph=True)[0] for _ in range(2))
@@ -149,7 +159,8 @@ def test_a_graph_that_is_kept_can_be_walked_twice():
     torch.testing.assert_close(first, second)
 
 
-def test_a_run_leaves_nothing_behind(monkeypatch):
+@families
+def test_a_run_leaves_nothing_behind(family, monkeypatch):
     """The stacks of a run are freed with its outputs, without waiting for the garbage collector."""
     made = []
 
@@ -159,7 +170,7 @@ def test_a_run_leaves_nothing_behind(monkeypatch):
             made.append(weakref.ref(self))
 
     monkeypatch.setattr(wide_stream, "_Stacks", Noted)
-    ours = Gpt2Model(gpt2(gpt2_config()))
+    ours = family.ours()
     gc.disable()
     try:
         ours(tokens(2, 5), masks(ours).requires_grad_()).sum().backward()
@@ -169,22 +180,24 @@ def test_a_run_leaves_nothing_behind(monkeypatch):
     assert [reference() for reference in made] == [None, None]
 
 
-def test_weights_are_not_changed_and_get_no_gradient():
-    original = gpt2(gpt2_config())
+@families
+def test_weights_are_not_changed_and_get_no_gradient(family):
+    original = family.original()
     before = {name: value.clone() for name, value in original.state_dict().items()}
-    ours = Gpt2Model(original)
+    ours = family.adapter(original)
     ours(tokens(2, 5), masks(ours).requires_grad_()).sum().backward()
     assert all(parameter.grad is None for parameter in original.parameters())
     for name, value in original.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_half_precision_weights_give_outputs_that_are_close_and_single():
-    original = gpt2(gpt2_config())
-    exact = Gpt2Model(original)
+@families
+def test_half_precision_weights_give_outputs_that_are_close_and_single(family):
+    original = family.original()
+    exact = family.adapter(original)
     mask = masks(exact).requires_grad_()
     expected = exact(tokens(2, 5), mask, exact.sources(tokens(2, 5, seed=1))).detach()
-    half = Gpt2Model(original.to(torch.bfloat16))
+    half = family.adapter(original.to(torch.bfloat16))
     outputs = half(tokens(2, 5), mask, half.sources(tokens(2, 5, seed=1)))
     assert half.sources(tokens(2, 5)).dtype == torch.bfloat16
     torch.testing.assert_close(outputs, expected, atol=0.2, rtol=0.1)
@@ -192,8 +205,9 @@ def test_half_precision_weights_give_outputs_that_are_close_and_single():
     assert mask.grad is not None and mask.grad.dtype == torch.float32 and mask.grad.isfinite().all()
 
 
-def test_means_of_half_precision_sources_are_those_of_single_precision():
-    model = Gpt2Model(gpt2(gpt2_config()).to(torch.bfloat16))
+@families
+def test_means_of_half_precision_sources_are_those_of_single_precision(family):
+    model = family.adapter(family.original().to(torch.bfloat16))
     ids, count = tokens(600, 4), 600
     answers = Answers(torch.zeros(count, 1, 1, dtype=torch.long), torch.zeros(count, 1, 1, dtype=torch.long))
     last, scored = torch.full((count, 1), 3), torch.ones(count, 1, dtype=torch.bool)
@@ -203,21 +217,24 @@ def test_means_of_half_precision_sources_are_those_of_single_precision():
     torch.testing.assert_close(means[:, 0].float(), model.sources(ids).float().mean(1), atol=1e-3, rtol=1e-2)
 
 
-def test_gradients_reach_the_mask_and_no_ablated_value():
-    ours = Gpt2Model(gpt2(gpt2_config()))
+@families
+def test_gradients_reach_the_mask_and_no_ablated_value(family):
+    ours = family.ours()
     ablated = ours.sources(tokens(2, 5)).requires_grad_()
     mask = masks(ours).requires_grad_()
     ours(tokens(2, 5), mask, ablated).sum().backward()
     assert mask.grad is not None and ablated.grad is None
 
 
-def test_ablated_values_of_another_type_are_taken():
-    half = Gpt2Model(gpt2(gpt2_config()).to(torch.bfloat16))
+@families
+def test_ablated_values_of_another_type_are_taken(family):
+    half = family.adapter(family.original().to(torch.bfloat16))
     assert half(tokens(2, 5), masks(half), half.sources(tokens(2, 5)).float()).isfinite().all()
 
 
-def test_positions_may_have_leading_dimensions_of_their_own():
-    ours, ids = Gpt2Model(gpt2(gpt2_config())), tokens(2, 5)
+@families
+def test_positions_may_have_leading_dimensions_of_their_own(family):
+    ours, ids = family.ours(), tokens(2, 5)
     positions = torch.tensor([[[0], [1]], [[2], [3]], [[4], [0]]])
     several = ours(ids, masks(ours), None, positions)
     for number, each in enumerate(positions):
@@ -229,3 +246,55 @@ def test_cross_attention_is_refused():
     config.add_cross_attention = True
     with pytest.raises(ModelError, match="reads one text; got one with cross attention"):
         Gpt2Model(gpt2(config))
+
+
+# Llama's own
+
+
+@pytest.mark.parametrize("kind", SCALED_ROTATIONS)
+def test_rotations_are_scaled_as_in_hugging_face(kind):
+    """At every length, whatever length came before; those beyond six positions are long ones."""
+    shape = {"head_dim": 4, "max_position_embeddings": 6}
+    scaled = {"rope_type": kind, "rope_theta": 10.0, **SCALED_ROTATIONS[kind]}
+    config = llama_config(**shape, rope_parameters=scaled)
+    plain = LlamaModel(llama(llama_config(**shape, rope_parameters={"rope_type": "default", "rope_theta": 10.0})))
+    ours, moved = LlamaModel(llama(config)), 0.0
+    for length in (12, 3, 12, 7):
+        ids = tokens(2, length, seed=length)
+        with torch.no_grad():
+            theirs = llama(config)(ids).logits  # a new one, as some remember the longest input
+        torch.testing.assert_close(ours(ids), theirs, atol=1e-4, rtol=0)
+        moved = max(moved, float((ours(ids) - plain(ids)).abs().max()))
+    assert (moved > 1e-3) == (kind != "default")
+
+
+def test_the_graph_of_codellama_13b_is_that_of_the_paper():
+    config = LlamaConfig(
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
+        vocab_size=32016,
+        max_position_embeddings=16384,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+    with torch.device("meta"):
+        ours = LlamaModel(LlamaForCausalLM(config))
+    assert ours.graph.total == 3_877_661
+    assert (len(ours.graph.sources), ours.vocabulary_size, ours.context_length) == (1641, 32016, 16384)
+
+
+def test_no_weight_of_llama_is_copied():
+    original = llama(llama_config(attention_bias=False))
+    before = {parameter.data_ptr() for parameter in original.parameters()}
+    attention = [cell.cell_contents for cell in LlamaModel(original)._blocks[0].__closure__]
+    (attention,) = (part for part in attention if hasattr(part, "inputs"))
+    for each in (*attention.inputs, attention.outputs):
+        assert each.data_ptr() in before
+
+
+def test_heads_that_share_a_key_read_it_through_one_destination():
+    ours = LlamaModel(llama(llama_config()))
+    names = [str(node) for node in ours.graph.destinations if node.layer == 1]
+    assert names == [*(f"a1.h{i}.q" for i in range(4)), "a1.h0.k", "a1.h1.k", "a1.h0.v", "a1.h1.v", "m1"]

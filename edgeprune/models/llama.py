@@ -1,0 +1,168 @@
+"""Llama as a `MaskedModel`: our own forward over the weights of Hugging Face's `LlamaForCausalLM`.
+
+CodeLlama, Llama 2 and Llama 3 are of this kind. Every destination has an RMSNorm of its own, over what it alone reads.
+Heads that share a key and a value read them through one destination each (grouped-query attention). Positions enter as
+rotations of queries and keys, with whatever scaling the configuration asks for. Where there are biases, the output bias
+of a layer's attention belongs to no head: it is added once and never ablated. That of an MLP is its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from edgeprune.graph import Graph
+from edgeprune.models.transformer import Block, Stream, Transformer
+from edgeprune.wide_stream import Weights, Written
+
+Rotation = tuple[Float[Tensor, "pos d_head"], Float[Tensor, "pos d_head"]]
+"""Cosines and sines."""
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A root mean square norm."""
+
+    weight: Float[Tensor, " d_model"]
+    epsilon: float
+
+    def __call__(self, read: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape d_model"]:
+        return F.rms_norm(read, self.weight.shape, self.weight, self.epsilon)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The heads of one layer."""
+
+    norm: _Norm
+    inputs: Weights
+    """Of queries, keys and values, the last two one for each group of heads that shares them."""
+
+    input_bias: Float[Tensor, "port 1 d_head"] | None
+    outputs: Float[Tensor, "head d_head d_model"]
+    output_bias: Float[Tensor, " d_model"] | None
+    scale: float
+    """What scores are multiplied by."""
+
+    def __call__(self, stream: Stream, length: int, rotation: Rotation) -> Written:
+        """What heads write; rows are inputs of `length` positions, one after the other."""
+        taken = stream.read(self.norm, self.inputs)
+        ports = taken.flatten(1, 2)
+        if self.input_bias is not None:
+            ports = ports + self.input_bias
+        query, key, value = ports.unflatten(1, (-1, length)).split([len(part) for part in self.inputs])
+        query, key = _rotated(query, rotation), _rotated(key, rotation)
+        shared = len(query) // len(key)
+        key, value = (each.repeat_interleave(shared, 0) if shared > 1 else each for each in (key, value))
+        # Heads take the place of a batch, and inputs that of heads: no dimension has to be moved.
+        moved = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
+        return (moved.flatten(1, 2) @ self.outputs).unflatten(1, taken.shape[1:3]).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    """Weights are `[out, in]`, as in `torch.nn.Linear`."""
+
+    norm: _Norm
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+
+    def __call__(self, stream: Stream) -> Written:
+        taken = stream.read(self.norm)
+        hidden = self.activation(_linear(self.gate, taken)) * _linear(self.up, taken)
+        return _linear(self.down, hidden).transpose(0, 1)
+
+
+class LlamaModel(Transformer):
+    """A Llama as a masked transformer.
+
+    Args:
+        model: the weights, none of which are copied.
+    """
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        config, body = model.config, model.model
+        token, layers = body.embed_tokens.weight.detach(), cast("list[LlamaDecoderLayer]", list(body.layers))
+
+        @cache
+        def rotation(length: int) -> Rotation:
+            # One of its own for each length: where frequencies depend on it, Hugging Face's remembers the last ones.
+            cosines, sines = LlamaRotaryEmbedding(config).to(token.device)(
+                token, torch.arange(length)[None].to(token.device)
+            )
+            return cosines[0], sines[0]
+
+        super().__init__(
+            model,
+            Graph.transformer(
+                embeddings=("embed",),
+                layers=config.num_hidden_layers,
+                heads=config.num_attention_heads,
+                kv_heads=config.num_key_value_heads,
+            ),
+            context_length=config.max_position_embeddings,
+            embed=lambda tokens: F.embedding(tokens, token),
+            blocks=[_block(layer, config.hidden_act, rotation) for layer in layers],
+            norm=_norm(body.norm),
+            unembed=model.lm_head.weight.detach(),
+        )
+
+
+def _block(layer: LlamaDecoderLayer, activation: str, rotation: Callable[[int], Rotation]) -> Block:
+    attention = _attention(layer)
+    own = layer.mlp
+    mlp = _Mlp(_norm(layer.post_attention_layernorm), own.gate_proj, own.up_proj, own.down_proj, ACT2FN[activation])
+
+    def run(stream: Stream, length: int) -> None:
+        stream.write(attention(stream, length, rotation(length)))
+        if attention.output_bias is not None:
+            stream.add(attention.output_bias)
+        stream.write(mlp(stream))
+
+    return run
+
+
+def _attention(layer: LlamaDecoderLayer) -> _Attention:
+    own, d_head = layer.self_attn, layer.self_attn.head_dim
+    ports = (own.q_proj, own.k_proj, own.v_proj)
+    biases = [bias.view(-1, 1, d_head) for bias in map(_bias, ports) if bias is not None]
+    return _Attention(
+        norm=_norm(layer.input_layernorm),
+        inputs=tuple(port.weight.detach().view(-1, d_head, port.in_features).mT for port in ports),
+        input_bias=torch.cat(biases) if biases else None,
+        outputs=own.o_proj.weight.detach().mT.view(-1, d_head, own.o_proj.out_features),
+        output_bias=_bias(own.o_proj),
+        scale=own.scaling,
+    )
+
+
+def _norm(norm: LlamaRMSNorm) -> _Norm:
+    return _Norm(norm.weight.detach(), norm.variance_epsilon)
+
+
+def _linear(layer: nn.Linear, read: Tensor) -> Tensor:
+    return F.linear(read, layer.weight.detach(), _bias(layer))
+
+
+def _bias(layer: nn.Linear) -> Tensor | None:
+    bias = cast("Tensor | None", layer.bias)
+    return None if bias is None else bias.detach()
+
+
+def _rotated(
+    ports: Float[Tensor, "head input pos d_head"], rotation: Rotation
+) -> Float[Tensor, "head input pos d_head"]:
+    """The first half of a head's numbers and the second are the two coordinates of what is turned."""
+    cosines, sines = rotation
+    first, second = ports.chunk(2, -1)
+    return ports * cosines + torch.cat((-second, first), -1) * sines

@@ -1,0 +1,142 @@
+"""What all language models have in common: blocks of attention and MLP that read and write a masked stream.
+
+Every destination has a norm of its own, over what it alone reads. A model says what its blocks do; how runs under many
+masks share one forward, and where they are split, is said here.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edgeprune.graph import Graph
+from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
+from edgeprune.wide_stream import Norm, PlainStream, WideStream
+
+_ROOM: Final = 2**28
+"""Numbers in the stack of a forward without gradients; more masks than fit are run one after the other."""
+
+Stream = WideStream | PlainStream
+
+Block = Callable[[Stream, int], None]
+"""Reads what the heads of a layer read, writes what they write, then does the same for its MLP.
+
+Rows are inputs of so many positions each, one after the other.
+"""
+
+
+class Transformer:
+    """A language model as a masked transformer.
+
+    Tokens are `[*lead, batch, pos]` ids, inputs that are shorter than others padded on the right with any id: no
+    position sees a later one. Outputs are logits `[..., batch, pos, vocab]`, on the device of the tokens, and of single
+    precision at the least. Weights stay on their device and of their type, and so do sources.
+
+    Args:
+        weights: Hugging Face's model.
+        graph: its edges.
+        context_length: the most tokens that it takes.
+        embed: what the embedding writes, `[run, batch, pos, d_model]`, from ids.
+        blocks: its layers.
+        norm: that of the logits.
+        unembed: the weights of the logits.
+    """
+
+    def __init__(
+        self,
+        weights: Any,
+        graph: Graph,
+        *,
+        context_length: int,
+        embed: Callable[[Int[Tensor, "run batch pos"]], Float[Tensor, "run batch pos d_model"]],
+        blocks: Sequence[Block],
+        norm: Norm,
+        unembed: Float[Tensor, "vocab d_model"],
+    ) -> None:
+        self.weights, self.graph = weights, graph
+        self.context_length, self.vocabulary_size = context_length, len(unembed)
+        self._embed, self._blocks, self._norm, self._unembed = embed, blocks, norm, unembed
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights are."""
+        return self._unembed.device
+
+    @torch.no_grad()
+    def sources(self, tokens: Tokens) -> Sources:
+        """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
+        runs = (tokens.flatten(0, -3) if tokens.ndim > 2 else tokens[None]).to(self._unembed.device)
+        count, rows, width = len(self.graph.sources), math.prod(runs.shape[1:]), self._unembed.shape[1]
+        written = self._unembed.new_empty(count, len(runs), rows, width)
+        self._write_all(PlainStream(written.transpose(0, 1)), runs)
+        return written.view(count, *tokens.shape, width)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        mask: Mask | None = None,
+        ablated: Sources | None = None,
+        positions: Positions | None = None,
+    ) -> Outputs:
+        """Logits, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`.
+
+        Gradients reach the mask and no ablated value.
+        """
+        ablated = None if ablated is None else ablated.detach().to(self._unembed)
+        asked, device = tokens.device, self._unembed.device
+        tokens, mask = tokens.to(device), None if mask is None else mask.to(self._unembed)
+        positions = None if positions is None else positions.to(device)
+        lead = torch.broadcast_shapes(
+            tokens.shape[:-2],
+            () if mask is None else mask.shape[:-2],
+            () if mask is None or ablated is None else ablated.shape[1:-3],
+            () if positions is None else positions.shape[:-2],
+        )
+        runs, ids = math.prod(lead), _by_run(tokens, 2, lead)
+        parts = (
+            None if positions is None else _by_run(positions, 2, lead),
+            None if mask is None else _by_run(mask, 2, lead),
+            None if mask is None or ablated is None else _by_run(ablated.movedim(0, -4), 4, lead),
+        )
+        size = len(self.graph.sources) * math.prod(tokens.shape[-2:]) * self._unembed.shape[1]
+        at_once = runs if torch.is_grad_enabled() else max(1, _ROOM // size)
+        outputs = [
+            self._run(ids if len(ids) == 1 else ids[some], *(p if p is None or len(p) == 1 else p[some] for p in parts))
+            for some in (slice(start, start + at_once) for start in range(0, runs, at_once))
+        ]
+        together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        kind = torch.promote_types(together.dtype, torch.float32)
+        return together.view(*lead, *together.shape[1:]).to(asked, kind)
+
+    def _run(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, ablated: Tensor | None) -> Tensor:
+        """Logits `[run, batch, position, vocab]`."""
+        stream = PlainStream()
+        if mask is not None:
+            runs = max(len(part) for part in (tokens, mask, ablated) if part is not None)
+            size = (runs, math.prod(tokens.shape[1:]), self._unembed.shape[1])
+            stream = WideStream(size, mask, None if ablated is None else ablated.flatten(2, 3))
+        self._write_all(stream, tokens)
+        read = stream.read(self._norm)[0].unflatten(1, tokens.shape[1:])
+        if positions is not None:
+            runs = max(len(read), len(positions))
+            chosen = positions[..., None].expand(runs, -1, -1, read.shape[-1])
+            read = read.expand(runs, -1, -1, -1).gather(2, chosen)
+        return F.linear(read, self._unembed)
+
+    def _write_all(self, stream: Stream, tokens: Int[Tensor, "run batch pos"]) -> None:
+        """Everything but the logits."""
+        stream.write(self._embed(tokens).flatten(1, 2)[:, None])
+        for block in self._blocks:
+            block(stream, tokens.shape[-1])
+
+
+def _by_run(value: Tensor, dimensions: int, lead: tuple[int, ...]) -> Tensor:
+    """The last `dimensions` of a tensor below one dimension of runs, of size 1 where all runs share it."""
+    own, kept = value.shape[:-dimensions], value.shape[-dimensions:]
+    if math.prod(own) == 1:
+        return value.reshape(1, *kept)
+    return value.expand(*lead, *kept).reshape(-1, *kept)
