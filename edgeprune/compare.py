@@ -235,7 +235,6 @@ class _Book:
 
     Raises:
         RunError: it holds something else.
-        UnwritableFile: it cannot be made.
     """
 
     def __init__(self, comparison: Comparison, out: Path) -> None:
@@ -251,10 +250,6 @@ class _Book:
             rows = self._read()
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RunError(f"Expected an empty folder for a new comparison; {str(out)!r} holds other files")
-        try:
-            (out / "circuits").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnwritableFile(f"Expected a folder for the comparison; got {str(out)!r}: {error.strerror}") from error
         self.done = {row.key: row for row in rows}
 
     def _read(self) -> list[Row]:
@@ -272,18 +267,28 @@ class _Book:
         return rows
 
     def check(self, subject: Subject, examples: int) -> None:
-        """The model and the task are those of the rows that there are."""
+        """The model and the task are those of the rows that there are; if there are none yet, the folder is made."""
         for what, digest in (("weights", subject.digests["weights"]), (f"task {examples}", subject.digests["task"])):
             if self._content["about"].setdefault(what, digest) != digest:
                 raise RunError(
                     f"Expected the {what.split()[0]} that {str(self._path)!r} began with; what is there now is another"
                 )
+        try:
+            (self.folder / "circuits").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnwritableFile(
+                f"Expected a folder for the comparison; got {str(self.folder)!r}: {error.strerror}"
+            ) from error
+        self._write()
 
     def add(self, row: Row) -> None:
         """Keep a row, whatever comes after."""
         self.done[row.key] = row
+        self._write()
+
+    def _write(self) -> None:
         content = self._content | {"rows": [asdict(each) for each in self.done.values()]}
-        write_text(self.folder / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(self._path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:

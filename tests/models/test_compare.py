@@ -1,8 +1,12 @@
 """Methods side by side on a language model: sizes that are matched, what is measured, and going on."""
 
+import importlib
 import json
 import math
+import re
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +15,16 @@ from test_pruning_run import QUICK, save_model
 from edgeprune import compare as comparing
 from edgeprune.compare import METHODS, Comparison, compare, keep_most
 from edgeprune.compare_table import Row, cells, draw
-from edgeprune.errors import ConfigError, RunError
+from edgeprune.errors import ConfigError, EdgePruneError, RunError, TaskError, UnknownMethod
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
+from edgeprune.methods import METHODS as REGISTRY
 from edgeprune.methods import Discovery
 from edgeprune.pruning_run import RunConfig, load_subject
 from edgeprune.store import UnwritableFile, load_circuit, load_saved
 from edgeprune.tasks import Sizes
+from edgeprune.tasks.words import NAMES
 from tracr_bridge.cli import main
 
 OWN = """
@@ -108,10 +114,59 @@ def test_acdc_is_run_at_the_threshold_that_comes_nearest_and_never_twice_at_one(
 
     monkeypatch.setattr(comparing, "remove_greedily", cuts)
     bench = comparing._Bench(load_subject(run, ["train"]), run, progress=False)
-    for edges in (24, 40, 24, 7, graph.total):
-        found = bench.of_size("acdc", edges)
-        assert abs(len(found.circuit) - edges) <= 1
+    sizes = (24, 40, 24, 7, graph.total)
+    found = {edges: bench.of_size("acdc", edges) for edges in sizes}
+    assert all(abs(len(each.circuit) - edges) <= 1 for edges, each in found.items())
     assert len(set(ran)) == len(ran) < 20
+    # What was asked for before makes no difference.
+    for edges, before in found.items():
+        alone = comparing._Bench(load_subject(run, ["train"]), run, progress=False).of_size("acdc", edges)
+        assert (alone.circuit, alone.runs, alone.config) == (before.circuit, before.runs, before.config)
+
+
+def _apart_from_time(row):
+    return replace(row, seconds=0.0)
+
+
+def test_methods_run_with_the_settings_and_the_seed_that_were_asked_for(run, monkeypatch):
+    """On the training split alone; seconds are of all runs, by a clock that goes on by one whenever it is looked at."""
+    subject = load_subject(run, ["train"])
+    seeded, seen = replace(run, seed=7), []
+    clock = iter(range(1000))
+    monkeypatch.setattr(comparing.time, "perf_counter", lambda: next(clock))
+
+    def spy(model, dataset, ablation, *, seed, progress, config=None):
+        seen.append(config)
+        assert dataset is subject.splits["train"] and (ablation, seed) == ("resample", 7)
+        scores = torch.rand(edge_exists(model.graph).shape, generator=torch.Generator().manual_seed(0))
+        return Discovery(Circuit(model.graph, ablation, frozenset()), scores, ())
+
+    for name in ("prune_to_target", "remove_greedily"):
+        monkeypatch.setattr(comparing, name, spy)
+    spied = {name: (spy, config) for name, (_, config) in comparing._SCORING.items()}
+    monkeypatch.setattr(comparing, "_SCORING", spied)
+    bench = comparing._Bench(subject, seeded, progress=False)
+    assert bench.pruned(0.4).seconds == 1
+    assert seen == [replace(run.pruning, target_sparsity=0.4)]
+    found = bench.of_size("acdc", 9)
+    assert found.seconds == found.runs == comparing._SEARCHES == len(seen) - 1
+    assert {config.logit_scale for config in seen[1:]} == {1.0} and len({config.threshold for config in seen[1:]}) == 8
+    seen.clear()
+    for name in ("eap", "eap-ig-inputs", "eap-ig-activations"):
+        assert bench.of_size(name, 9).config == bench.of_size(name, 5).config
+    assert [type(config).__name__ for config in seen] == ["EapConfig", "EapIgConfig", "EapIgConfig"]
+    assert [config.over for config in seen[1:]] == ["inputs", "activations"]
+
+
+def test_every_scoring_method_is_the_registrys_with_settings_of_its_own():
+    for name, (method, config) in comparing._SCORING.items():
+        registered = REGISTRY[name]
+        if config is None:
+            assert registered is method
+        else:
+            assert registered.func is method and getattr(registered.keywords["config"], "over", 0) == getattr(
+                config, "over", 0
+            )
 
 
 def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whole, tmp_path, monkeypatch):
@@ -131,7 +186,7 @@ def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whol
     compare(fewer, tmp_path / "run")
     assert len({row.key for row in calls}) == len(calls) == 6
     again = compare(comparison, tmp_path / "run")
-    assert [(row.key, asdict(row.evaluation)) for row in again] == [(row.key, asdict(row.evaluation)) for row in rows]
+    assert [_apart_from_time(row) for row in again] == [_apart_from_time(row) for row in rows]
     before = (tmp_path / "run" / "compare.json").read_bytes()
     assert compare(comparison, tmp_path / "run") == again
     assert (tmp_path / "run" / "compare.json").read_bytes() == before and len(calls) == 24
@@ -161,11 +216,81 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
         ({"methods": ("magic",)}, "Expected a method among edge-pruning-target, acdc, eap, .*; got 'magic'"),
         ({"targets": (0.5, 1.5)}, "0 < target_sparsity <= 1, got 1.5"),
         ({"examples": (0,)}, "train >= 1, got 0"),
+        ({"methods": ("no_such_module:find",)}, "no_such_module"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(comparison, change, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, UnknownMethod), match=message):
         replace(comparison, **change)
+
+
+def test_parts_of_a_batch_are_refused(run):
+    with pytest.raises(ConfigError, match="Expected batches in one part, as methods run here; got 2 parts"):
+        Comparison(run=replace(run, parts=2))
+
+
+def test_more_examples_than_a_file_has_are_refused(run, tmp_path):
+    rows = [{"clean": f"{name} gave<predict> John</predict>", "corrupted": "Mark gave"} for name in NAMES[:12]]
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    asked = Comparison(run=replace(run, task=str(file)), methods=("eap",), examples=(200,))
+    with pytest.raises(TaskError, match=r"Expected 200 training examples of .*own.jsonl'; it has 6"):
+        compare(asked, tmp_path / "run")
+    compare(replace(asked, examples=(6,)), tmp_path / "run")
+    file.write_text("\n".join(map(json.dumps, reversed(rows))))
+    with pytest.raises(RunError, match=r"Expected the task that .*compare.json' began with"):
+        compare(replace(asked, examples=(6,)), tmp_path / "run")
+
+
+def test_a_folder_with_other_files_is_left_alone(comparison, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"Expected an empty folder for a new comparison; .* holds other files"):
+        compare(comparison, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ("torch.ones(shape)", "gave at most two values, as of a circuit"),
+        ("torch.full(shape, float('nan'))", "Expected finite scores from method ranks_nothing"),
+    ],
+)
+def test_scores_that_rank_nothing_are_refused(run, tmp_path, monkeypatch, scores, message):
+    text = "def find(model, dataset, ablation, seed=0):\n    import torch\n"
+    text += f"    shape = len(model.graph.sources), len(model.graph.destinations)\n    return {scores}\n"
+    name = f"ranks_nothing_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EdgePruneError, match=message):
+        compare(Comparison(run=run, methods=(f"{name}:find",), examples=(6,)), tmp_path / "run")
+
+
+def test_a_model_whose_logits_are_no_numbers_is_a_clear_error(run, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(save_model(tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.weight"] *= 1e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for method in ("edge-pruning-target", "eap"):
+        asked = Comparison(run=replace(run, model=str(folder)), methods=(method,), examples=(6,))
+        with pytest.raises(RunError, match=r"Expected a finite loss|Expected scores that are|outputs can be measured"):
+            compare(asked, tmp_path / method)
+
+
+def test_rows_of_ones_own_method_are_found_anew(run, tmp_path, monkeypatch):
+    (tmp_path / "changes.py").write_text(OWN.replace("torch.arange(count)", "torch.arange(count, 0, -1)"))
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = Comparison(run=run, methods=("changes:find",), targets=(0.6,), examples=(6,))
+    (row,) = compare(asked, tmp_path / "run")
+    file = tmp_path / "run" / "circuits" / row.file
+    before = load_circuit(file)
+    (tmp_path / "changes.py").write_text(OWN)
+    importlib.invalidate_caches()
+    sys.modules.pop("changes")
+    compare(asked, tmp_path / "run")
+    assert not before.edges & load_circuit(file).edges
 
 
 def test_another_comparison_is_not_gone_on_with(run, comparison, whole, tmp_path):
@@ -175,7 +300,13 @@ def test_another_comparison_is_not_gone_on_with(run, comparison, whole, tmp_path
         with pytest.raises(RunError, match="what is asked for is another comparison: name another folder"):
             compare(replace(comparison, run=replace(run, **change)), out)
     assert (out / "compare.json").read_bytes() == before
-    for text in ("nonsense", "[]", '{"format": "x"}', before.decode().replace('"kl"', '"lk"')):
+    text = before.decode()
+    damaged = (
+        text.replace('"kl"', '"lk"'),
+        text.replace('"about"', '"abut"'),
+        re.sub(r'"kl": [^,]*', '"kl": "x"', text),
+    )
+    for text in ("nonsense", "[]", '{"format": "x"}', *damaged):
         (tmp_path / "compare.json").write_text(text)
         with pytest.raises(RunError, match=r"Expected a comparison in .*; it is none|is another comparison"):
             compare(comparison, tmp_path)

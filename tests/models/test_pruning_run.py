@@ -1,5 +1,6 @@
 """Runs in folders: stopped at any moment and gone on with, refused, damaged, and looked at."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,13 @@ import torch
 from tiny import gpt2, gpt2_config
 from tokenizing import byte_pairs
 
-from edgeprune import pruning_run
+from edgeprune import pruning_run, wide_stream
 from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import evaluate
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
+from edgeprune.methods.eap import EapConfig, attribution_patching
+from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import TargetConfig
 from edgeprune.pruning_run import RunConfig, evaluate_run, load_subject, prune, read_config
 from edgeprune.store import UnwritableFile, load_saved, save_circuit
@@ -276,6 +280,33 @@ def test_a_batch_in_parts_is_the_same_step(config, tmp_path):
     assert losses[1][0][0] > 0.001
     assert sum(losses[1], ()) == pytest.approx(sum(losses[3], ()), rel=1e-4)
     assert scores[1] == pytest.approx(scores[3], abs=1e-4)
+
+
+def test_a_part_is_gone_before_the_next_one_runs(config, tmp_path, monkeypatch):
+    """The stacks of all others are freed by then, whether Edge Pruning or attribution runs them."""
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(wide_stream._Stacks):
+        def __init__(self, held):
+            super().__init__(held)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(wide_stream, "_Stacks", Counted)
+    gc.disable()
+    try:
+        prune(replace(config, parts=3, pruning=replace(QUICK, steps=2)), tmp_path / "run")
+        subject = load_subject(config, ["train"])
+        for method, settings in ((attribution_patching, EapConfig), (integrate_gradients, EapIgConfig)):
+            method(subject.model, subject.splits["train"], "resample", config=settings(batch_size=2))
+    finally:
+        gc.enable()
+    assert len(most) > 20 and max(most) == 1
+
+
+def test_the_worst_of_parts_is_not_the_worst_of_a_batch(config):
+    with pytest.raises(ConfigError, match="Expected a loss that is a mean over inputs, as a batch runs in parts"):
+        replace(config, parts=2, pruning=replace(QUICK, loss="worst"))
 
 
 # Means

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -74,17 +75,31 @@ def test_padding_on_the_right_changes_nothing_before_it(family, data, seed, leng
         torch.testing.assert_close(padded[row, :length], alone[0], atol=1e-4, rtol=0)
 
 
+@contextmanager
+def mixed_anew(numbers: int | None):
+    """So many numbers are mixed at a time, and none of them held for the way back; as in a large model."""
+    with pytest.MonkeyPatch.context() as patch:
+        if numbers is not None:
+            patch.setattr(wide_stream, "_HELD", 0)
+            patch.setattr(wide_stream, "_AT_ONCE", {"cpu": numbers})
+        yield
+
+
+at_once = st.sampled_from([None, 1, 100, 10**9])
+
+
 @families
-@given(st.data(), seeds)
+@given(st.data(), seeds, at_once)
 @quicker
-def test_masked_forwards_and_their_gradients_are_those_of_a_naive_loop_over_edges(family, data, seed):
+def test_masked_forwards_and_their_gradients_are_those_of_a_naive_loop_over_edges(family, data, seed, numbers):
     original = family.make(data.draw(family.configs()), seed).double()
     ours, ids = family.adapter(original), tokens(2, 5, seed=seed)
     ablated = ours.sources(tokens(2, 5, seed=seed + 1))
     mask = masks(ours, seed=seed, dtype=torch.float64).requires_grad_()
-    outputs = ours(ids, mask, ablated)
-    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((weights * outputs).sum(), mask)
+    with mixed_anew(numbers):
+        outputs = ours(ids, mask, ablated)
+        weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((weights * outputs).sum(), mask)
     naive = torch.stack([family.naive(original, ours.graph, ids[row], mask, ablated[:, row])[1] for row in range(2)])
     (slow,) = torch.autograd.grad((weights * naive).sum(), mask)
     torch.testing.assert_close(outputs, naive, **ROTATED)
@@ -118,16 +133,16 @@ def test_a_mask_of_zeros_does_not_depend_on_the_clean_input(family, data, seed):
 
 
 @families
-@given(seeds, st.booleans())
+@given(seeds, st.booleans(), at_once)
 @quicker
-def test_batched_masks_equal_one_at_a_time(family, seed, in_parts):
+def test_batched_masks_equal_one_at_a_time(family, seed, in_parts, numbers):
     """Also where there is no room for all of them in one forward."""
     ours, ids = family.ours(seed), tokens(4, 6, seed=seed)
     ablated, several = ours.sources(tokens(4, 6, seed=seed + 1)), masks(ours, 3, 2, seed=seed)
     room = adapter._ROOM
     try:
         adapter._ROOM = len(ours.graph.sources) * 4 * 6 * 8 * 2 if in_parts else room
-        with torch.set_grad_enabled(not in_parts):
+        with torch.set_grad_enabled(not in_parts), mixed_anew(numbers):
             batched = ours(ids, several, ablated)
             own = ours(ids[:3, None, None], several, ablated[:, :3, None, None])
     finally:
@@ -150,13 +165,29 @@ def test_outputs_are_given_at_the_positions_that_are_asked_for(family):
 
 
 @families
-def test_a_graph_that_is_kept_can_be_walked_twice(family):
+@pytest.mark.parametrize("numbers", [None, 1, 100])
+def test_a_graph_that_is_kept_can_be_walked_twice(family, numbers):
     ours = family.adapter(family.original().double())
     mask = masks(ours, dtype=torch.float64).requires_grad_()
-    loss = ours(tokens(2, 5), mask, ours.sources(tokens(2, 5, seed=1))).square().sum()
-    first, second = (torch.autograd.grad(loss, mask, retain_graph=True)[0] for _ in range(2))
+    with mixed_anew(numbers):
+        loss = ours(tokens(2, 5), mask, ours.sources(tokens(2, 5, seed=1))).square().sum()
+        first, second = (torch.autograd.grad(loss, mask, retain_graph=True)[0] for _ in range(2))
     assert first.any()
     torch.testing.assert_close(first, second)
+
+
+@families
+@pytest.mark.parametrize("numbers", [1, 100])
+def test_gradients_of_several_masks_are_those_of_one_at_a_time(family, numbers):
+    """Each with ablated values of its own, mixed anew."""
+    ours, ids = family.adapter(family.original().double()), tokens(3, 5)
+    several = masks(ours, 4, dtype=torch.float64).requires_grad_()
+    carried = torch.stack([ours.sources(tokens(3, 5, seed=seed)) for seed in range(4)], dim=1)
+    with mixed_anew(numbers):
+        (together,) = torch.autograd.grad(ours(ids, several, carried).square().sum(), several)
+    for number in range(4):
+        alone = ours(ids, several[number], carried[:, number]).square().sum()
+        torch.testing.assert_close(together[number], torch.autograd.grad(alone, several)[0][number])
 
 
 @families

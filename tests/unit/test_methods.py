@@ -15,7 +15,7 @@ from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prun
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import DISTANCES, HardPairs, Objective, draw_pairs
 from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
-from edgeprune.metrics import ATOL, kl_divergence
+from edgeprune.metrics import ATOL, kl_divergence, scored_mean
 
 FEW = PenaltyConfig(steps=5)
 
@@ -132,6 +132,36 @@ def test_divergence_is_from_the_full_model_to_the_circuit():
     outputs = torch.tensor([0.5, 0.5]).log()[None, None]
     expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
     assert float(kl_divergence(outputs, target, torch.tensor([[True]]))) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_divergences_over_large_vocabularies_are_those_of_the_whole_and_so_are_their_gradients(monkeypatch, lead):
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(*lead, 5, 2, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(5, 2, 7, generator=generator, dtype=torch.float64)
+    scored = torch.rand(5, 2, generator=generator) > 0.3
+    p, q = target.softmax(-1), outputs.softmax(-1)
+    expected = scored_mean((p * (p / q).log()).sum(-1), scored)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    gradient = torch.autograd.grad((weights * expected).sum(), outputs)[0]
+    for numbers in (1, 30, 10**6):
+        monkeypatch.setattr("edgeprune.metrics._AT_ONCE", numbers)
+        found = kl_divergence(outputs, target, scored)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad((weights * found).sum(), outputs)[0], gradient)
+
+
+def test_the_units_of_a_loss_are_those_of_as_many_inputs_as_fit(compiled, monkeypatch):
+    dataset = compiled("sort").dataset
+    batch, some = draw_batch(dataset, 50), len(dataset) // 2
+    half = replace(
+        dataset, tokens=dataset.tokens[:some], target=dataset.target[:some], scored=dataset.scored[:some],
+        group=dataset.group[:some],
+    )  # fmt: skip
+    outputs = batch.target + torch.randn(batch.target.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("edgeprune.methods.objective._ROOM", some * dataset.target[0].numel())
+    found, expected = (Objective(each, "squared")(outputs, batch) for each in (dataset, half))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("loss", DISTANCES)

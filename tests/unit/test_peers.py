@@ -268,6 +268,17 @@ def by_hand(order: str) -> list[str]:
     return edges
 
 
+def test_acdc_decides_alike_where_ablated_values_do_not_fit(compiled, monkeypatch):
+    program = compiled("hist")
+    config = AcdcConfig(batch_size=50)
+    held = remove_greedily(program.model, program.dataset, "resample", config=config)
+    calls, sources = [], type(program.model).sources
+    monkeypatch.setattr(type(program.model), "sources", lambda *given: calls.append(given) or sources(*given))
+    monkeypatch.setattr("edgeprune.methods.acdc._ROOM", 0)
+    anew = remove_greedily(program.model, program.dataset, "resample", config=config)
+    assert torch.equal(held.scores, anew.scores) and len(calls) > 10
+
+
 @pytest.mark.parametrize("order", ["latest first", "earliest first"])
 def test_acdc_tries_destinations_backwards_and_sources_in_either_order(order):
     graph = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
