@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import gpt2, gpt2_config
-from tokenizing import byte_pairs
+from tiny import FAMILIES, Family
+from tokenizing import byte_pairs, sentence_pieces
 
 from edgeprune import pruning_run, wide_stream
 from edgeprune.errors import ConfigError, RunError, TaskError
@@ -37,9 +37,11 @@ QUICK = TargetConfig(
 )  # fmt: skip
 
 
-def save_model(folder: Path, seed: int = 0) -> str:
-    gpt2(gpt2_config(vocab_size=len(byte_pairs()), n_positions=32), seed).save_pretrained(folder)
-    byte_pairs().save_pretrained(folder)
+def save_model(folder: Path, seed: int = 0, *, family: Family = FAMILIES[0]) -> str:
+    tokenizer = {"gpt2": byte_pairs, "llama": sentence_pieces}[family.name]()
+    config = family.config(vocab_size=len(tokenizer), max_position_embeddings=32)
+    family.make(config, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -127,6 +129,33 @@ def test_going_on_with_a_run_that_has_ended_changes_nothing(config, whole):
     before = contents(whole)
     prune(config, whole, resume=True)
     assert contents(whole) == before
+
+
+def test_a_llama_is_pruned_stopped_gone_on_with_and_evaluated_alike(config, tmp_path, monkeypatch):
+    ours = replace(config, model=save_model(tmp_path / "model", family=FAMILIES[1]), task="ioi")
+    saved = prune(ours, tmp_path / "whole", save_every=7)
+    assert saved.circuit.graph.total > len(saved.circuit) > 0
+    assert {str(edge.destination) for edge in saved.circuit.graph.edges} >= {"a1.h3.q", "a1.h1.k", "a1.h1.v"}
+    monkeypatch.setattr(pruning_run, "write_atomically", fails_after(2, pruning_run.write_atomically))
+    with pytest.raises(KeyboardInterrupt):
+        prune(ours, tmp_path / "run", save_every=7)
+    monkeypatch.undo()
+    prune(ours, tmp_path / "run", resume=True, save_every=7)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    _, found = evaluate_run(tmp_path / "run")
+    assert found["full model"].kl == pytest.approx(0, abs=1e-6) and found["circuit"].edges == len(saved.circuit)
+
+
+def fails_after(calls: int, function):
+    made = []
+
+    def counted(*given):
+        made.append(given)
+        if len(made) > calls:
+            raise KeyboardInterrupt
+        return function(*given)
+
+    return counted
 
 
 def test_a_batch_may_run_in_parts(config, tmp_path):

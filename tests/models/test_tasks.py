@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import gpt2, gpt2_config
-from tokenizing import byte_pairs, whole_words
+from tokenizing import byte_pairs, sentence_pieces, whole_words
 
 from edgeprune import tasks
 from edgeprune.answers import Answers
@@ -100,6 +100,26 @@ def test_what_is_clean_in_a_split_is_nothing_in_another(encoder, name):
         for other, clean in texts.items():
             if other != split:
                 assert not clean & {text for example in examples for text in (example.clean, example.corrupted)}
+
+
+@pytest.mark.parametrize("name", ["ioi-t1", "ioi", "gp"])
+def test_tasks_come_in_llamas_tokens_too(name):
+    tokenizer = sentence_pieces()
+    encoder = Encoder(tokenizer, context_length=64)
+    examples = every(make_examples(name, encoder, FEW))
+    encoded = encoder.encode(examples, metric_of(name))
+    rows = torch.arange(len(examples))
+    assert (encoded.tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(encoded.positions[:, 0], encoded.length - 1)
+    assert not (encoded.tokens == tokenizer.unk_token_id).sum() - (encoded.length.max() - encoded.length).sum()
+    for row in rows.tolist():
+        (prediction,) = examples[row].predictions
+        ids = encoded.tokens[row, : encoded.length[row]].tolist()
+        assert tokenizer.decode(ids, skip_special_tokens=True) == examples[row].clean
+        whole = tokenizer(examples[row].clean + prediction.right[0])["input_ids"]
+        assert whole == [*ids, int(encoded.answers.right[row, 0, 0])]
+    with pytest.raises(TaskError, match="Expected a tokenizer that splits years such as 1732 into 17 and 32"):
+        make_examples("gt", encoder, FEW)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -275,7 +295,7 @@ def test_an_unknown_word_is_no_answer():
 
 @pytest.mark.parametrize(("room", "kind"), [(2**28, torch.Tensor), (100, LazyTarget)])
 def test_a_dataset_has_the_full_models_logits_where_predictions_are_made(encoder, room, kind):
-    model = Gpt2Model(gpt2(gpt2_config(vocab_size=len(byte_pairs()), n_positions=64)))
+    model = Gpt2Model(gpt2(gpt2_config(vocab_size=len(byte_pairs()), max_position_embeddings=64)))
     encoded = encoder.encode(every(make_examples("ioi", encoder, FEW)), "logit difference")
     dataset = encoded.dataset(model, room=room)
     assert isinstance(dataset.target, kind)

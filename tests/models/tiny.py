@@ -19,7 +19,7 @@ VOCABULARY = 23
 
 def gpt2_config(**settings) -> GPT2Config:
     """Two layers of two heads, unless `settings` say otherwise."""
-    small = {"num_hidden_layers": 2, "n_head": 2, "n_embd": 8, "n_positions": 12, "vocab_size": VOCABULARY}
+    small = {"num_hidden_layers": 2, "n_head": 2, "n_embd": 8, "max_position_embeddings": 12, "vocab_size": VOCABULARY}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     return GPT2Config(**{**small, **ends, **settings})
 
