@@ -25,7 +25,7 @@ Written = Float[Tensor, "run source row d_model"]
 Norm = Callable[[Tensor], Tensor]
 """What a destination does to what it reads, row by row, before its weights."""
 
-Weights = tuple[Float[Tensor, "destination d_model width"], ...]
+Weights = tuple[Float[Tensor, "_ d_model width"], ...]
 """What destinations do next, each with weights of its own: queries, keys and values may lie apart in memory."""
 
 Taken = Float[Tensor, "destination run row width"]
@@ -214,12 +214,12 @@ def _row_slices(z: Tensor, base: Tensor) -> Iterator[slice]:
     return (slice(start, min(rows, start + some)) for start in range(0, rows, some))
 
 
-def _part(stack: Written, z: Tensor, rows: slice) -> Float[Tensor, "run source number"]:
+def _part(stack: Written, z: Tensor, rows: slice) -> Float[Tensor, "run written number"]:
     """Some rows of the sources written so far, as a matrix that shares their memory."""
     return stack[:, : z.shape[1], rows].flatten(2)
 
 
-def _mixed(held: Written, z: Tensor, base: Tensor, rows: slice) -> Float[Tensor, "run destination row d_model"]:
+def _mixed(held: Written, z: Tensor, base: Tensor, rows: slice) -> Float[Tensor, "run destination some d_model"]:
     """What destinations read at some rows."""
     some = base[:, :, rows]
     shared = some.flatten(2).expand(len(z), z.shape[2], -1)

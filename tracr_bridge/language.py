@@ -92,7 +92,9 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         "--model", required=True, help="a name on the Hugging Face hub, such as gpt2, or a folder with safetensors"
     )
     command.add_argument(
-        "--task", required=True, help="ioi-t1, ioi, gt, gp, or a file of examples, FILE.jsonl (see edgeprune/tasks)"
+        "--task",
+        required=True,
+        help="ioi-t1, ioi, gt, gp, boolean, boolean-few-shot, or a file of examples, FILE.jsonl (see edgeprune/tasks)",
     )
     command.add_argument(
         "--out",

@@ -27,7 +27,7 @@ from edgeprune.graph import Ablation, Edge, Graph
 from edgeprune.masks import edge_exists
 from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.methods.objective import Loss, Objective
-from edgeprune.model import MaskedModel, Sources
+from edgeprune.model import MaskedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Fl
     return masks
 
 
-def _carried(ablator: Ablator, batches: Sequence[Batch]) -> Iterable[Sources | None]:
+def _carried(ablator: Ablator, batches: Sequence[Batch]) -> Iterable[Tensor | None]:
     """The ablated sources of each batch: held where they fit, and otherwise computed whenever they are gone through."""
     first = ablator(batches[0])
     if first is None or first.numel() * len(batches) <= _ROOM:
@@ -140,7 +140,7 @@ class _Anew:
     ablator: Ablator
     batches: Sequence[Batch]
 
-    def __iter__(self) -> Iterator[Sources | None]:
+    def __iter__(self) -> Iterator[Tensor | None]:
         return map(self.ablator, self.batches)
 
 
@@ -148,7 +148,7 @@ def _losses(
     model: MaskedModel,
     objective: Objective,
     batches: Sequence[Batch],
-    carried: Iterable[Sources | None],
+    carried: Iterable[Tensor | None],
     masks: Tensor,
 ) -> Float[Tensor, " mask"]:
     losses = [

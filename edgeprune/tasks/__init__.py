@@ -10,7 +10,7 @@ from typing import Final
 
 from edgeprune.answers import Metric
 from edgeprune.errors import ConfigError, TaskError
-from edgeprune.tasks import gendered_pronoun, greater_than, ioi
+from edgeprune.tasks import boolean_expressions, gendered_pronoun, greater_than, ioi
 from edgeprune.tasks.encode import Encoded as Encoded
 from edgeprune.tasks.encode import Encoder as Encoder
 from edgeprune.tasks.example import Example as Example
@@ -24,6 +24,8 @@ TASKS: Final[Mapping[str, tuple[Callable[[Encoder], Draw], Metric]]] = {
     "ioi": (partial(ioi.drawer, templates=ioi.TEMPLATES), "logit difference"),
     "gt": (greater_than.drawer, "probability difference"),
     "gp": (gendered_pronoun.drawer, "logit difference"),
+    "boolean": (partial(boolean_expressions.drawer, setting="instruction"), "logit difference"),
+    "boolean-few-shot": (partial(boolean_expressions.drawer, setting="few-shot"), "logit difference"),
 }
 """Each with the metric that it is measured by."""
 

@@ -132,7 +132,7 @@ def test_methods_run_with_the_settings_and_the_seed_that_were_asked_for(run, mon
     """On the training split alone; seconds are of all runs, by a clock that goes on by one whenever it is looked at."""
     subject = load_subject(run, ["train"])
     seeded, seen = replace(run, seed=7), []
-    clock = iter(range(1000))
+    clock = iter(map(float, range(1000)))
     monkeypatch.setattr(comparing.time, "perf_counter", lambda: next(clock))
 
     def spy(model, dataset, ablation, *, seed, progress, config=None):

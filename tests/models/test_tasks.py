@@ -22,7 +22,7 @@ FEW = Sizes(train=6, validation=5, test=7)
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Encoder(byte_pairs(), context_length=64)
+    return Encoder(byte_pairs(), context_length=256)
 
 
 def every(splits):
@@ -93,8 +93,8 @@ def test_a_task_has_a_hundred_thousand_pairs(encoder, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_clean_in_a_split_is_nothing_in_another(encoder, name):
-    """A third of all pronoun prompts, so that many of them would meet by chance."""
-    splits = make_examples(name, encoder, Sizes(train=40_000, validation=500, test=2_000))
+    """Of pronouns a third of all prompts, so that many of them would meet by chance."""
+    splits = make_examples(name, encoder, Sizes(train=40_000 if name == "gp" else 2_000, validation=500, test=2_000))
     texts = {split: {e.clean for e in examples} for split, examples in splits.items()}
     for split, examples in splits.items():
         for other, clean in texts.items():
@@ -102,10 +102,28 @@ def test_what_is_clean_in_a_split_is_nothing_in_another(encoder, name):
                 assert not clean & {text for example in examples for text in (example.clean, example.corrupted)}
 
 
-@pytest.mark.parametrize("name", ["ioi-t1", "ioi", "gp"])
+@pytest.mark.parametrize(("name", "lines"), [("boolean", 2), ("boolean-few-shot", 4)])
+def test_boolean_expressions_have_the_value_that_is_asked_for(encoder, name, lines):
+    for example in every(make_examples(name, encoder, FEW)):
+        (prediction,) = example.predictions
+        texts = (text.replace("Expression: ", "").removesuffix(" is") for text in (example.clean, example.corrupted))
+        clean, corrupted = (text.split("\n") for text in texts)
+        assert len(clean) == len(corrupted) == lines and clean[:-1] == corrupted[:-1]
+        values = [str(eval(expression, {})) for expression in (clean[-1], corrupted[-1])]
+        assert [f" {value}" for value in values] == [*prediction.right, *prediction.wrong]
+        if name == "boolean-few-shot":
+            assert all(
+                str(eval(solved, {})) == answer for solved, answer in (line.split(" is ") for line in clean[:-1])
+            )
+        # The same shape: brackets and negations stay where they are.
+        kinds = {"True": "value", "False": "value", "and": "operator", "or": "operator"}
+        assert len({" ".join(kinds.get(word, word) for word in each[-1].split()) for each in (clean, corrupted)}) == 1
+
+
+@pytest.mark.parametrize("name", ["ioi-t1", "ioi", "gp", "boolean", "boolean-few-shot"])
 def test_tasks_come_in_llamas_tokens_too(name):
     tokenizer = sentence_pieces()
-    encoder = Encoder(tokenizer, context_length=64)
+    encoder = Encoder(tokenizer, context_length=256)
     examples = every(make_examples(name, encoder, FEW))
     encoded = encoder.encode(examples, metric_of(name))
     rows = torch.arange(len(examples))
@@ -137,7 +155,9 @@ def test_more_examples_than_there_are_is_refused(monkeypatch):
 
 
 def test_an_unknown_task_lists_those_that_there_are(encoder):
-    with pytest.raises(TaskError, match=r"Expected a task among ioi-t1, ioi, gt, gp, or a file .*; got 'magic'"):
+    with pytest.raises(
+        TaskError, match=r"Expected a task among ioi-t1, ioi, gt, gp, boolean, .*, or a file .*; got 'magic'"
+    ):
         make_examples("magic", encoder, FEW)
 
 
@@ -276,9 +296,9 @@ def test_each_prediction_is_made_at_the_token_before_it(encoder):
         ("Mary " * 65 + "<predict>Mary</predict>", "Mary " * 64 + "Mary", "1 to 64 tokens, .*; got 65. Example 1"),
     ],
 )
-def test_examples_that_do_not_fit_the_tokenizer_are_refused_and_named(encoder, clean, corrupted, message):
+def test_examples_that_do_not_fit_the_tokenizer_are_refused_and_named(clean, corrupted, message):
     with pytest.raises(TaskError, match=message):
-        encoder.encode([Example.marked(clean, corrupted)], "logit difference")
+        Encoder(byte_pairs(), context_length=64).encode([Example.marked(clean, corrupted)], "logit difference")
 
 
 def test_no_examples_are_refused(encoder):

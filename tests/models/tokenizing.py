@@ -5,7 +5,7 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from edgeprune.tasks import gendered_pronoun, greater_than, ioi, words
+from edgeprune.tasks import boolean_expressions, gendered_pronoun, greater_than, ioi, words
 
 
 @cache
@@ -41,6 +41,8 @@ def _text() -> list[str]:
     text += [f"{template}" for template in (*ioi.TEMPLATES, *gendered_pronoun.TEMPLATES)] * 3
     text += [" she", " he"] * 50 + [f" {word}" for word in (*words.EVENTS, *words.ADJECTIVES, *words.PEOPLE)] * 3
     text += [f"{number:02}" for number in range(100)] * 20 + [f" {number}" for number in greater_than.CENTURIES] * 20
+    text += [f" {word}" for word in ("True", "False", "and", "or", "not", "is", "(", ")")] * 200
+    text += ["True is", "False is", "not True", boolean_expressions.FORM, boolean_expressions.INSTRUCTION] * 20
     return text
 
 
