@@ -17,6 +17,7 @@ from edgeprune.answers import Answers
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.masks import edge_exists
+from edgeprune.models import llama as llama_adapter
 from edgeprune.models import transformer as adapter
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.llama import LlamaModel
@@ -320,8 +321,7 @@ def test_the_graph_of_codellama_13b_is_that_of_the_paper():
 def test_no_weight_of_llama_is_copied():
     original = llama(llama_config(attention_bias=False))
     before = {parameter.data_ptr() for parameter in original.parameters()}
-    attention = [cell.cell_contents for cell in LlamaModel(original)._blocks[0].__closure__]
-    (attention,) = (part for part in attention if hasattr(part, "inputs"))
+    attention = llama_adapter._attention(original.model.layers[0])
     for each in (*attention.inputs, attention.outputs):
         assert each.data_ptr() in before
 

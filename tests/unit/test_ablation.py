@@ -35,7 +35,8 @@ def test_means_of_some_inputs_stand_in_for_others_of_their_lengths(compiled):
     program = compiled("xproportion")
     dataset, model = program.dataset, program.model
     ours = dataset.group >= 2  # the longer ones, so that groups are not numbered from 0
-    some = replace(dataset, tokens=dataset.tokens[ours], group=dataset.group[ours])
+    parts = {name: getattr(dataset, name)[ours] for name in ("tokens", "group", "scored", "target")}
+    some = replace(dataset, **parts)
     rows = torch.nonzero(ours)[[3, 100, 1], 0]
     found = Ablator(model, some, "mean")(dataset.take(rows, rows))
     torch.testing.assert_close(found, group_means(model, dataset)[:, dataset.group[rows]])
