@@ -182,29 +182,55 @@ def prune(
 
 
 def evaluate_run(
-    folder: Path, split: str = "test", *, device: str = "auto", progress: bool = False
+    folder: Path,
+    split: str = "test",
+    *,
+    task: str | None = None,
+    circuit: Path | None = None,
+    device: str = "auto",
+    progress: bool = False,
 ) -> tuple[RunConfig, dict[str, Evaluation]]:
-    """Measure the circuit of a run that has ended, and the full model, on a split; `evaluation-SPLIT.json` keeps it.
+    """Measure the circuit of a run that has ended, and the full model, on a split; a file in the folder keeps it.
+
+    Args:
+        folder: of the run, which says what the model and the ablation are.
+        split: of the task.
+        task: another one than the run's, to see whether its circuit serves there too.
+        circuit: a file, or the folder of another run, to measure in the place of this run's circuit.
+        device: where the model runs.
+        progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        RunError: the folder holds no run.
-        CircuitFileError: the run has not ended.
+        RunError: the folder holds no run, or the circuit is one of another model or ablation.
+        CircuitFileError: the run has not ended, or there is no such circuit.
         ModelError, TaskError: the model or the task cannot be had.
         UnwritableFile: the folder cannot be written to.
     """
-    config, circuit = read_config(folder), load_circuit(folder / "circuit.json")
-    subject = load_subject(
-        config, [split, *(["train"] if config.ablation == "mean" else [])], device=device, progress=progress
-    )
-    _check_subject(folder, subject)
-    if circuit.graph != subject.model.graph:
-        raise RunError(f"Expected a circuit of {config.model!r} in {str(folder)!r}; its graph is another model's")
-    masks = {"circuit": circuit_mask(circuit), "full model": edge_exists(circuit.graph).float()}
+    config = read_config(folder)
+    config, own_task = replace(config, task=config.task if task is None else task), task is None
+    found_at = folder if circuit is None else circuit
+    kept = load_circuit(found_at / "circuit.json" if found_at.is_dir() else found_at)
+    splits = [split, *(["train"] if config.ablation == "mean" else [])]
+    subject = load_subject(config, splits, device=device, progress=progress)
+    _check_subject(folder, subject, ("weights", "task") if own_task else ("weights",))
+    if kept.graph != subject.model.graph or kept.ablation != config.ablation:
+        raise RunError(
+            f"Expected a circuit of {config.model!r} under {config.ablation} ablation; {str(found_at)!r} holds one of "
+            f"{kept.graph.total} edges' graph under {kept.ablation}, where the model has {subject.model.graph.total}"
+        )
+    masks = {"circuit": circuit_mask(kept), "full model": edge_exists(kept.graph).float()}
     found = {name: subject.evaluate(split, config.ablation, mask, progress=progress) for name, mask in masks.items()}
     content = {"split": split, "inputs": len(subject.splits[split]), "metric": metric_of(config.task)}
+    content |= {"task": config.task, "found_at": str(found_at)}
     content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
-    write_text(folder / f"evaluation-{split}.json", json.dumps(content, indent=1) + "\n")
+    write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
     return config, found
+
+
+def evaluation_file(folder: Path, split: str, task: str | None = None, circuit: Path | None = None) -> Path:
+    """Where `evaluate_run` keeps what it measured."""
+    parts = ["evaluation", split, *(Path(each).stem for each in (task, circuit) if each is not None)]
+    return folder / f"{'-'.join(parts)}.json"
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -226,11 +252,11 @@ def read_config(folder: Path) -> RunConfig:
         ) from error
 
 
-def _check_subject(folder: Path, subject: Subject) -> None:
+def _check_subject(folder: Path, subject: Subject, whats: Sequence[str] = ("weights", "task")) -> None:
     """The model and the task are what the run began with."""
     about = _read_json(folder / "run.json").get("about")
-    for what, digest in subject.digests.items():
-        if not isinstance(about, dict) or about.get(what) != digest:
+    for what in whats:
+        if not isinstance(about, dict) or about.get(what) != subject.digests[what]:
             raise RunError(
                 f"Expected the {what} that the run in {str(folder)!r} began with; what is there now is another"
             )

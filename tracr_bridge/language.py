@@ -75,6 +75,18 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
     evaluate_command.add_argument(
         "--split", default="test", choices=("train", "validation", "test"), help="of the task (default: test)"
     )
+    evaluate_command.add_argument(
+        "--task", help="another task than the run's, to see whether its circuit serves there too"
+    )
+    evaluate_command.add_argument(
+        "--circuit", type=Path, metavar="FILE", help="a circuit's file, or another run's folder, in place of this run's"
+    )
+    circuits_command = add("circuits", "intersect circuits of one model, or take their union", circuits)
+    circuits_command.add_argument("operation", choices=("intersect", "union"), help="edges of all, or edges of any")
+    circuits_command.add_argument(
+        "circuit", type=Path, nargs="+", metavar="CIRCUIT", help="circuits' files, or folders of runs; two or more"
+    )
+    circuits_command.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="write the circuit that results")
     toy_command = add("train-toy", "train a small GPT-2 that knows a task, to try the other commands on", train_toy)
     toy_command.add_argument("task", choices=("ioi",), help="what it learns: indirect object identification")
     toy_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
@@ -303,15 +315,52 @@ def train_toy(options: argparse.Namespace) -> bool:
     return toy.accuracy >= _LEARNED
 
 
+def circuits(options: argparse.Namespace) -> bool:
+    """`edgeprune circuits`."""
+    from functools import reduce
+
+    from edgeprune.errors import CircuitMismatch
+    from edgeprune.measures import overlap
+    from edgeprune.store import load_circuit, save_circuit
+    from tracr_bridge import report
+
+    files = [path / "circuit.json" if path.is_dir() else path for path in options.circuit]
+    if len(files) < 2:
+        raise CircuitMismatch(f"Expected two circuits or more; got {len(files)}")
+    first, *others = found = [load_circuit(file) for file in files]
+    for file, other in zip(files[1:], others, strict=True):
+        if (other.graph, other.ablation) != (first.graph, first.ablation):
+            raise CircuitMismatch(
+                f"Expected circuits of one model under one ablation; {str(files[0])!r} is of a graph of "
+                f"{first.graph.total} edges under {first.ablation}, and {str(file)!r} of {other.graph.total} under "
+                f"{other.ablation}"
+            )
+    operator = frozenset.intersection if options.operation == "intersect" else frozenset.union
+    result = replace(first, edges=reduce(operator, (each.edges for each in found)))
+    if options.out is not None:
+        save_circuit(result, options.out)
+    shared = [overlap(first.edges, other.edges).iou for other in others]
+    if options.json:
+        print(
+            report.as_json({"edges": result.names(), "of": [len(e) for e in found], "iou": shared}), file=options.output
+        )
+        return True
+    rows = [(str(file), f"{len(each)} edges") for file, each in zip(files, found, strict=True)]
+    rows += [("IoU with the first", ", ".join(f"{iou:.3f}" for iou in shared))]
+    report.print_rows(options.operation, [*rows, ("result", f"{len(result)} of {result.graph.total} edges")])
+    return True
+
+
 def evaluate(options: argparse.Namespace) -> bool:
     """`edgeprune evaluate`."""
-    from edgeprune.pruning_run import evaluate_run
+    from edgeprune.pruning_run import evaluate_run, evaluation_file
     from edgeprune.tasks import metric_of
     from tracr_bridge import report
 
-    config, found = evaluate_run(options.run_folder, options.split, device=options.device, progress=True)
+    about: dict[str, Any] = {"task": options.task and _resolved(options.task), "circuit": options.circuit}
+    config, found = evaluate_run(options.run_folder, options.split, **about, device=options.device, progress=True)
     if options.json:
-        written = options.run_folder / f"evaluation-{options.split}.json"
+        written = evaluation_file(options.run_folder, options.split, **about)
         print(report.as_json(json.loads(written.read_text(encoding="utf-8"))), file=options.output)
         return True
     names = {"kl": "KL(full model ‖ circuit), nats", "metric": metric_of(config.task), "exact_match": "same best token"}

@@ -6,8 +6,10 @@ from dataclasses import fields
 import pytest
 from test_pruning_run import save_model
 
+from edgeprune.graph import Circuit, Graph
 from edgeprune.methods.edge_pruning_target import TargetConfig
 from edgeprune.pruning_run import PAPER, read_config
+from edgeprune.store import load_circuit, save_circuit
 from tracr_bridge.cli import main
 
 
@@ -41,6 +43,48 @@ def test_prune_evaluate_and_draw(capsys, model, tmp_path):
     assert json.loads((tmp_path / "run" / "evaluation-validation.json").read_text()) == measured
     status, out, _ = run(capsys, "draw", tmp_path / "run", "-o", tmp_path / "circuit.svg")
     assert status == 0 and "<svg" in (tmp_path / "circuit.svg").read_text()
+
+
+def test_a_circuit_is_taken_into_another_task_and_joined_with_its_own(capsys, model, tmp_path):
+    """As table 2 of arXiv:2406.16778: found in one setting, measured in the other, and what both have."""
+    for task in ("gp", "ioi"):
+        assert run(capsys, "prune", *options(model, tmp_path / task, task=task, seed=len(task)))[0] == 0
+    status, out, _ = run(capsys, "evaluate", tmp_path / "gp", "--task", "ioi", "--json")
+    there = json.loads(out)
+    assert status == 0 and there["task"] == "ioi" and (tmp_path / "gp" / "evaluation-test-ioi.json").exists()
+    status, out, _ = run(capsys, "evaluate", tmp_path / "ioi", "--circuit", tmp_path / "gp" / "circuit.json", "--json")
+    assert json.loads(out)["circuit"] == there["circuit"]
+    status, out, _ = run(capsys, "evaluate", tmp_path / "ioi", "--json")
+    assert json.loads(out)["circuit"] != there["circuit"]
+    edges = [load_circuit(tmp_path / task / "circuit.json").edges for task in ("gp", "ioi")]
+    for operation, expected in (("intersect", edges[0] & edges[1]), ("union", edges[0] | edges[1])):
+        file = tmp_path / f"{operation}.json"
+        status, out, _ = run(capsys, "circuits", operation, tmp_path / "gp", tmp_path / "ioi", "-o", file, "--json")
+        assert status == 0 and load_circuit(file).edges == expected
+        assert json.loads(out)["of"] == [len(each) for each in edges]
+        assert json.loads(out)["iou"] == [len(edges[0] & edges[1]) / len(edges[0] | edges[1])]
+        status, out, _ = run(capsys, "evaluate", tmp_path / "gp", "--circuit", file, "--json")
+        assert json.loads(out)["circuit"]["edges"] == len(expected)
+    assert "result" in run(capsys, "circuits", "union", tmp_path / "gp", tmp_path / "ioi")[1]
+
+
+def test_circuits_that_do_not_belong_together_are_one_line(capsys, model, tmp_path):
+    run(capsys, "prune", *options(model, tmp_path / "gp"))
+    graph = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
+    save_circuit(Circuit(graph, "resample", frozenset(graph.edges)), tmp_path / "other.json")
+    ours = load_circuit(tmp_path / "gp" / "circuit.json")
+    save_circuit(Circuit(ours.graph, "zero", ours.edges), tmp_path / "zero.json")
+    for arguments, message in (
+        (["circuits", "union", tmp_path / "gp", tmp_path / "other.json"], "Expected circuits of one model"),
+        (["circuits", "union", tmp_path / "gp", tmp_path / "zero.json"], "Expected circuits of one model"),
+        (["circuits", "intersect", tmp_path / "gp"], "Expected two circuits or more; got 1"),
+        (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "other.json"], "Expected a circuit of"),
+        (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "zero.json"], "under resample ablation"),
+        (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "none.json"], "Expected a circuit's file"),
+        (["evaluate", tmp_path / "gp", "--task", "magic"], "Expected a task among"),
+    ):
+        status, _, error = run(capsys, *arguments)
+        assert (status, error.count("\n")) == (2, 1) and message in error
 
 
 def test_a_run_that_is_gone_on_with_says_what_it_found(capsys, model, tmp_path):

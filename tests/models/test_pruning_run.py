@@ -286,7 +286,7 @@ def test_a_circuit_of_another_model_is_not_evaluated(config, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     other = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
     save_circuit(Circuit(other, "resample", frozenset()), tmp_path / "run" / "circuit.json")
-    with pytest.raises(RunError, match="its graph is another model's"):
+    with pytest.raises(RunError, match="holds one of 8 edges' graph"):
         evaluate_run(tmp_path / "run")
 
 
