@@ -46,7 +46,7 @@ def stacks_held(layers: int) -> float:
     model = LlamaModel(make(layers))
     clean, corrupted = torch.randint(model.vocabulary_size, (2, INPUTS, LENGTH))
     last = torch.full((INPUTS, 1), LENGTH - 1)
-    run, target = TargetPruning(model.graph, PAPER), model(clean, positions=last).detach()
+    run, target = TargetPruning(model.graph, PAPER), torch.randn(INPUTS, 1, model.vocabulary_size)
     scored = torch.ones(INPUTS, 1, dtype=torch.bool)
 
     def step() -> None:
@@ -54,10 +54,9 @@ def stacks_held(layers: int) -> float:
         run.step([lambda mask: kl_divergence(model(clean, mask, ablated, last), target, scored).mean()])
 
     stack = len(model.graph.sources) * INPUTS * LENGTH * WIDTH * 4
-    most, done = [0], threading.Event()
+    most, done, before = [0], threading.Event(), _resident()
 
     def watch() -> None:
-        before = _resident()
         while not done.is_set():
             most[0] = max(most[0], _resident() - before)
             time.sleep(0.0005)

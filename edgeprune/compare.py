@@ -32,7 +32,7 @@ from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import prune_to_target
 from edgeprune.pruning_run import RunConfig, Subject, load_subject
-from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, versions, write_text
+from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, unfinished, versions, write_text
 
 ACDC: Final = "acdc"
 
@@ -161,7 +161,7 @@ class _Bench:
             self._scored[name] = self.run(*_SCORING[name]) if name in _SCORING else self.run(find_method(name))
         found = self._scored[name]
         exists = edge_exists(found.circuit.graph)
-        if len(found.scores[exists].unique()) < 3 < len(exists):
+        if len(found.scores[exists].unique()) < 3 < int(exists.sum()):
             raise RunError(
                 f"Expected scores by which edges can be ranked, so that any number of them can be kept; {name!r} gave "
                 "at most two values, as of a circuit"
@@ -248,7 +248,7 @@ class _Book:
         rows = list[Row]()
         if self._path.exists():
             rows = self._read()
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif out.exists() and (not out.is_dir() or len(unfinished(out)) < len(list(out.iterdir()))):
             raise RunError(f"Expected an empty folder for a new comparison; {str(out)!r} holds other files")
         self.done = {row.key: row for row in rows}
 
@@ -274,12 +274,16 @@ class _Book:
                     f"Expected the {what.split()[0]} that {str(self._path)!r} began with; what is there now is another"
                 )
         try:
-            (self.folder / "circuits").mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write()
+            (self.folder / "circuits").mkdir(exist_ok=True)
         except OSError as error:
             raise UnwritableFile(
                 f"Expected a folder for the comparison; got {str(self.folder)!r}: {error.strerror}"
             ) from error
-        self._write()
+        for folder in (self.folder, self.folder / "circuits"):
+            for file in unfinished(folder):
+                file.unlink()
 
     def add(self, row: Row) -> None:
         """Keep a row, whatever comes after."""
@@ -308,15 +312,9 @@ def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
 
 
 def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found, out: Path) -> Row:
-    """Run a circuit on the test split, and save it.
-
-    Raises:
-        RunError: what is measured is no number.
-    """
+    """Run a circuit on the test split, and save it."""
     circuit, config = found.circuit, bench.config
     measured = bench.subject.evaluate("test", config.ablation, circuit_mask(circuit))
-    if not all(map(math.isfinite, asdict(measured).values())):
-        raise RunError(f"Expected a circuit of {name!r} whose outputs can be measured; got {asdict(measured)}")
     asked = measured.edges if name == PRUNING else asked
     row = Row(
         name, config.sizes.train, target, asked, found.seconds, found.runs, str(bench.subject.model.device), measured

@@ -7,7 +7,7 @@ at all, lines of metrics apart: those after the checkpoint are made again.
 
 import hashlib
 import json
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -36,8 +36,9 @@ from edgeprune.models.transformer import Transformer
 from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
-    load_circuit,
+    load_saved,
     save_circuit,
+    unfinished,
     versions,
     write_atomically,
     write_text,
@@ -55,9 +56,6 @@ PAPER: Final = TargetConfig(
 """As the paper prunes GPT-2 (arXiv:2406.16778, appendix); the target is for whoever runs it to choose."""
 
 FORMAT: Final = "edgeprune run 1"
-
-_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}")
-"""Names of files that `store.write_atomically` has not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +99,16 @@ class Subject:
     """Short names for the model's weights and for the task in its tokens: what a run is about."""
 
     def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
-        """What a circuit does on a split; means are those of the training split."""
+        """What a circuit does on a split; means are those of the training split.
+
+        Raises:
+            RunError: that is no number.
+        """
         means_of = self.splits["train"] if ablation == "mean" else None
-        return evaluate(self.model, self.splits[split], ablation, mask, means_of=means_of, progress=progress)
+        found = evaluate(self.model, self.splits[split], ablation, mask, means_of=means_of, progress=progress)
+        if not all(map(math.isfinite, asdict(found).values())):
+            raise RunError(f"Expected a circuit whose outputs can be measured; got {asdict(found)}: try float32")
+        return found
 
 
 def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "auto", progress: bool = False) -> Subject:
@@ -208,11 +213,14 @@ def evaluate_run(
     """
     config = read_config(folder)
     config, own_task = replace(config, task=config.task if task is None else task), task is None
-    found_at = folder if circuit is None else circuit
-    kept = load_circuit(found_at / "circuit.json" if found_at.is_dir() else found_at)
+    found_at = (folder if circuit is None else circuit).resolve()
+    saved = load_saved(found_at / "circuit.json" if found_at.is_dir() else found_at)
+    kept = saved.circuit
     splits = [split, *(["train"] if config.ablation == "mean" else [])]
     subject = load_subject(config, splits, device=device, progress=progress)
     _check_subject(folder, subject, ("weights", "task") if own_task else ("weights",))
+    if saved.model not in ("", config.model):
+        raise RunError(f"Expected a circuit of {config.model!r}; {str(found_at)!r} holds one of {saved.model!r}")
     if kept.graph != subject.model.graph or kept.ablation != config.ablation:
         raise RunError(
             f"Expected a circuit of {config.model!r} under {config.ablation} ablation; {str(found_at)!r} holds one of "
@@ -229,8 +237,12 @@ def evaluate_run(
 
 def evaluation_file(folder: Path, split: str, task: str | None = None, circuit: Path | None = None) -> Path:
     """Where `evaluate_run` keeps what it measured."""
-    parts = ["evaluation", split, *(Path(each).stem for each in (task, circuit) if each is not None)]
-    return folder / f"{'-'.join(parts)}.json"
+    name = f"evaluation-{split}"
+    for what, where in (("task", task), ("circuit", circuit)):
+        if where is not None:  # two of one name lie in folders of their own
+            whole = str(Path(where).resolve()) if what == "circuit" or Path(where).exists() else str(where)
+            name += f"-{what}-{Path(where).name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return folder / f"{name}.json"
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -269,12 +281,12 @@ def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for the run; got {str(out)!r}: {error.strerror}") from error
     begun = (out / "run.json").exists()
-    unfinished = [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]  # of a run that was killed
-    if not begun and len(unfinished) < len(list(out.iterdir())):
+    leftovers = unfinished(out)
+    if not begun and len(leftovers) < len(list(out.iterdir())):
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
     if begun:
         _check_config(out, config, resume=resume)
-    for file in unfinished:
+    for file in leftovers:
         file.unlink()
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +29,9 @@ class CircuitFileError(EdgePruneError):
     """A file that holds no circuit."""
 
 
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}")
+
+
 def check_writable(path: Path) -> None:
     """Find out before long work whether its result can be written to `path`.
 
@@ -40,6 +44,11 @@ def check_writable(path: Path) -> None:
         usable = False
     if not usable:
         raise UnwritableFile(f"Expected a file in an existing, writable folder; got {str(path)!r}")
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What `write_atomically` left in a folder when its process was killed."""
+    return [file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name)]
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

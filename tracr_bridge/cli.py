@@ -57,6 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgePruneError as error:
         print(f"edgeprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
+            raise
+        print(
+            "edgeprune: out of memory on the device; use --precision bfloat16, or run a batch in --parts: "
+            f"{' '.join(str(error).split()):.200}",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("edgeprune: stopped", file=sys.stderr)
         return 130

@@ -29,14 +29,14 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         add: declares one.
         chosen: the one that will run; its settings are read off their dataclasses, for which modules are imported.
     """
-    prune_command = add("prune", "prune the edges of a GPT-2 on a task, as the Edge Pruning paper does", prune)
+    prune_command = add("prune", "prune the edges of a GPT-2 or Llama on a task, as the Edge Pruning paper does", prune)
     sweep_command = add(
         "sweep",
         "prune at several sparsities and seeds, to see which sparsity to choose",
         sweep,
         seeds="of the first run",
     )
-    compare_command = add("compare", "run several methods on a GPT-2, and compare circuits of one size", compare)
+    compare_command = add("compare", "run several methods on a model, and compare circuits of one size", compare)
     prune_command.add_argument(
         "--target-sparsity", type=float, required=True, metavar="SHARE", help="share of edges to remove, such as 0.95"
     )
@@ -321,13 +321,17 @@ def circuits(options: argparse.Namespace) -> bool:
 
     from edgeprune.errors import CircuitMismatch
     from edgeprune.measures import overlap
-    from edgeprune.store import load_circuit, save_circuit
+    from edgeprune.store import SavedCircuit, load_saved, save_circuit, versions
     from tracr_bridge import report
 
     files = [path / "circuit.json" if path.is_dir() else path for path in options.circuit]
     if len(files) < 2:
         raise CircuitMismatch(f"Expected two circuits or more; got {len(files)}")
-    first, *others = found = [load_circuit(file) for file in files]
+    saved = [load_saved(file) for file in files]
+    first, *others = found = [each.circuit for each in saved]
+    models = {each.model for each in saved if each.model}
+    if len(models) > 1:
+        raise CircuitMismatch(f"Expected circuits of one model; got those of {', '.join(sorted(models))}")
     for file, other in zip(files[1:], others, strict=True):
         if (other.graph, other.ablation) != (first.graph, first.ablation):
             raise CircuitMismatch(
@@ -338,7 +342,8 @@ def circuits(options: argparse.Namespace) -> bool:
     operator = frozenset.intersection if options.operation == "intersect" else frozenset.union
     result = replace(first, edges=reduce(operator, (each.edges for each in found)))
     if options.out is not None:
-        save_circuit(result, options.out)
+        how = {"name": options.operation, "config": {"of": [str(file.resolve()) for file in files]}}
+        save_circuit(SavedCircuit(result, model="".join(models), method=how, versions=versions()), options.out)
     shared = [overlap(first.edges, other.edges).iou for other in others]
     if options.json:
         print(

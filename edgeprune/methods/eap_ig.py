@@ -105,7 +105,7 @@ def _along_inputs(
     with torch.no_grad():
         clean = model.sources(batch.clean)
     ablated = torch.zeros_like(clean) if ablated is None else ablated
-    twice = torch.stack([ablated, torch.where(embeds[:, None, None, None], ablated, clean)], dim=1)
+    twice = torch.stack([ablated, torch.where(embeds[:, None, None, None].to(clean.device), ablated, clean)], dim=1)
     tokens = batch.clean.expand(2, *batch.clean.shape)
     total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
     for alpha in path:

@@ -87,7 +87,7 @@ class LlamaModel(Transformer):
     """A Llama as a masked transformer.
 
     Args:
-        model: the weights, none of which are copied.
+        model: the weights, of which none but biases are copied.
     """
 
     def __init__(self, model: LlamaForCausalLM) -> None:
@@ -97,9 +97,9 @@ class LlamaModel(Transformer):
         @cache
         def rotation(length: int) -> Rotation:
             # One of its own for each length: where frequencies depend on it, Hugging Face's remembers the last ones.
-            cosines, sines = LlamaRotaryEmbedding(config).to(token.device)(
-                token, torch.arange(length)[None].to(token.device)
-            )
+            places = torch.arange(length, device=token.device)[None]
+            with torch.inference_mode(mode=False):  # it serves later runs, with gradients
+                cosines, sines = LlamaRotaryEmbedding(config).to(token.device)(token, places)
             return cosines[0], sines[0]
 
         super().__init__(

@@ -10,6 +10,7 @@ Note: expressions and prompts are our own. Every pair of operands but the outerm
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Final, Literal
 
@@ -51,7 +52,9 @@ def drawer(encoder: Encoder, setting: Setting) -> Callable[[Random], Example]:
         clean, value, corrupted = _pair(random)
         before = INSTRUCTION
         if setting == "few-shot":
-            shots = [_pair(random)[:2] for _ in range(_SHOTS)]
+            drawn = (_pair(random)[:2] for _ in range(_TRIES))
+            # Not what is asked, whose answer they would tell.
+            shots = list(islice((shot for shot in drawn if shot[0] not in (clean, corrupted)), _SHOTS))
             before = "".join(f"{FORM.format(expression=solved)} {answer}\n" for solved, answer in shots)
         clean, corrupted = (before + FORM.format(expression=expression) for expression in (clean, corrupted))
         return Example.ending(clean, corrupted, [f" {value}"], [f" {not value}"])

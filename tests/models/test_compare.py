@@ -242,6 +242,12 @@ def test_more_examples_than_a_file_has_are_refused(run, tmp_path):
         compare(replace(asked, examples=(6,)), tmp_path / "run")
 
 
+def test_a_comparison_that_was_killed_before_it_began_is_begun(comparison, tmp_path):
+    (tmp_path / f".{32 * 'a'}").write_text("half of a file")
+    compare(replace(comparison, methods=("eap",), targets=(0.6,), examples=(6,)), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"circuits", "compare.json", "compare.md", "compare.svg"}
+
+
 def test_a_folder_with_other_files_is_left_alone(comparison, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(RunError, match=r"Expected an empty folder for a new comparison; .* holds other files"):

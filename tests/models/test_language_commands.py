@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 from test_pruning_run import save_model
 
 from edgeprune.graph import Circuit, Graph
@@ -51,7 +52,7 @@ def test_a_circuit_is_taken_into_another_task_and_joined_with_its_own(capsys, mo
         assert run(capsys, "prune", *options(model, tmp_path / task, task=task, seed=len(task)))[0] == 0
     status, out, _ = run(capsys, "evaluate", tmp_path / "gp", "--task", "ioi", "--json")
     there = json.loads(out)
-    assert status == 0 and there["task"] == "ioi" and (tmp_path / "gp" / "evaluation-test-ioi.json").exists()
+    assert status == 0 and there["task"] == "ioi" and [*(tmp_path / "gp").glob("evaluation-test-task-ioi-*.json")]
     status, out, _ = run(capsys, "evaluate", tmp_path / "ioi", "--circuit", tmp_path / "gp" / "circuit.json", "--json")
     assert json.loads(out)["circuit"] == there["circuit"]
     status, out, _ = run(capsys, "evaluate", tmp_path / "ioi", "--json")
@@ -68,8 +69,31 @@ def test_a_circuit_is_taken_into_another_task_and_joined_with_its_own(capsys, mo
     assert "result" in run(capsys, "circuits", "union", tmp_path / "gp", tmp_path / "ioi")[1]
 
 
+def test_what_is_measured_of_two_circuits_of_one_name_is_kept_apart(capsys, model, tmp_path):
+    for name in ("a", "b", "c"):
+        run(capsys, "prune", *options(model, tmp_path / name, seed=ord(name)))
+    found = [
+        json.loads(run(capsys, "evaluate", tmp_path / "a", "--circuit", tmp_path / name / "circuit.json", "--json")[1])
+        for name in ("b", "c")
+    ]
+    assert found[0] != found[1]
+    kept = [json.loads(file.read_text()) for file in (tmp_path / "a").glob("evaluation-test-circuit-*.json")]
+    assert sorted(map(str, kept)) == sorted(map(str, found))
+
+
+def test_a_device_without_memory_is_one_line(capsys, model, tmp_path, monkeypatch):
+    def fills_up(*_given, **_settings):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr("edgeprune.pruning_run.prune", fills_up)
+    status, _, error = run(capsys, "prune", *options(model, tmp_path / "run"))
+    assert (status, error.count("\n")) == (2, 1) and "out of memory on the device" in error
+
+
 def test_circuits_that_do_not_belong_together_are_one_line(capsys, model, tmp_path):
     run(capsys, "prune", *options(model, tmp_path / "gp"))
+    another = save_model(tmp_path / "model", seed=1)
+    run(capsys, "prune", *options(another, tmp_path / "another"))
     graph = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
     save_circuit(Circuit(graph, "resample", frozenset(graph.edges)), tmp_path / "other.json")
     ours = load_circuit(tmp_path / "gp" / "circuit.json")
@@ -78,6 +102,8 @@ def test_circuits_that_do_not_belong_together_are_one_line(capsys, model, tmp_pa
         (["circuits", "union", tmp_path / "gp", tmp_path / "other.json"], "Expected circuits of one model"),
         (["circuits", "union", tmp_path / "gp", tmp_path / "zero.json"], "Expected circuits of one model"),
         (["circuits", "intersect", tmp_path / "gp"], "Expected two circuits or more; got 1"),
+        (["circuits", "intersect", tmp_path / "gp", tmp_path / "another"], "Expected circuits of one model; got those"),
+        (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "another"], "holds one of"),
         (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "other.json"], "Expected a circuit of"),
         (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "zero.json"], "under resample ablation"),
         (["evaluate", tmp_path / "gp", "--circuit", tmp_path / "none.json"], "Expected a circuit's file"),

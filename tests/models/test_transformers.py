@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import SCALED_ROTATIONS, families, gpt2, llama, llama_config, tokens
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from edgeprune import wide_stream
 from edgeprune.ablation import group_means
@@ -299,6 +300,17 @@ def test_rotations_are_scaled_as_in_hugging_face(kind):
         torch.testing.assert_close(ours(ids), theirs, atol=1e-4, rtol=0)
         moved = max(moved, float((ours(ids) - plain(ids)).abs().max()))
     assert (moved > 1e-3) == (kind != "default")
+
+
+def test_every_scaling_of_rotations_is_tried():
+    assert {*ROPE_INIT_FUNCTIONS, "default"} == {*SCALED_ROTATIONS}
+
+
+def test_a_run_without_gradients_leaves_nothing_that_later_ones_cannot_use():
+    ours = LlamaModel(llama(llama_config()))
+    with torch.inference_mode():
+        ours(tokens(2, 5))
+    ours(tokens(2, 5), masks(ours).requires_grad_()).sum().backward()
 
 
 def test_the_graph_of_codellama_13b_is_that_of_the_paper():

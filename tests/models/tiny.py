@@ -90,6 +90,7 @@ def llama_configs(draw: st.DrawFn) -> LlamaConfig:
 
 SCALED_ROTATIONS = {
     "default": {},
+    "proportional": {"partial_rotary_factor": 0.5},
     "linear": {"factor": 3.0},
     "dynamic": {"factor": 4.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 4},

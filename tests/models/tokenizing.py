@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from edgeprune.tasks import boolean_expressions, gendered_pronoun, greater_than, ioi, words
@@ -25,9 +25,10 @@ def sentence_pieces(*, size: int = 4000) -> PreTrainedTokenizerFast:
     """As in Llama 2: a token that begins every text, a space put before its first word, each digit by itself."""
     special = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    space = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([space, pre_tokenizers.Digits(individual_digits=True)])
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    between = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([between, pre_tokenizers.Digits(individual_digits=True)])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(_text(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
