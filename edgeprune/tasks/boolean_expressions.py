@@ -5,7 +5,9 @@ after an instruction, once after examples that are solved. Corrupted prompts hav
 operators, and the other answer; the examples before it stay. The metric is the logit of the right answer above that of
 the other.
 
-Note: expressions and prompts are our own. Every pair of operands but the outermost stands in brackets.
+Note: expressions and prompts are our own. Every pair of operands but the outermost stands in brackets. Prompts have
+many lengths, of each of which mean ablation wants training examples: it needs thousands of them. After examples,
+prompts of several splits may ask for the same expression.
 """
 
 from collections.abc import Callable
