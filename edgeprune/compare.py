@@ -192,7 +192,7 @@ def keep_most(
     scores: Float[Tensor, "source destination"], exists: Bool[Tensor, "source destination"], edges: int
 ) -> Bool[Tensor, "source destination"]:
     """The so many edges that score highest; of those that score alike, the first."""
-    order = torch.sort(scores[exists].double().nan_to_num(-math.inf), descending=True, stable=True).indices
+    order = torch.sort(scores[exists], descending=True, stable=True).indices
     kept = torch.zeros(len(order), dtype=torch.bool)
     kept[order[:edges]] = True
     return torch.zeros_like(exists).masked_scatter(exists, kept)
@@ -215,8 +215,8 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
         UnwritableFile: the folder cannot be written to.
     """
     book, rows = _Book(comparison, out), list[Row]()
-    count = len(comparison.examples) * len(comparison.methods) * len(comparison.targets)
-    with tqdm(total=count, desc="circuits", disable=None if progress else True) as bar:
+    total = len(comparison.examples) * len(comparison.methods) * len(comparison.targets)
+    with tqdm(total=total, desc="circuits", disable=None if progress else True) as bar:
         for examples in comparison.examples:
             subject = load_subject(comparison.of(examples), ("train", "test"), device=device, progress=progress)
             if (count := len(subject.splits["train"])) < examples:

@@ -94,7 +94,7 @@ def test_of_edges_that_score_alike_the_first_are_kept_and_none_that_is_not_there
     graph = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
     exists = edge_exists(graph)
     scores = torch.where(exists, 1.0, 9.0)
-    scores[0, 1] = math.nan
+    scores[0, 1] = -math.inf
     kept = keep_most(scores, exists, 3)
     assert kept.sum() == 3 and not kept[0, 1] and not (kept & ~exists).any()
     assert torch.equal(kept[exists].nonzero()[:, 0], torch.tensor([0, 2, 3]))
