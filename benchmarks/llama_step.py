@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgeprune.methods.edge_pruning_target import TargetPruning
 from edgeprune.metrics import kl_divergence
 from edgeprune.models.llama import LlamaModel
-from edgeprune.pruning_run import PAPER
+from edgeprune.subject import PAPER
 
 LAYERS = (2, 8, 16)
 INPUTS, LENGTH, HEADS, WIDTH = 4, 32, 8, 256

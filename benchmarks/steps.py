@@ -15,7 +15,7 @@ from turns import in_turns
 from edgeprune.methods.edge_pruning_target import TargetPruning
 from edgeprune.metrics import kl_divergence
 from edgeprune.models.transformer import Transformer
-from edgeprune.pruning_run import PAPER
+from edgeprune.subject import PAPER
 
 ROUNDS = 5
 

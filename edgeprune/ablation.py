@@ -9,6 +9,7 @@ from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.model import MaskedModel, Sources
+from edgeprune.parallel import ALONE, Ranks
 
 _ROOM: Final = 2**26
 """Numbers that sources are held in at a time."""
@@ -26,6 +27,7 @@ class Ablator:
     def __init__(self, model: MaskedModel, dataset: Dataset, ablation: Ablation) -> None:
         self.ablation: Ablation = ablation
         self._model = model
+        self._ranks: Ranks = getattr(model, "ranks", ALONE)
         self._means = None
         if ablation == "mean":
             self._groups = dataset.group.unique()
@@ -33,28 +35,35 @@ class Ablator:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Sources | None:
-        """The ablated sources of `batch`; None stands for zeros."""
+        """The ablated sources of `batch`, or of the inputs that this process runs of it; None stands for zeros."""
         if self.ablation == "zero":
             return None
         if self._means is not None:
-            place = torch.searchsorted(self._groups, batch.group).clamp(max=len(self._groups) - 1)
-            if unknown := batch.group[self._groups[place] != batch.group].tolist():
+            group = self._ranks.own(batch.group, -1)
+            place = torch.searchsorted(self._groups, group).clamp(max=len(self._groups) - 1)
+            if unknown := group[self._groups[place] != group].tolist():
                 raise ConfigError(
                     f"Expected inputs of lengths that a mean was taken over; got one of length {unknown[0]}"
                 )
             return self._means[:, place]
-        return self._model.sources(batch.corrupted)
+        return self._model.sources(self._ranks.own(batch.corrupted, -2))
 
 
 @torch.no_grad()
 def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
     """Every source's mean over each group that `dataset` has, position by position: `[source, group, pos, d_model]`."""
+    ranks: Ranks = getattr(model, "ranks", ALONE)
     present, group, counts = dataset.group.unique(return_inverse=True, return_counts=True)
+    # Of several processes each adds up its own rows, and those that are there twice once.
+    own, counted = ranks.rows(len(dataset)), ranks.first_times(len(dataset))
     one = model.sources(dataset.tokens[:1])
     # Half precision has too few digits to add up many.
     kind = torch.promote_types(one.dtype, torch.float32)
     total = one.new_zeros(one.shape[0], len(present), *one.shape[2:], dtype=kind)
     # As many inputs at a time as fit, of a model however wide.
-    for rows in torch.arange(len(dataset)).split(max(1, min(1024, _ROOM // one.numel()))):
-        total.index_add_(1, group[rows].to(total.device), model.sources(dataset.tokens[rows]).to(kind))
-    return (total / counts.to(total)[:, None, None]).to(one.dtype)
+    size = max(1, min(1024, _ROOM // one.numel()))
+    for rows, counts_once in zip(own.split(size), counted.split(size), strict=True):
+        sources = model.sources(dataset.tokens[rows]).to(kind)
+        sources[:, ~counts_once] = 0
+        total.index_add_(1, group[rows].to(total.device), sources)
+    return (ranks.summed(total) / counts.to(total)[:, None, None]).to(one.dtype)

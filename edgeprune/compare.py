@@ -31,8 +31,9 @@ from edgeprune.methods.baselines import draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import prune_to_target
-from edgeprune.pruning_run import RunConfig, Subject, load_subject
+from edgeprune.parallel import join
 from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, unfinished, versions, write_text
+from edgeprune.subject import RunConfig, Subject, load_subject
 
 ACDC: Final = "acdc"
 
@@ -214,7 +215,9 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
         ModelError, TaskError: the model or the task cannot be had, or has too few examples.
         UnwritableFile: the folder cannot be written to.
     """
-    book, rows = _Book(comparison, out), list[Row]()
+    ranks, progress = join(), progress and join().first
+    book, rows = _Book(comparison, out, writes=ranks.first), list[Row]()
+    ranks.wait()
     total = len(comparison.examples) * len(comparison.methods) * len(comparison.targets)
     with tqdm(total=total, desc="circuits", disable=None if progress else True) as bar:
         for examples in comparison.examples:
@@ -225,19 +228,26 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
             for row in _rows(comparison, _Bench(subject, comparison.of(examples), progress), book):
                 rows.append(row)
                 bar.update()
-    write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)))
-    save_figure(draw(rows), out / "compare.svg")
+    if ranks.first:
+        write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)))
+        save_figure(draw(rows), out / "compare.svg")
     return rows
 
 
 class _Book:
     """A folder with the rows that there are so far.
 
+    Args:
+        comparison: what is compared.
+        out: the folder.
+        writes: whether this is the process that writes to it.
+
     Raises:
         RunError: it holds something else.
     """
 
-    def __init__(self, comparison: Comparison, out: Path) -> None:
+    def __init__(self, comparison: Comparison, out: Path, *, writes: bool) -> None:
+        self.writes = writes
         self.folder, self._path = out, out / "compare.json"
         sizes = replace(comparison.run.sizes, train=1)
         pruning = replace(comparison.run.pruning, target_sparsity=1.0)
@@ -273,6 +283,8 @@ class _Book:
                 raise RunError(
                     f"Expected the {what.split()[0]} that {str(self._path)!r} began with; what is there now is another"
                 )
+        if not self.writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write()
@@ -285,10 +297,12 @@ class _Book:
             for file in unfinished(folder):
                 file.unlink()
 
-    def add(self, row: Row) -> None:
-        """Keep a row, whatever comes after."""
+    def add(self, row: Row, saved: SavedCircuit) -> None:
+        """Keep a row and its circuit, whatever comes after."""
         self.done[row.key] = row
-        self._write()
+        if self.writes:
+            save_circuit(saved, self.folder / "circuits" / row.file)
+            self._write()
 
     def _write(self) -> None:
         content = self._content | {"rows": [asdict(each) for each in self.done.values()]}
@@ -305,14 +319,14 @@ def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
             # What code of one's own does now may not be what it did.
             if key not in book.done or ":" in name:
                 found = bench.pruned(target) if name == PRUNING else bench.of_size(name, sizes[target])
-                book.add(_measure(bench, name, target, sizes[target], found, book.folder))
+                book.add(*_measure(bench, name, target, sizes[target], found))
             if name == PRUNING:
                 sizes[target] = book.done[key].evaluation.edges
             yield book.done[key]
 
 
-def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found, out: Path) -> Row:
-    """Run a circuit on the test split, and save it."""
+def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found) -> tuple[Row, SavedCircuit]:
+    """Run a circuit on the test split."""
     circuit, config = found.circuit, bench.config
     measured = bench.subject.evaluate("test", config.ablation, circuit_mask(circuit))
     asked = measured.edges if name == PRUNING else asked
@@ -322,5 +336,4 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found,
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
     method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
-    save_circuit(SavedCircuit(circuit, scores, config.model, method, versions()), out / "circuits" / row.file)
-    return row
+    return row, SavedCircuit(circuit, scores, config.model, method, versions())

@@ -7,15 +7,12 @@ at all, lines of metrics apart: those after the checkpoint are made again.
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -23,16 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.ablation import Ablator
-from edgeprune.data import Batch, Dataset
-from edgeprune.errors import ConfigError, RunError, TaskError
-from edgeprune.evaluate import Evaluation, evaluate
-from edgeprune.graph import Ablation, Circuit
+from edgeprune.data import Batch
+from edgeprune.errors import ConfigError, RunError
+from edgeprune.evaluate import Evaluation
+from edgeprune.graph import Circuit
 from edgeprune.masks import circuit_mask, edge_exists, edges_of
 from edgeprune.methods.edge_pruning_target import Progress, TargetConfig, TargetPruning
 from edgeprune.methods.objective import Objective, draw_pairs
 from edgeprune.model import Mask
-from edgeprune.models.load import Precision, load_model
-from edgeprune.models.transformer import Transformer
+from edgeprune.parallel import join
 from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
@@ -43,103 +39,10 @@ from edgeprune.store import (
     write_atomically,
     write_text,
 )
-from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
-
-PAPER: Final = TargetConfig(
-    target_sparsity=0.95,
-    steps=3000,
-    mask_samples=1,
-    learning_rate=0.8,
-    lagrangian_learning_rate=0.8,
-    logit_scale=1.0,
-)
-"""As the paper prunes GPT-2 (arXiv:2406.16778, appendix); the target is for whoever runs it to choose."""
+from edgeprune.subject import RunConfig, Subject, load_subject
+from edgeprune.tasks import Sizes, metric_of
 
 FORMAT: Final = "edgeprune run 1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What is asked for; the same again gives the same circuit."""
-
-    model: str
-    """A name on the Hugging Face hub, or a folder."""
-
-    task: str
-    """A name of `tasks.TASKS`, or a file of examples."""
-
-    ablation: Ablation = "resample"
-    sizes: Sizes = field(default_factory=Sizes)
-    seed: int = 0
-    """Of masks, and of the order in which examples come."""
-
-    data_seed: int = 0
-    """Of the examples, so that runs of several seeds are about the same ones."""
-
-    precision: Precision = "float32"
-    parts: int = 1
-    """Parts that a batch is run in, one after the other: memory for a part, gradients of the whole."""
-
-    pruning: TargetConfig = PAPER
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.parts <= self.pruning.batch_size:
-            raise ConfigError(f"Expected parts from 1 to batch_size, {self.pruning.batch_size}; got {self.parts}")
-        if self.parts > 1 and self.pruning.loss == "worst":
-            raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got 'worst'")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, and a task in its tokens."""
-
-    model: Transformer
-    splits: dict[str, Dataset]
-    digests: dict[str, str]
-    """Short names for the model's weights and for the task in its tokens: what a run is about."""
-
-    def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
-        """What a circuit does on a split; means are those of the training split.
-
-        Raises:
-            RunError: that is no number.
-        """
-        means_of = self.splits["train"] if ablation == "mean" else None
-        found = evaluate(self.model, self.splits[split], ablation, mask, means_of=means_of, progress=progress)
-        if not all(map(math.isfinite, asdict(found).values())):
-            raise RunError(f"Expected a circuit whose outputs can be measured; got {asdict(found)}: try float32")
-        return found
-
-
-def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "auto", progress: bool = False) -> Subject:
-    """The model that a run is about, and splits of its task with the model's logits.
-
-    Raises:
-        ModelError: the model cannot be loaded.
-        TaskError: the task cannot be had, or does not fit the model's tokenizer.
-    """
-    model, tokenizer = load_model(config.model, precision=config.precision, device=device)
-    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    examples = make_examples(config.task, encoder, config.sizes, seed=config.data_seed)
-    # All splits are padded alike, as means of one of them stand in for values of another.
-    together = encoder.encode([example for split in examples.values() for example in split], metric_of(config.task))
-    ends = list(accumulate(len(split) for split in examples.values()))
-    encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
-    _check_means(config, encoded)
-    digests = {"weights": _digest(model.weights.state_dict()), "task": _digest(_tensors(encoded))}
-    datasets = {split: encoded[split].dataset(model, progress=progress) for split in splits}
-    return Subject(model, datasets, digests)
-
-
-def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
-    """Mean ablation has something to average over, whatever the length."""
-    known = set(encoded["train"].length.tolist())
-    for split, each in encoded.items():
-        if config.ablation == "mean" and (more := sorted(set(each.length.tolist()) - known)):
-            raise TaskError(
-                f"Expected training examples of every length, which mean ablation averages over; the {split} split has "
-                f"one of {more[0]} tokens, and the training split none: ask for more training examples"
-            )
 
 
 def prune(
@@ -153,28 +56,36 @@ def prune(
 ) -> SavedCircuit:
     """Run Edge Pruning in a folder, or go on with the run that is there.
 
+    Of processes that `torchrun` started, each calls this; the first writes. As many as there are then may go on.
+
     Args:
         config: what is asked for.
-        out: the folder; is made where there is none.
+        out: the folder, which all processes see; is made where there is none.
         resume: go on where a run that was stopped had its last checkpoint, or begin where there is none.
         device: where the model runs.
         save_every: steps between checkpoints, at which the circuit is run on the validation split too.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        RunError: the folder holds another run, or one and `resume` is false; its checkpoint is damaged; or the loss is
-            no number any more.
+        RunError: the folder holds another run, or one and `resume` is false; its checkpoint is damaged; the loss is no
+            number any more; or another process has stopped.
         ModelError, TaskError: the model or the task cannot be had.
         UnwritableFile: the folder cannot be written to, or is full; all that was saved before stands.
     """
+    ranks, progress = join(), progress and join().first
     _check_folder(out, config, resume=resume)
+    ranks.wait()
+    if ranks.first:
+        for file in unfinished(out):
+            file.unlink()
     subject = load_subject(config, ("train", "validation"), device=device, progress=progress)
     run = TargetPruning(subject.model.graph, config.pruning, seed=config.seed)
     asked = {"format": FORMAT, "config": asdict(config), "about": subject.digests, "versions": dict(versions())}
     if (out / "run.json").exists():
         _check_subject(out, subject)
         _restore(run, out)
-    else:
+    ranks.wait()
+    if ranks.first and not (out / "run.json").exists():
         write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
     _train(run, subject, config, out, save_every=save_every, progress=progress)
     circuit = Circuit(subject.model.graph, config.ablation, edges_of(subject.model.graph, run.kept()))
@@ -182,7 +93,9 @@ def prune(
     scores = {edge: float(mean[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     method = {"name": "edge-pruning-target", "seed": config.seed, "config": asdict(config.pruning)}
     saved = SavedCircuit(circuit, scores, config.model, method, versions())
-    save_circuit(saved, out / "circuit.json")
+    if ranks.first:
+        save_circuit(saved, out / "circuit.json")
+    ranks.wait()
     return saved
 
 
@@ -211,6 +124,7 @@ def evaluate_run(
         ModelError, TaskError: the model or the task cannot be had.
         UnwritableFile: the folder cannot be written to.
     """
+    ranks, progress = join(), progress and join().first
     config = read_config(folder)
     config, own_task = replace(config, task=config.task if task is None else task), task is None
     found_at = (folder if circuit is None else circuit).resolve()
@@ -231,7 +145,8 @@ def evaluate_run(
     content = {"split": split, "inputs": len(subject.splits[split]), "metric": metric_of(config.task)}
     content |= {"task": config.task, "found_at": str(found_at)}
     content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
-    write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
+    if ranks.first:
+        write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
     return config, found
 
 
@@ -281,13 +196,10 @@ def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for the run; got {str(out)!r}: {error.strerror}") from error
     begun = (out / "run.json").exists()
-    leftovers = unfinished(out)
-    if not begun and len(leftovers) < len(list(out.iterdir())):
+    if not begun and len(unfinished(out)) < len(list(out.iterdir())):
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
     if begun:
         _check_config(out, config, resume=resume)
-    for file in leftovers:
-        file.unlink()
 
 
 def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
@@ -308,7 +220,7 @@ def _train(
     run: TargetPruning, subject: Subject, config: RunConfig, out: Path, *, save_every: int, progress: bool
 ) -> None:
     """Steps until all are done, a line of metrics for each, and checkpoints in between."""
-    train = subject.splits["train"]
+    train, ranks = subject.splits["train"], subject.model.ranks
     objective = Objective(train, config.pruning.loss, logit_scale=config.pruning.logit_scale)
     ablator = Ablator(subject.model, train, config.ablation)
 
@@ -322,12 +234,14 @@ def _train(
             parts = pairs.chunk(config.parts, dim=1)
             weighted = [(train.take(*part), part.shape[1] / pairs.shape[1]) for part in parts]
             step = run.step([partial(loss_of, *each) for each in weighted])
-            measured, last = _metrics(step), run.done == config.pruning.steps
-            if last or run.done % save_every == 0:
+            measured, saves = _metrics(step), run.done == config.pruning.steps or run.done % save_every == 0
+            if saves:
+                ranks.check_alike(run.masks.log_alpha.detach())
                 circuit = subject.evaluate("validation", config.ablation, run.kept().float())
                 measured["validation"] = asdict(circuit)
-            _append(out / "metrics.jsonl", measured)
-            if last or run.done % save_every == 0:
+            if ranks.first:
+                _append(out / "metrics.jsonl", measured)
+            if ranks.first and saves:
                 state = {name: value.contiguous() for name, value in run.state().items()}
                 write_atomically(out / "checkpoint.safetensors", lambda file, state=state: file.write(save(state)))
             bar.set_postfix_str(f"loss {step.loss:.3g}, sparsity {step.sparsity:.3f}", refresh=False)
@@ -364,7 +278,7 @@ def _restore(run: TargetPruning, out: Path) -> None:
                 f"Expected a checkpoint of this run in {str(checkpoint)!r}; it is damaged: {error!s:.200}. Put a copy "
                 "in its place, or take it away to begin again"
             ) from error
-    if metrics.exists():
+    if metrics.exists() and join().first:
         lines = metrics.read_bytes().splitlines(keepends=True)[: run.done]
         write_atomically(metrics, lambda file: file.write(b"".join(lines)))
 
@@ -377,22 +291,3 @@ def _read_json(path: Path) -> Any:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"Expected a run of `edgeprune prune`; {str(path)!r} is none")
     return content
-
-
-def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
-    """All that the examples of a task are to a model."""
-    return {
-        f"{split}.{name}": value
-        for split, each in encoded.items()
-        for name, value in {**vars(each), **vars(each.answers)}.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short name for tensors with names."""
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]

@@ -17,8 +17,10 @@ from edgeprune.errors import ConfigError
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit
 from edgeprune.measures import overlap
-from edgeprune.pruning_run import RunConfig, evaluate_run, prune
+from edgeprune.parallel import join
+from edgeprune.pruning_run import evaluate_run, prune
 from edgeprune.store import save_circuit, write_text
+from edgeprune.subject import RunConfig
 
 _LEAST_KL: Final = 1e-6
 """Nats below which a circuit is as good as the full model, so that a logarithm can be taken."""
@@ -92,7 +94,8 @@ def sweep(
             _, found = evaluate_run(folder, device=device, progress=progress)
             points.append(Point(target, seed, saved.circuit, found["circuit"]))
     result = summarise(points)
-    _write(result, out)
+    if join().first:
+        _write(result, out)
     return result
 
 

@@ -78,6 +78,10 @@ class WideStream:
         """Add what belongs to no source, and is never ablated."""
         self._base = self._base + constant
 
+    def on_the_way_back(self, call: Callable[[], None]) -> None:
+        """Call it when all that is written and read from here on has been walked back through."""
+        self._order = _Call.apply(self._order, call)
+
     def read(self, norm: Norm, weights: Weights = ()) -> Taken:
         """What the next destinations of the graph's order make of what they read: one for each of `weights`, or one."""
         part = slice(self._destinations, self._destinations + _count(weights))
@@ -110,6 +114,9 @@ class PlainStream:
         """As `WideStream.add`."""
         assert self._total is not None, "embeddings are written first"
         self._total = self._total + constant
+
+    def on_the_way_back(self, call: Callable[[], None]) -> None:
+        """As `WideStream.on_the_way_back`: there is none."""
 
     def read(self, norm: Norm, weights: Weights = ()) -> Taken:
         """As `WideStream.read`."""
@@ -163,6 +170,21 @@ class _Write(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, order: Tensor) -> tuple[None, None, Tensor, None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, ctx.stacks.gradient[:, ctx.part], None, order
+
+
+class _Call(torch.autograd.Function):
+    """Nothing but a call on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, order: Tensor, call: Callable[[], None]) -> Tensor:
+        ctx.call = call
+        return torch.empty_like(order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, order: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.call()
+        return order, None
 
 
 class _Read(torch.autograd.Function):

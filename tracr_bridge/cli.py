@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output = sys.stdout
     # A user's file may print as it likes: with --json, standard output holds the one object and nothing else.
     aside = redirect_stdout(sys.stderr) if options.json else nullcontext()
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        # Of processes that torchrun started, all find the same; the first says so.
+        options.output = io.StringIO()
+        aside = redirect_stdout(io.StringIO())
     try:
         with aside:
             return 0 if run(options) else 1

@@ -13,7 +13,7 @@ from edgeprune.graph import ABLATIONS, parse_ablation
 from tracr_bridge.arguments import count, seed
 
 if TYPE_CHECKING:
-    from edgeprune.pruning_run import RunConfig
+    from edgeprune.subject import RunConfig
 
 _OUTSIDE: Final = ("target_sparsity", "hard_concrete")
 """Settings of pruning that are options of another form."""
@@ -139,7 +139,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
 
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     """Settings of pruning, with the paper's values, and how many examples there are."""
-    from edgeprune.pruning_run import PAPER
+    from edgeprune.subject import PAPER
     from edgeprune.tasks import Sizes
 
     _add_fields(command.add_argument_group("settings of pruning"), PAPER, leave_out=_OUTSIDE)
@@ -184,7 +184,7 @@ def _docstrings(owner: type) -> dict[str, str]:
 
 def _config(options: argparse.Namespace, target: float) -> "RunConfig":
     """What the options ask for."""
-    from edgeprune.pruning_run import PAPER, RunConfig
+    from edgeprune.subject import PAPER, RunConfig
     from edgeprune.tasks import Sizes
 
     return RunConfig(

@@ -8,7 +8,6 @@ is its own.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.models.transformer import Block, Stream, Transformer
+from edgeprune.parallel import ALONE, Ranks
 from edgeprune.wide_stream import Written
 
 _FUSED = {name: partial(F.gelu, approximate="tanh") for name in ("gelu_new", "gelu_pytorch_tanh")}
@@ -81,26 +81,28 @@ class Gpt2Model(Transformer):
 
     Args:
         model: the weights, which are shared where they can be.
+        ranks: the processes that it runs on.
 
     Raises:
         ModelError: it is more than a GPT-2, having cross attention.
     """
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
+    def __init__(self, model: GPT2LMHeadModel, ranks: Ranks = ALONE) -> None:
         config = model.config
         if config.add_cross_attention:
             raise ModelError("Expected a GPT-2 that reads one text; got one with cross attention to another")
         body = model.transformer
         token, position = body.wte.weight.detach(), body.wpe.weight.detach()
-        blocks = cast("list[GPT2Block]", list(body.h))
         super().__init__(
             model,
             Graph.transformer(embeddings=("embed",), layers=config.n_layer, heads=config.n_head),
             context_length=config.n_positions,
             embed=lambda tokens: F.embedding(tokens, token) + position[: tokens.shape[-1]],
-            blocks=[_block(each, config.n_head, config.activation_function) for each in blocks],
+            layers=list(body.h),
+            block=lambda layer: _block(layer, config.n_head, config.activation_function),
             norm=_norm(body.ln_f),
             unembed=model.lm_head.weight.detach(),
+            ranks=ranks,
         )
 
 

@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from edgeprune.graph import Graph
 from edgeprune.models.transformer import Block, Stream, Transformer
+from edgeprune.parallel import ALONE, Ranks
 from edgeprune.wide_stream import Weights, Written
 
 Rotation = tuple[Float[Tensor, "pos d_head"], Float[Tensor, "pos d_head"]]
@@ -88,11 +89,12 @@ class LlamaModel(Transformer):
 
     Args:
         model: the weights, of which none but biases are copied.
+        ranks: the processes that it runs on.
     """
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM, ranks: Ranks = ALONE) -> None:
         config, body = model.config, model.model
-        token, layers = body.embed_tokens.weight.detach(), cast("list[LlamaDecoderLayer]", list(body.layers))
+        token = body.embed_tokens.weight.detach()
 
         @cache
         def rotation(length: int) -> Rotation:
@@ -112,9 +114,11 @@ class LlamaModel(Transformer):
             ),
             context_length=config.max_position_embeddings,
             embed=lambda tokens: F.embedding(tokens, token),
-            blocks=[_block(layer, config.hidden_act, rotation) for layer in layers],
+            layers=list(body.layers),
+            block=lambda layer: _block(layer, config.hidden_act, rotation),
             norm=_norm(body.norm),
             unembed=model.lm_head.weight.detach(),
+            ranks=ranks,
         )
 
 

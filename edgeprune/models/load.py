@@ -13,23 +13,26 @@ from transformers.utils import logging
 from edgeprune.errors import ModelError
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.llama import LlamaModel
+from edgeprune.models.sharded import shard
 from edgeprune.models.transformer import Transformer
+from edgeprune.parallel import ALONE, Ranks
 
 Precision = Literal["float32", "bfloat16"]
 """Of weights and of what they compute; masks, losses and their optimiser are single precision either way."""
 
-KINDS: Final[Mapping[str, tuple[Any, Callable[[Any], Transformer]]]] = {
-    "gpt2": (GPT2LMHeadModel, Gpt2Model),
-    "llama": (LlamaForCausalLM, LlamaModel),
+KINDS: Final[Mapping[str, tuple[Any, Callable[..., Transformer], str]]] = {
+    "gpt2": (GPT2LMHeadModel, Gpt2Model, "transformer.h"),
+    "llama": (LlamaForCausalLM, LlamaModel, "model.layers"),
 }
-"""Kinds of models that can be loaded, as their `config.json` names them: Hugging Face's, and ours over it."""
+"""Kinds of models that can be loaded, as their `config.json` names them: Hugging Face's, ours over it, and where it has
+its layers."""
 
 _LAYER: Final = re.compile(r"\.(h|layers)\.\d+\.")
 """In the name of a weight, what says which layer's it is."""
 
 
 def load_model(
-    name: str, *, precision: Precision = "float32", device: str = "auto"
+    name: str, *, precision: Precision = "float32", device: str = "auto", ranks: Ranks = ALONE
 ) -> tuple[Transformer, PreTrainedTokenizerBase]:
     """A language model and its tokenizer.
 
@@ -37,6 +40,7 @@ def load_model(
         name: on the hub, such as `gpt2`, or a folder with `config.json`, safetensors and a tokenizer.
         precision: of the weights.
         device: `cpu`, `cuda` or another of torch's; `auto` is a GPU where there is one.
+        ranks: the processes that it runs on, among which its layers are sharded if they are several.
 
     Raises:
         ModelError: there is no such model, it is of another kind, its files are damaged or incomplete, or there is no
@@ -50,7 +54,7 @@ def load_model(
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in KINDS:
             raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
-        theirs, ours = KINDS[config.model_type]
+        theirs, ours, layers = KINDS[config.model_type]
         # No pickle: a checkpoint without safetensors is refused.
         with without_bars():
             found: Any = theirs.from_pretrained(
@@ -72,7 +76,12 @@ def load_model(
         raise ModelError(f"Expected the weights that config.json of {name!r} speaks of; there are more: {more[0]}")
     if not len(tokenizer):
         raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
-    return ours(model.eval().to(placed)), tokenizer
+    model.eval()
+    if ranks.count > 1:
+        shard(model, list(model.get_submodule(layers)), ranks, placed)
+    else:
+        model.to(placed)
+    return ours(model, ranks), tokenizer
 
 
 @contextmanager

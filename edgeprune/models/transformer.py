@@ -15,6 +15,8 @@ from torch import Tensor
 
 from edgeprune.graph import Graph
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
+from edgeprune.models.sharded import gathering, sharded
+from edgeprune.parallel import ALONE, Ranks
 from edgeprune.wide_stream import Norm, PlainStream, WideStream
 
 _ROOM: Final = 2**28
@@ -41,9 +43,11 @@ class Transformer:
         graph: its edges.
         context_length: the most tokens that it takes.
         embed: what the embedding writes, `[run, batch, pos, d_model]`, from ids.
-        blocks: its layers.
+        layers: Hugging Face's, which may be sharded.
+        block: what a layer does; is made anew whenever the layer is put together.
         norm: that of the logits.
         unembed: the weights of the logits.
+        ranks: the processes among which inputs are split.
     """
 
     def __init__(
@@ -53,13 +57,16 @@ class Transformer:
         *,
         context_length: int,
         embed: Callable[[Int[Tensor, "run batch pos"]], Float[Tensor, "run batch pos d_model"]],
-        blocks: Sequence[Block],
+        layers: Sequence[Any],
+        block: Callable[[Any], Block],
         norm: Norm,
         unembed: Float[Tensor, "vocab d_model"],
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.weights, self.graph = weights, graph
+        self.weights, self.graph, self.ranks = weights, graph, ranks
         self.context_length, self.vocabulary_size = context_length, len(unembed)
-        self._embed, self._blocks, self._norm, self._unembed = embed, blocks, norm, unembed
+        self._embed, self._norm, self._unembed = embed, norm, unembed
+        self._blocks = gathering(layers, block) if sharded(layers) else [block(layer) for layer in layers]
 
     @property
     def device(self) -> torch.device:
@@ -84,8 +91,20 @@ class Transformer:
     ) -> Outputs:
         """Logits, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`.
 
-        Gradients reach the mask and no ablated value.
+        Gradients reach the mask and no ablated value. Of several processes each runs the inputs that are its own; what
+        is ablated may be of those alone.
         """
+        ranks, batch = self.ranks, tokens.shape[-2]
+        if ablated is not None and ablated.shape[-3] == batch:
+            ablated = ranks.own(ablated, -3)
+        mask = None if mask is None else ranks.alike(mask)
+        positions = None if positions is None else ranks.own(positions, -2)
+        return ranks.gather(self._run_all(ranks.own(tokens, -2), mask, ablated, positions), batch)
+
+    def _run_all(
+        self, tokens: Tokens, mask: Mask | None, ablated: Sources | None, positions: Positions | None
+    ) -> Outputs:
+        """The same in this process."""
         ablated = None if ablated is None else ablated.detach().to(self._unembed)
         asked, device = tokens.device, self._unembed.device
         tokens, mask = tokens.to(device), None if mask is None else mask.to(self._unembed)

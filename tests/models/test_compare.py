@@ -21,8 +21,8 @@ from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods import METHODS as REGISTRY
 from edgeprune.methods import Discovery
-from edgeprune.pruning_run import RunConfig, load_subject
 from edgeprune.store import UnwritableFile, load_circuit, load_saved
+from edgeprune.subject import RunConfig, load_subject
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
 from tracr_bridge.cli import main

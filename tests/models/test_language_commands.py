@@ -9,8 +9,9 @@ from test_pruning_run import save_model
 
 from edgeprune.graph import Circuit, Graph
 from edgeprune.methods.edge_pruning_target import TargetConfig
-from edgeprune.pruning_run import PAPER, read_config
+from edgeprune.pruning_run import read_config
 from edgeprune.store import load_circuit, save_circuit
+from edgeprune.subject import PAPER
 from tracr_bridge.cli import main
 
 

@@ -25,8 +25,9 @@ from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import TargetConfig
-from edgeprune.pruning_run import RunConfig, evaluate_run, load_subject, prune, read_config
+from edgeprune.pruning_run import evaluate_run, prune, read_config
 from edgeprune.store import UnwritableFile, load_saved, save_circuit
+from edgeprune.subject import RunConfig, load_subject
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
 
@@ -108,7 +109,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(config, whole, tmp_path, l
     run = (
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from test_pruning_run import QUICK; from edgeprune.tasks import Sizes\n"
-        "from edgeprune.pruning_run import RunConfig, prune\n"
+        "from edgeprune.pruning_run import prune; from edgeprune.subject import RunConfig\n"
         "sizes = Sizes(train=8, validation=4, test=6)\n"
         f"config = RunConfig(model={config.model!r}, task='gp', sizes=sizes, pruning=QUICK)\n"
         f"prune(config, Path({str(tmp_path / 'run')!r}), save_every=7)\n"

@@ -10,8 +10,8 @@ from edgeprune import sweep as sweeping
 from edgeprune.errors import ConfigError
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit, Graph
-from edgeprune.pruning_run import RunConfig
 from edgeprune.store import load_circuit
+from edgeprune.subject import RunConfig
 from edgeprune.sweep import Point, knee_of, summarise, sweep
 from edgeprune.tasks import Sizes
 from tracr_bridge.cli import main

@@ -1,0 +1,164 @@
+"""One model on several processes, as `torchrun` starts them.
+
+Every process runs the same code, on the same examples, with the same seeds: masks, losses and optimisers are alike on
+all, and methods need not know. What is split is a batch: each process runs the inputs that are its own, outputs are
+gathered, and gradients by masks are summed on the way back. Weights are sharded in `models/sharded.py`.
+"""
+
+import atexit
+import math
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from edgeprune.errors import RunError
+
+
+@contextmanager
+def together() -> Generator[None]:
+    """What all processes take part in.
+
+    Raises:
+        RunError: one of them has stopped.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RunError(
+            f"Expected all processes of the run to go on; another one has stopped: {error!s:.200}. What was saved "
+            "stands: start all of them again, with --resume"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that run one model together, and which of them this one is.
+
+    Raises:
+        RunError: of all that talks to the others: one of them has stopped.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.number == 0
+
+    def rows(self, batch: int) -> Int[Tensor, " own"]:
+        """The rows of a batch that this process runs: equally many for each, the last row again where they run out."""
+        own = math.ceil(batch / self.count)
+        return torch.arange(self.number * own, (self.number + 1) * own).clamp(max=batch - 1)
+
+    def first_times(self, batch: int) -> Bool[Tensor, " own"]:
+        """Which of these rows no process has run before, so that sums over processes count them once."""
+        own = math.ceil(batch / self.count)
+        return torch.arange(self.number * own, (self.number + 1) * own) < batch
+
+    def own(self, value: Tensor, dim: int) -> Tensor:
+        """The part of `value` that belongs to this process's rows of a batch, which lies along `dim`."""
+        if self.count == 1:
+            return value
+        return value.index_select(dim, self.rows(value.shape[dim]).to(value.device))
+
+    def gather(
+        self, outputs: Float[Tensor, "*lead own predicted vocab"], batch: int
+    ) -> Float[Tensor, "*lead batch predicted vocab"]:
+        """The outputs of the whole batch, from those of every process's rows."""
+        if self.count == 1:
+            return outputs
+        by_rank: Tensor = _Gather.apply(outputs, self)  # pyright: ignore[reportAssignmentType]
+        return by_rank.movedim(0, -4).flatten(-4, -3)[..., :batch, :, :]
+
+    def alike(self, value: Tensor) -> Tensor:
+        """What is the same on all processes, such that its gradient is the sum of all of theirs."""
+        if self.count == 1:
+            return value
+        return _Alike.apply(value)  # pyright: ignore[reportReturnType]
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of all processes' values, which takes the place of this one's."""
+        if self.count > 1:
+            with together():
+                dist.all_reduce(value)
+        return value
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.count > 1:
+            with together():
+                dist.barrier()
+
+    def check_alike(self, value: Tensor) -> None:
+        """All processes have the same.
+
+        Raises:
+            RunError: they do not, so that they no longer run one model.
+        """
+        if self.count > 1:
+            both = torch.stack([value, -value])
+            with together():
+                dist.all_reduce(both, op=dist.ReduceOp.MAX)
+            if not torch.equal(both[0], -both[1]):
+                raise RunError(
+                    "Expected the same masks on all processes; they have drifted apart: what was saved stands, and "
+                    "--resume goes on from there"
+                )
+
+
+ALONE: Final = Ranks()
+
+
+def join() -> Ranks:
+    """This process's place among those that `torchrun` started; alone if it started none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
+        return ALONE
+    if not dist.is_initialized():
+        with together():
+            dist.init_process_group()
+        atexit.register(dist.destroy_process_group)
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' values, one after the other; each takes its own part of the gradient, which all have alike."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
+        ctx.number = ranks.number
+        parts = [torch.empty_like(value) for _ in range(ranks.count)]
+        with together():
+            dist.all_gather(parts, value.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient[ctx.number], None
+
+
+class _Alike(torch.autograd.Function):
+    """The value itself; the gradient is summed over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = gradient.contiguous().clone()
+        with together():
+            dist.all_reduce(total)
+        return total

@@ -1,0 +1,140 @@
+"""What a run is about: a language model, and a task in its tokens."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgeprune.data import Dataset
+from edgeprune.errors import ConfigError, RunError, TaskError
+from edgeprune.evaluate import Evaluation, evaluate
+from edgeprune.graph import Ablation
+from edgeprune.methods.edge_pruning_target import TargetConfig
+from edgeprune.model import Mask
+from edgeprune.models.load import Precision, load_model
+from edgeprune.models.sharded import whole
+from edgeprune.models.transformer import Transformer
+from edgeprune.parallel import join
+from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
+
+PAPER: Final = TargetConfig(
+    target_sparsity=0.95,
+    steps=3000,
+    mask_samples=1,
+    learning_rate=0.8,
+    lagrangian_learning_rate=0.8,
+    logit_scale=1.0,
+)
+"""As the paper prunes GPT-2 (arXiv:2406.16778, appendix); the target is for whoever runs it to choose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What is asked for; the same again gives the same circuit."""
+
+    model: str
+    """A name on the Hugging Face hub, or a folder."""
+
+    task: str
+    """A name of `tasks.TASKS`, or a file of examples."""
+
+    ablation: Ablation = "resample"
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+    """Of masks, and of the order in which examples come."""
+
+    data_seed: int = 0
+    """Of the examples, so that runs of several seeds are about the same ones."""
+
+    precision: Precision = "float32"
+    parts: int = 1
+    """Parts that a batch is run in, one after the other: memory for a part, gradients of the whole."""
+
+    pruning: TargetConfig = PAPER
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.parts <= self.pruning.batch_size:
+            raise ConfigError(f"Expected parts from 1 to batch_size, {self.pruning.batch_size}; got {self.parts}")
+        if self.parts > 1 and self.pruning.loss == "worst":
+            raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got 'worst'")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and a task in its tokens; on several processes, the same on each."""
+
+    model: Transformer
+    splits: dict[str, Dataset]
+    digests: dict[str, str]
+    """Short names for the model's weights and for the task in its tokens: what a run is about."""
+
+    def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
+        """What a circuit does on a split; means are those of the training split.
+
+        Raises:
+            RunError: that is no number.
+        """
+        means_of = self.splits["train"] if ablation == "mean" else None
+        found = evaluate(self.model, self.splits[split], ablation, mask, means_of=means_of, progress=progress)
+        if not all(map(math.isfinite, asdict(found).values())):
+            raise RunError(f"Expected a circuit whose outputs can be measured; got {asdict(found)}: try float32")
+        return found
+
+
+def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "auto", progress: bool = False) -> Subject:
+    """The model that a run is about, and splits of its task with the model's logits.
+
+    Of processes that `torchrun` started, each calls this, and has the model sharded among them.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        TaskError: the task cannot be had, or does not fit the model's tokenizer.
+        RunError: another process has stopped.
+    """
+    ranks = join()
+    model, tokenizer = load_model(config.model, precision=config.precision, device=device, ranks=ranks)
+    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
+    examples = make_examples(config.task, encoder, config.sizes, seed=config.data_seed)
+    # All splits are padded alike, as means of one of them stand in for values of another.
+    together = encoder.encode([example for split in examples.values() for example in split], metric_of(config.task))
+    ends = list(accumulate(len(split) for split in examples.values()))
+    encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
+    _check_means(config, encoded)
+    digests = {"weights": _digest(model.weights.state_dict()), "task": _digest(_tensors(encoded))}
+    datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
+    return Subject(model, datasets, digests)
+
+
+def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
+    """Mean ablation has something to average over, whatever the length."""
+    known = set(encoded["train"].length.tolist())
+    for split, each in encoded.items():
+        if config.ablation == "mean" and (more := sorted(set(each.length.tolist()) - known)):
+            raise TaskError(
+                f"Expected training examples of every length, which mean ablation averages over; the {split} split has "
+                f"one of {more[0]} tokens, and the training split none: ask for more training examples"
+            )
+
+
+def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """All that the examples of a task are to a model."""
+    return {
+        f"{split}.{name}": value
+        for split, each in encoded.items()
+        for name, value in {**vars(each), **vars(each.answers)}.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short name for tensors with names."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
+        found.update(whole(value).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

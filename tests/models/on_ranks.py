@@ -1,0 +1,96 @@
+"""What `test_parallel.py` runs on several processes, and alone, to compare.
+
+torchrun --nproc-per-node 2 on_ranks.py MODEL OUT
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from edgeprune.compare import Comparison, compare
+from edgeprune.evaluate import evaluate
+from edgeprune.graph import ABLATIONS
+from edgeprune.masks import edge_exists
+from edgeprune.methods.acdc import AcdcConfig, remove_greedily
+from edgeprune.methods.eap import EapConfig, attribution_patching
+from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
+from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.parallel import join
+from edgeprune.pruning_run import evaluate_run, prune
+from edgeprune.subject import RunConfig, load_subject
+from edgeprune.sweep import sweep
+from edgeprune.tasks import Sizes
+
+PRUNING = TargetConfig(
+    target_sparsity=0.5, steps=20, mask_samples=1, batch_size=5, logit_scale=1.0, initial_log_alpha=1.0,
+    learning_rate=0.8, lagrangian_learning_rate=0.8, sparsity_warmup=0.1,
+)  # fmt: skip
+"""Batches that neither two nor four processes share evenly."""
+
+
+def config(model: str) -> RunConfig:
+    """Thirty-three examples, so that a last batch has a single one."""
+    return RunConfig(model=model, task="ioi", sizes=Sizes(train=33, validation=5, test=7), pruning=PRUNING)
+
+
+def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
+    """Forwards, gradients, methods and runs; what all processes should find as one does."""
+    asked = config(model)
+    subject = load_subject(asked, ("train", "test"), device="cpu")
+    ours, train = subject.model, subject.splits["train"]
+    found = {"weights": torch.tensor(bytearray(subject.digests["weights"].encode())), "target": train.target[:]}
+    batch = train.take(torch.arange(7), torch.arange(7))
+    exists = edge_exists(ours.graph)
+    for lead in ((), (3,)):
+        mask = torch.rand(*lead, *exists.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        # All of what is ablated may be given, as to any masked model.
+        outputs = ours(batch.clean, mask, ours.sources(batch.corrupted), batch.positions)
+        found[f"outputs {lead}"] = outputs.detach()
+        (found[f"gradient {lead}"],) = torch.autograd.grad(outputs.square().sum(), mask)
+    for ablation in ABLATIONS:
+        scored = {
+            "eap": attribution_patching(ours, train, ablation, config=EapConfig(batch_size=16)),
+            "inputs": integrate_gradients(ours, train, ablation, config=EapIgConfig(steps=2, batch_size=16)),
+            "activations": integrate_gradients(
+                ours, train, ablation, config=EapIgConfig(over="activations", steps=2, batch_size=32)
+            ),
+        }
+        found |= {f"{name} {ablation}": each.scores for name, each in scored.items()}
+        mask = (scored["eap"].scores > scored["eap"].scores[exists].median()).float()
+        measured = evaluate(ours, subject.splits["test"], ablation, mask, means_of=train, batch_size=4)
+        found[f"evaluation {ablation}"] = torch.tensor([measured.kl, measured.metric, measured.exact_match])
+    some = AcdcConfig(inputs=3, at_once=1)
+    found["acdc"] = remove_greedily(ours, train, "resample", config=some).scores
+    saved = prune(asked, out / "run", save_every=8)
+    prune(replace(asked, parts=2), out / "parts", save_every=8)
+    assert evaluate_run(out / "run", task="gp")[1]["circuit"].edges == len(saved.circuit)
+    sweep(replace(asked, pruning=replace(PRUNING, steps=3)), (0.3, 0.6), 1, out / "sweep")
+    few = Comparison(
+        run=replace(asked, pruning=replace(PRUNING, steps=3)),
+        methods=("edge-pruning-target", "eap"),
+        targets=(0.5,),
+        examples=(9,),
+    )
+    compare(few, out / "compare")
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def held(model: str) -> dict[str, torch.Tensor]:
+    """How many numbers of layers' weights this process holds, after a step and a plain run."""
+    subject = load_subject(config(model), ("train",), device="cpu")
+    prune_to_target(subject.model, subject.splits["train"], "resample", config=replace(PRUNING, steps=1))
+    subject.model(subject.splits["train"].tokens[:1])
+    weights = [w for name, w in subject.model.weights.named_parameters() if ".h." in name or ".layers." in name]
+    parts = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
+    return {"held": torch.tensor(sum(part.numel() for part in parts))}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    path = Path(sys.argv[2])
+    found = run_everything(sys.argv[1], path) | held(sys.argv[1])
+    save_file(found, path / f"rank-{join().number}.safetensors")
