@@ -173,8 +173,8 @@ def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whol
     _, rows = whole
     calls, add = [], comparing._Book.add
 
-    def stops(book, row):
-        add(book, row)
+    def stops(book, row, saved):
+        add(book, row, saved)
         calls.append(row)
         if len(calls) == 3:
             raise KeyboardInterrupt

@@ -29,7 +29,7 @@ SUITE = (
     "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
     "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_transformers.py",
     "tests/models/test_tasks.py", "tests/models/test_pruning_run.py", "tests/unit/test_bench.py",
-    "tests/models/test_compare.py",
+    "tests/models/test_compare.py", "tests/models/test_parallel.py",
     "tests/recovery/test_discoveries.py",
     "programs/hist.py", "programs/xproportion.py", "programs/seldom_together.py",
 )  # fmt: skip
@@ -50,6 +50,8 @@ OWN = {
     "edgeprune/answers": "tests/models/test_tasks.py",
     "edgeprune/tasks": "tests/models/test_tasks.py",
     "edgeprune/evaluate": "tests/models/test_pruning_run.py",
+    "edgeprune/parallel": "tests/models/test_parallel.py",
+    "edgeprune/models/sharded": "tests/models/test_parallel.py",
     "edgeprune/pruning_run": "tests/models/test_pruning_run.py",
     "edgeprune/compare": "tests/models/test_compare.py",
     "edgeprune/methods/edge_pruning_target": "tests/models/test_pruning_run.py",
