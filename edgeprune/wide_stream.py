@@ -11,7 +11,8 @@ stack. Neither stack is ever copied or concatenated: autograd does not see them,
 by empty tensors that lead from each to the next. So memory grows with sources, and not with layers times sources.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -34,8 +35,22 @@ Taken = Float[Tensor, "destination run row width"]
 _AT_ONCE: Final = {"cpu": 2**21, "cuda": 2**27}
 """Numbers that are mixed at a time: what fits a processor's cache, and what fills a GPU."""
 
+_as_on: str | None = None
+"""The kind of device that `mixing_as_on` says."""
+
 _HELD: Final = 2**22
 """Numbers that the destinations of a layer may read to be held rather than mixed again."""
+
+
+@contextmanager
+def mixing_as_on(device: str) -> Generator[None]:
+    """Mix as much at a time as on that kind of device, wherever tensors are: to plan for one that is not here."""
+    global _as_on
+    before, _as_on = _as_on, device
+    try:
+        yield
+    finally:
+        _as_on = before
 
 
 class WideStream:
@@ -232,7 +247,8 @@ class _Read(torch.autograd.Function):
 def _row_slices(z: Tensor, base: Tensor) -> Iterator[slice]:
     """Rows that are mixed at a time."""
     rows, width = base.shape[2:]
-    some = max(1, _AT_ONCE.get(z.device.type, max(_AT_ONCE.values())) // (len(z) * z.shape[2] * width))
+    at_once = _AT_ONCE.get(_as_on or z.device.type, max(_AT_ONCE.values()))
+    some = max(1, at_once // (len(z) * z.shape[2] * width))
     return (slice(start, min(rows, start + some)) for start in range(0, rows, some))
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -20,12 +20,25 @@ from edgeprune.parallel import ALONE, Ranks
 Precision = Literal["float32", "bfloat16"]
 """Of weights and of what they compute; masks, losses and their optimiser are single precision either way."""
 
-KINDS: Final[Mapping[str, tuple[Any, Callable[..., Transformer], str]]] = {
-    "gpt2": (GPT2LMHeadModel, Gpt2Model, "transformer.h"),
-    "llama": (LlamaForCausalLM, LlamaModel, "model.layers"),
+
+class Kind(NamedTuple):
+    """A kind of model that can be loaded."""
+
+    theirs: Any
+    """Hugging Face's."""
+
+    adapter: Callable[..., Transformer]
+    """Ours over it."""
+
+    layers: str
+    """Where Hugging Face's has its layers."""
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "gpt2": Kind(GPT2LMHeadModel, Gpt2Model, "transformer.h"),
+    "llama": Kind(LlamaForCausalLM, LlamaModel, "model.layers"),
 }
-"""Kinds of models that can be loaded, as their `config.json` names them: Hugging Face's, ours over it, and where it has
-its layers."""
+"""By the names that `config.json` gives them."""
 
 _LAYER: Final = re.compile(r"\.(h|layers)\.\d+\.")
 """In the name of a weight, what says which layer's it is."""
@@ -54,10 +67,10 @@ def load_model(
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in KINDS:
             raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
-        theirs, ours, layers = KINDS[config.model_type]
+        kind = KINDS[config.model_type]
         # No pickle: a checkpoint without safetensors is refused.
         with without_bars():
-            found: Any = theirs.from_pretrained(
+            found: Any = kind.theirs.from_pretrained(
                 name, use_safetensors=True, dtype=getattr(torch, precision), output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -78,10 +91,10 @@ def load_model(
         raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
     model.eval()
     if ranks.count > 1:
-        shard(model, list(model.get_submodule(layers)), ranks, placed)
+        shard(model, list(model.get_submodule(kind.layers)), ranks, placed)
     else:
         model.to(placed)
-    return ours(model, ranks), tokenizer
+    return kind.adapter(model, ranks), tokenizer
 
 
 @contextmanager

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:No device id is provided:UserWar
 
 
 def start(processes: int, *command: str, **options) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1])))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     whole = [*TORCHRUN, f"--nproc-per-node={processes}", *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(whole, env=environment, **pipes, **options)
