@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS
-from tracr_bridge import commands, language
+from tracr_bridge import commands, language_options
 from tracr_bridge.arguments import count, seconds, seed
 
 _DESCRIPTION = """\
@@ -105,7 +105,7 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     truth = add("truth", "derive and certify a program's true circuit", commands.truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
-    language.add_commands(add, chosen=chosen)
+    language_options.add_commands(add, chosen=chosen)
     for command in (verify, truth, recover):
         command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
     carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"

@@ -1,185 +1,18 @@
 """The commands of `edgeprune` that are about language models. Nothing heavy is imported until one runs."""
 
 import argparse
-import ast
-import inspect
 import json
-from collections.abc import Callable, Collection
-from dataclasses import Field, asdict, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
-from edgeprune.graph import ABLATIONS, parse_ablation
-from tracr_bridge.arguments import count, seed
+from edgeprune.graph import parse_ablation
 
 if TYPE_CHECKING:
     from edgeprune.subject import RunConfig
 
-_OUTSIDE: Final = ("target_sparsity", "hard_concrete")
-"""Settings of pruning that are options of another form."""
-
 _LEARNED: Final = 0.99
 """Accuracy from which on a model is said to know its task."""
-
-
-def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> None:
-    """Declare the commands.
-
-    Args:
-        add: declares one.
-        chosen: the one that will run; its settings are read off their dataclasses, for which modules are imported.
-    """
-    prune_command = add("prune", "prune the edges of a GPT-2 or Llama on a task, as the Edge Pruning paper does", prune)
-    sweep_command = add(
-        "sweep",
-        "prune at several sparsities and seeds, to see which sparsity to choose",
-        sweep,
-        seeds="of the first run",
-    )
-    compare_command = add("compare", "run several methods on a model, and compare circuits of one size", compare)
-    prune_command.add_argument(
-        "--target-sparsity", type=float, required=True, metavar="SHARE", help="share of edges to remove, such as 0.95"
-    )
-    prune_command.add_argument(
-        "--resume", action="store_true", help="go on with the run that DIR holds, if it holds one"
-    )
-    for command, why in ((sweep_command, ", and has to be three times for a knee"), (compare_command, "")):
-        command.add_argument(
-            "--target-sparsity",
-            type=float,
-            required=True,
-            action="append",
-            metavar="SHARE",
-            help=f"share of edges to remove; may be repeated{why}",
-        )
-    sweep_command.add_argument(
-        "--seeds", type=count, default=2, metavar="N", help="how many runs at each sparsity (default: %(default)s)"
-    )
-    compare_command.add_argument(
-        "--method",
-        action="append",
-        help="edge-pruning-target, acdc, eap, eap-ig-inputs, eap-ig-activations, random, or package.module:function "
-        "for one of your own, whose scores are ranked; may be repeated (default: the first five)",
-    )
-    compare_command.add_argument(
-        "--examples", type=count, action="append", metavar="N", help="training examples; may be repeated (default: 200)"
-    )
-    for command in (prune_command, sweep_command, compare_command):
-        _add_run_options(command)
-    for command in (prune_command, sweep_command):
-        _add_training_options(command)
-    if chosen in ("prune", "sweep", "compare"):
-        _add_settings({"prune": prune_command, "sweep": sweep_command, "compare": compare_command}[chosen], chosen)
-    evaluate_command = add("evaluate", "measure the circuit of a run beside the full model", evaluate)
-    evaluate_command.add_argument("run_folder", type=Path, metavar="DIR", help="what `edgeprune prune` wrote")
-    evaluate_command.add_argument(
-        "--split", default="test", choices=("train", "validation", "test"), help="of the task (default: test)"
-    )
-    evaluate_command.add_argument(
-        "--task", help="another task than the run's, to see whether its circuit serves there too"
-    )
-    evaluate_command.add_argument(
-        "--circuit", type=Path, metavar="FILE", help="a circuit's file, or another run's folder, in place of this run's"
-    )
-    circuits_command = add("circuits", "intersect circuits of one model, or take their union", circuits)
-    circuits_command.add_argument("operation", choices=("intersect", "union"), help="edges of all, or edges of any")
-    circuits_command.add_argument(
-        "circuit", type=Path, nargs="+", metavar="CIRCUIT", help="circuits' files, or folders of runs; two or more"
-    )
-    circuits_command.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="write the circuit that results")
-    toy_command = add("train-toy", "train a small GPT-2 that knows a task, to try the other commands on", train_toy)
-    toy_command.add_argument("task", choices=("ioi",), help="what it learns: indirect object identification")
-    toy_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    if chosen == "train-toy":
-        from edgeprune.toy import ToyConfig
-
-        _add_fields(toy_command.add_argument_group("shape and training"), ToyConfig())
-    for command in (prune_command, sweep_command, compare_command, evaluate_command):
-        command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
-
-
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    """What every run is asked for."""
-    command.add_argument(
-        "--model", required=True, help="a name on the Hugging Face hub, such as gpt2, or a folder with safetensors"
-    )
-    command.add_argument(
-        "--task",
-        required=True,
-        help="ioi-t1, ioi, gt, gp, boolean, boolean-few-shot, or a file of examples, FILE.jsonl (see edgeprune/tasks)",
-    )
-    command.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="of a run: run.json, metrics.jsonl, checkpoints, circuit.json; of several: their circuits, a table, a "
-        "picture; what was stopped goes on there",
-    )
-    command.add_argument(
-        "--ablation",
-        default="resample",
-        help=f"what a removed edge carries: {', '.join(ABLATIONS)} (default: resample)",
-    )
-    command.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the model")
-    command.add_argument(
-        "--data-seed", type=seed, default=0, metavar="SEED", help="of the task's examples (default: %(default)s)"
-    )
-
-
-def _add_training_options(command: argparse.ArgumentParser) -> None:
-    """How runs in folders go."""
-    command.add_argument(
-        "--parts", type=count, default=1, metavar="N", help="parts that a batch is run in, to save memory (default: 1)"
-    )
-    command.add_argument(
-        "--save-every", type=count, default=250, metavar="N", help="steps between checkpoints (default: 250)"
-    )
-
-
-def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
-    """Settings of pruning, with the paper's values, and how many examples there are."""
-    from edgeprune.subject import PAPER
-    from edgeprune.tasks import Sizes
-
-    _add_fields(command.add_argument_group("settings of pruning"), PAPER, leave_out=_OUTSIDE)
-    # `compare` has --examples for the training split, and nothing to validate.
-    unused = ("train", "validation") if name == "compare" else ()
-    _add_fields(command.add_argument_group("examples"), Sizes(), leave_out=unused)
-
-
-def _add_fields(group: Any, config: Any, *, leave_out: Collection[str] = ()) -> None:
-    """An option for every field of a dataclass, with its value here and the words that stand below it."""
-    says = _docstrings(type(config))
-    for setting in fields(config):
-        if setting.name not in leave_out:
-            value = getattr(config, setting.name)
-            group.add_argument(
-                f"--{setting.name.replace('_', '-')}",
-                type=count if isinstance(value, int) else type(value),
-                default=value,
-                choices=get_args(_type_of(type(config), setting)) or None,
-                metavar=None if isinstance(value, str) else "N" if isinstance(value, int) else "X",
-                help=f"{says[setting.name].replace('%', '%%')} (default: %(default)s)",
-            )
-
-
-def _type_of(owner: type, setting: Field[Any]) -> Any:
-    return inspect.get_annotations(owner, eval_str=True)[setting.name]
-
-
-def _docstrings(owner: type) -> dict[str, str]:
-    """What is written below each field of a dataclass, on one line."""
-    (body,) = ast.parse(inspect.getsource(owner)).body
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-            case _:
-                pass
-    return found
 
 
 def _config(options: argparse.Namespace, target: float) -> "RunConfig":
@@ -296,6 +129,36 @@ def compare(options: argparse.Namespace) -> bool:
     report.print_table(f"{config.model} on {config.task}, {config.ablation}: the test split", head, body)
     print(f"table and picture: {(options.out / 'compare.md').resolve()}, compare.svg")
     return True
+
+
+def plan(options: argparse.Namespace) -> bool:
+    """`edgeprune plan`."""
+    from edgeprune import plan as planning
+    from tracr_bridge import report
+
+    question = _asked(planning.Question(model=options.model), options)
+    found = planning.plan(question, progress=True)
+    if options.json:
+        print(report.as_json(asdict(found)), file=options.output)
+        return found.fits
+    gigabytes = {name: f"{getattr(found, name) / planning.GIGABYTE:.1f} GB" for name in ("weights", "step", "memory")}
+    rows = [
+        ("parameters", f"{found.parameters:,}"),
+        ("sources, edges", f"{found.sources:,}, {found.edges:,}"),
+        ("what sources write, a token", f"{found.stack_per_token / 1e6:.1f} MB"),
+        ("forward of the model, a token", f"{found.model_flops_per_token / 1e9:.1f} GFLOP"),
+        ("mixing all edges once, a token", f"{found.mixing_flops_per_token / 1e9:.1f} GFLOP"),
+        ("a step, a token", f"{found.step_flops_per_token / 1e9:.1f} GFLOP"),
+        ("GPUs", f"{found.gpus}" if found.fits else f"{found.gpus}, which is not enough"),
+        ("inputs at a time on each", f"{found.inputs_at_a_time} (--parts {found.parts})"),
+        ("weights on each", gigabytes["weights"]),
+        ("a step on each", gigabytes["step"]),
+        ("together", f"{gigabytes['memory']} of {question.gpu_memory:g} GB"),
+        (f"{question.steps:,} steps of {question.batch} inputs", f"{found.hours:.2f} h at {question.tflops:g} TFLOP/s"),
+    ]
+    title = f"{question.model}, {question.tokens} tokens, {question.precision}"
+    report.print_rows(title, rows)
+    return found.fits
 
 
 def train_toy(options: argparse.Namespace) -> bool:

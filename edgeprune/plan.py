@@ -1,0 +1,174 @@
+"""What Edge Pruning of a language model will take, from its configuration alone: memory, operations, GPUs, hours.
+
+Steps are run without memory (`step_cost.py`); only how weights are shared out over GPUs is left to a formula.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tqdm import tqdm
+
+from edgeprune.errors import ConfigError
+from edgeprune.models.load import Precision
+from edgeprune.step_cost import StepCost, load_config, step_cost
+
+GIGABYTE: Final = 10**9
+
+_USABLE: Final = 0.95
+"""Share of a GPU's memory that is counted on: some goes to its runtime, some is lost between blocks."""
+
+_MOST_GPUS: Final = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is planned.
+
+    Raises:
+        ConfigError: a setting is outside its range.
+    """
+
+    model: str
+    """A name on the Hugging Face hub, a folder, or a `config.json`; no weights are needed."""
+
+    batch: int = 32
+    """Inputs a step."""
+
+    tokens: int = 72
+    """Tokens of an input."""
+
+    predictions: int = 1
+    """Tokens of an input whose logits are compared."""
+
+    precision: Precision = "bfloat16"
+    """Of the model."""
+
+    gpu_memory: float = 80.0
+    """Of one GPU, gigabytes (10^9 bytes)."""
+
+    gpus: int | None = None
+    """How many there are; as few as it takes, unless given."""
+
+    steps: int = 3000
+    """Optimiser steps of the run."""
+
+    tflops: float = 400.0
+    """What a GPU is taken to sustain, 10^12 operations a second; an H100 does at most 989 in bfloat16."""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} > 0, got {getattr(self, name)}"
+            for name in ("batch", "tokens", "predictions", "gpu_memory", "steps", "tflops")
+            if not 0 < getattr(self, name) < math.inf
+        ]
+        if self.gpus is not None and self.gpus < 1:
+            faults.append(f"gpus > 0, got {self.gpus}")
+        if self.predictions > self.tokens:
+            faults.append(f"predictions <= tokens, got {self.predictions} and {self.tokens}")
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer; memory is of one GPU, in bytes."""
+
+    parameters: int
+    sources: int
+    edges: int
+    stack_per_token: int
+    """Bytes of what all sources write at one token; a step holds this three times."""
+
+    model_flops_per_token: float
+    """Of a forward of the plain model."""
+
+    mixing_flops_per_token: float
+    """Of mixing every edge once."""
+
+    step_flops_per_token: float
+    """Of all of a step: the corrupted inputs' sources, the masked forward and the way back."""
+
+    fits: bool
+    gpus: int
+    inputs_at_a_time: int
+    """On one GPU; `--parts` makes it so."""
+
+    parts: int
+    weights: int
+    """Held all the time."""
+
+    step: int
+    """What a step adds at its most."""
+
+    memory: int
+    """Both."""
+
+    hours: float
+    """Of all steps, were every operation done at the rate that was stated."""
+
+
+def plan(question: Question, *, progress: bool = False) -> Plan:
+    """Find how few GPUs will do, and how many inputs each can run at a time.
+
+    Raises:
+        ConfigError: the model takes no so many tokens.
+        ModelError: the model's configuration cannot be had, or is of another kind.
+    """
+    config, known = load_config(question.model), dict[int, StepCost]()
+    room = _USABLE * question.gpu_memory * GIGABYTE
+    with tqdm(desc="steps without memory", disable=None if progress else True) as bar:
+
+        def cost(inputs: int) -> StepCost:
+            if inputs not in known:
+                known[inputs] = step_cost(
+                    config, inputs, question.tokens, predictions=question.predictions, precision=question.precision
+                )
+                bar.update()
+            return known[inputs]
+
+        one = cost(1)
+        gpus = question.gpus or _fewest(lambda gpus: one.weights_on(gpus) + one.memory <= room)
+        share = math.ceil(question.batch / gpus)
+        inputs = _most(share, room - one.weights_on(gpus), lambda inputs: cost(inputs).memory)
+    weights, step = one.weights_on(gpus), cost(inputs).memory
+    busy = min(gpus, question.batch) * question.tflops * 1e12
+    return Plan(
+        parameters=one.parameters,
+        sources=one.sources,
+        edges=one.edges,
+        stack_per_token=one.stack // question.tokens,
+        model_flops_per_token=one.plain_operations / question.tokens,
+        mixing_flops_per_token=2 * one.edges * one.width,
+        step_flops_per_token=one.operations / question.tokens,
+        fits=weights + step <= room,
+        gpus=gpus,
+        inputs_at_a_time=inputs,
+        parts=math.ceil(share / inputs),
+        weights=weights,
+        step=step,
+        memory=weights + step,
+        hours=question.steps * question.batch * one.operations / busy / 3600,
+    )
+
+
+def _fewest(enough: Callable[[int], bool]) -> int:
+    """The fewest GPUs that are enough; one, if none are."""
+    return next((gpus for gpus in range(1, _MOST_GPUS + 1) if enough(gpus)), 1)
+
+
+def _most(share: int, room: float, memory: Callable[[int], int]) -> int:
+    """As many inputs, up to `share`, as have a step that fits into `room`; one, if not even that does.
+
+    Memory grows nearly in proportion to inputs: how many more will fit is read off a straight line, and then tried.
+    """
+    inputs, each = 1, float(memory(1))
+    while (more := min(share - inputs, int((room - memory(inputs)) / each))) > 0:
+        guess = inputs + more
+        while memory(guess) > room:
+            guess -= 1
+            if guess == inputs:
+                return inputs
+        inputs, each = guess, (memory(guess) - memory(inputs)) / (guess - inputs)
+    return inputs
