@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeprune.errors import ConfigError, ModelError
@@ -32,8 +32,20 @@ def _count_added_products(_added: Any, left: torch.Size, right: torch.Size, **_g
     return 2 * left.numel() * right[-1]
 
 
-_UNCOUNTED: Final = {torch.ops.aten.baddbmm_: _count_added_products}
-"""What torch's counter leaves out: gradients are added up in place."""
+def _count_attention(*shapes: Any, **_given: Any) -> int:
+    return sdpa_flop_count(*shapes[:3])
+
+
+def _count_attention_back(*shapes: Any, **_given: Any) -> int:
+    return sdpa_backward_flop_count(*shapes[:4])
+
+
+_UNCOUNTED: Final = {
+    torch.ops.aten.baddbmm_: _count_added_products,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_back,
+}
+"""What torch's counter leaves out: gradients that are added up in place, and attention on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +136,8 @@ def run_step(model: Transformer, tokens: Tensor, positions: Tensor) -> None:
     target = torch.zeros(*positions.shape, model.vocabulary_size)
     scored = torch.ones(positions.shape, dtype=torch.bool)
     mask = torch.ones(1, len(model.graph.sources), len(model.graph.destinations), requires_grad=True)
-    ablated = model.sources(tokens)
-    kl_divergence(model(tokens, mask, ablated, positions), target, scored).mean().backward()
+    # What is ablated is not held beyond the forward.
+    kl_divergence(model(tokens, mask, model.sources(tokens), positions), target, scored).mean().backward()
 
 
 def load_config(name: str) -> Any:

@@ -162,13 +162,14 @@ def _add_fields(group: Any, config: Any, *, leave_out: Collection[str] = ()) -> 
     for setting in fields(config):
         if setting.name not in leave_out:
             value = getattr(config, setting.name)
+            default = "" if value is None else " (default: %(default)s)"
             group.add_argument(
                 f"--{setting.name.replace('_', '-')}",
                 type=count if isinstance(value, int | None) else type(value),
                 default=value,
-                choices=get_args(_type_of(type(config), setting)) or None,
+                choices=get_args(_type_of(type(config), setting)) if isinstance(value, str) else None,
                 metavar=None if isinstance(value, str) else "N" if isinstance(value, int | None) else "X",
-                help=f"{says[setting.name].replace('%', '%%')} (default: %(default)s)",
+                help=says[setting.name].replace("%", "%%") + default,
             )
 
 

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from allocating import most_allocated
 from safetensors.torch import save_file
+from tiny import llama_config
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 from edgeprune.compare import Comparison, compare
 from edgeprune.evaluate import evaluate
@@ -19,8 +22,11 @@ from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.models.llama import LlamaModel
+from edgeprune.models.sharded import shard
 from edgeprune.parallel import join
 from edgeprune.pruning_run import evaluate_run, prune
+from edgeprune.step_cost import run_step
 from edgeprune.subject import RunConfig, load_subject
 from edgeprune.sweep import sweep
 from edgeprune.tasks import Sizes
@@ -30,6 +36,12 @@ PRUNING = TargetConfig(
     learning_rate=0.8, lagrangian_learning_rate=0.8, sparsity_warmup=0.1,
 )  # fmt: skip
 """Batches that neither two nor four processes share evenly."""
+
+DEEP = llama_config(
+    num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, hidden_size=128, intermediate_size=344,
+    vocab_size=500, max_position_embeddings=32,
+)  # fmt: skip
+BATCH = (8, 32)
 
 
 def config(model: str) -> RunConfig:
@@ -89,8 +101,18 @@ def held(model: str) -> dict[str, torch.Tensor]:
     return {"held": torch.tensor(sum(part.numel() for part in parts))}
 
 
+def peak() -> dict[str, torch.Tensor]:
+    """Bytes that a step of `DEEP` adds at its most, on this process."""
+    theirs = AutoModelForCausalLM.from_config(DEEP)
+    shard(theirs, list(theirs.model.layers), join(), torch.device("cpu"))
+    model, inputs = LlamaModel(theirs, join()), torch.zeros(*BATCH, dtype=torch.long)
+    last = torch.full((BATCH[0], 1), BATCH[1] - 1)
+    run_step(model, inputs, last)
+    return {"peak": torch.tensor(most_allocated(lambda: run_step(model, inputs, last)))}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     path = Path(sys.argv[2])
-    found = run_everything(sys.argv[1], path) | held(sys.argv[1])
+    found = run_everything(sys.argv[1], path) | held(sys.argv[1]) | peak()
     save_file(found, path / f"rank-{join().number}.safetensors")
