@@ -1,0 +1,64 @@
+"""What `edgeprune plan` says of CodeLlama-13B, and how memory grows with depth; no weights and no GPU are needed.
+
+    python benchmarks/codellama_plan.py           two tables
+    python benchmarks/codellama_plan.py --json    the same as one JSON object
+
+The configuration is CodeLlama-13B's, written down here so that no model hub has to be reached; 72 tokens, bfloat16, the
+paper's 6,000 steps of 32 examples.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, replace
+
+from transformers import LlamaConfig
+
+from edgeprune.plan import GIGABYTE, Question, plan
+from edgeprune.step_cost import load_config, step_cost
+
+GPUS = ((80.0, None), (80.0, 8), (40.0, None), (24.0, None))
+"""Gigabytes of each, and how many; None is as few as it takes."""
+
+DEPTHS = (5, 10, 20, 40)
+INPUTS = 4
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaConfig(
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=40,
+            hidden_size=5120,
+            intermediate_size=13824,
+            vocab_size=32016,
+            max_position_embeddings=16384,
+        ).save_pretrained(folder)
+        question, config = Question(model=folder, steps=6000), load_config(folder)
+        plans = [plan(replace(question, gpu_memory=memory, gpus=gpus), progress=True) for memory, gpus in GPUS]
+    stacks = {}
+    for config.num_hidden_layers in DEPTHS:
+        cost = step_cost(config, INPUTS, question.tokens, precision=question.precision)
+        stacks[config.num_hidden_layers] = cost.memory / cost.stack
+    if options.json:
+        print(json.dumps({"plans": [asdict(each) for each in plans], "stacks_of_a_step": stacks}))
+        return
+    print(
+        "| GPUs | of | weights, GB | a step, GB | inputs at a time | `--parts` | hours |\n|---|---|---|---|---|---|---|"
+    )
+    for (memory, _), each in zip(GPUS, plans, strict=True):
+        weights, step = (f"{size / GIGABYTE:.1f}" for size in (each.weights, each.step))
+        at_once = f"{each.inputs_at_a_time} | {each.parts} | {each.hours:.2f} |"
+        print(f"| {each.gpus} | {memory:g} GB | {weights} | {step} | {at_once}")
+    print(f"\n| layers | memory of a step of {INPUTS} inputs, stacks |\n|---|---|")
+    for layers, count in stacks.items():
+        print(f"| {layers} | {count:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
