@@ -3,12 +3,13 @@
 from typing import Final
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.model import MaskedModel, Sources
+from edgeprune.model import MaskedModel, Sources, Tokens
 from edgeprune.parallel import ALONE, Ranks
 
 _ROOM: Final = 2**26
@@ -35,18 +36,25 @@ class Ablator:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Sources | None:
-        """The ablated sources of `batch`, or of the inputs that this process runs of it; None stands for zeros."""
+        """The ablated sources of `batch`; None stands for zeros."""
+        return self._of(batch.corrupted, batch.group)
+
+    @torch.no_grad()
+    def own(self, batch: Batch) -> Sources | None:
+        """Those of the inputs that this process runs, where several split a batch, for a model that takes no others."""
+        return self._of(self._ranks.own(batch.corrupted, -2), self._ranks.own(batch.group, -1))
+
+    def _of(self, corrupted: Tokens, group: Int[Tensor, "*lead batch"]) -> Sources | None:
         if self.ablation == "zero":
             return None
         if self._means is not None:
-            group = self._ranks.own(batch.group, -1)
             place = torch.searchsorted(self._groups, group).clamp(max=len(self._groups) - 1)
             if unknown := group[self._groups[place] != group].tolist():
                 raise ConfigError(
                     f"Expected inputs of lengths that a mean was taken over; got one of length {unknown[0]}"
                 )
             return self._means[:, place]
-        return self._model.sources(self._ranks.own(batch.corrupted, -2))
+        return self._model.sources(corrupted)
 
 
 @torch.no_grad()

@@ -231,6 +231,7 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
     if ranks.first:
         write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)))
         save_figure(draw(rows), out / "compare.svg")
+    ranks.wait()
     return rows
 
 

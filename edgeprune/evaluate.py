@@ -66,7 +66,7 @@ def evaluate(
     for rows in tqdm(batches, desc="evaluating", disable=None if progress else True):
         batch = dataset.take(rows, rows)
         assert batch.answers is not None, "a task has answers"
-        logits = model(batch.clean, mask, ablator(batch), batch.positions)
+        logits = model(batch.clean, mask, ablator.own(batch), batch.positions)
         scored, best = batch.scored, logits.argmax(-1)
         # One prediction at a time: inputs with several of them count for as many.
         kl = kl_divergence(logits[..., None, :], batch.target[..., None, :], scored[..., None])

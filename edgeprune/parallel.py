@@ -27,7 +27,7 @@ def together() -> Generator[None]:
     """What all processes take part in.
 
     Raises:
-        RunError: one of them has stopped.
+        RunError: it failed, as it does where one of them has stopped.
     """
     try:
         yield
@@ -35,8 +35,8 @@ def together() -> Generator[None]:
         raise
     except RuntimeError as error:
         raise RunError(
-            f"Expected all processes of the run to go on; another one has stopped: {error!s:.200}. What was saved "
-            "stands: start all of them again, with --resume"
+            f"Expected all processes to take part; {error!s:.300}. If one of them has stopped, what was saved stands: "
+            "start all of them again, with --resume"
         ) from error
 
 
@@ -45,7 +45,7 @@ class Ranks:
     """Processes that run one model together, and which of them this one is.
 
     Raises:
-        RunError: of all that talks to the others: one of them has stopped.
+        RunError: of all that talks to the others: it failed, as it does where one of them has stopped.
     """
 
     number: int = 0
@@ -82,7 +82,7 @@ class Ranks:
         return by_rank.movedim(0, -4).flatten(-4, -3)[..., :batch, :, :]
 
     def alike(self, value: Tensor) -> Tensor:
-        """What is the same on all processes, such that its gradient is the sum of all of theirs."""
+        """The first process's value, which should be that of all; its gradient is the sum of all of theirs."""
         if self.count == 1:
             return value
         return _Alike.apply(value)  # pyright: ignore[reportReturnType]
@@ -100,35 +100,53 @@ class Ranks:
             with together():
                 dist.barrier()
 
-    def check_alike(self, value: Tensor) -> None:
-        """All processes have the same.
-
-        Raises:
-            RunError: they do not, so that they no longer run one model.
-        """
+    def take_first(self, value: Tensor) -> None:
+        """Put the first process's values in the place of these, should rounding have told them apart."""
         if self.count > 1:
-            both = torch.stack([value, -value])
+            with together():
+                dist.broadcast(value, src=0)
+
+    def agree(self, number: int) -> bool:
+        """Whether all processes have the same number."""
+        both = torch.tensor([number, -number])
+        if self.count > 1:
             with together():
                 dist.all_reduce(both, op=dist.ReduceOp.MAX)
-            if not torch.equal(both[0], -both[1]):
-                raise RunError(
-                    "Expected the same masks on all processes; they have drifted apart: what was saved stands, and "
-                    "--resume goes on from there"
-                )
+        return bool(both[0] == -both[1])
 
 
 ALONE: Final = Ranks()
 
 
 def join() -> Ranks:
-    """This process's place among those that `torchrun` started; alone if it started none."""
+    """This process's place among those that `torchrun` started; alone if it started none.
+
+    Where there are GPUs, each process of a machine has its own from here on.
+
+    Raises:
+        RunError: the others cannot be reached, or there are fewer GPUs than processes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
         return ALONE
     if not dist.is_initialized():
-        with together():
+        _take_gpu()
+        try:
             dist.init_process_group()
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"Expected to reach the other processes of the run: {error!s:.300}") from error
         atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _take_gpu() -> None:
+    """Let `cuda` mean the GPU whose number this process has on its machine."""
+    gpus, number = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if gpus:
+        if number >= gpus:
+            raise RunError(
+                f"Expected as many processes on a machine as it has GPUs, {gpus}; got more: --nproc-per-node"
+            )
+        torch.cuda.set_device(number)
 
 
 class _Gather(torch.autograd.Function):
@@ -149,11 +167,14 @@ class _Gather(torch.autograd.Function):
 
 
 class _Alike(torch.autograd.Function):
-    """The value itself; the gradient is summed over processes."""
+    """The first process's value; the gradient is summed over processes."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
+        same = value.contiguous().clone()
+        with together():
+            dist.broadcast(same, src=0)
+        return same
 
     @staticmethod
     @once_differentiable

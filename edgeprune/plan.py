@@ -1,6 +1,7 @@
 """What Edge Pruning of a language model will take, from its configuration alone: memory, operations, GPUs, hours.
 
-Steps are run without memory (`step_cost.py`); only how weights are shared out over GPUs is left to a formula.
+Steps are run without memory (`step_cost.py`); only how weights are shared out over GPUs is left to a formula. What is
+planned is a run under resample or zero ablation: under mean ablation, the means of every length come on top.
 """
 
 import math
@@ -93,7 +94,10 @@ class Plan:
     fits: bool
     gpus: int
     inputs_at_a_time: int
-    """On one GPU; `--parts` makes it so."""
+    """On one GPU, where a batch runs in so many parts."""
+
+    most_inputs: int
+    """That would fit."""
 
     parts: int
     weights: int
@@ -131,9 +135,12 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         one = cost(1)
         gpus = question.gpus or _fewest(lambda gpus: one.weights_on(gpus) + one.memory <= room)
         share = math.ceil(question.batch / gpus)
-        inputs = _most(share, room - one.weights_on(gpus), lambda inputs: cost(inputs).memory)
-    weights, step = one.weights_on(gpus), cost(inputs).memory
-    busy = min(gpus, question.batch) * question.tflops * 1e12
+        most = _most(share, room - one.weights_on(gpus), lambda inputs: cost(inputs).memory)
+        parts = math.ceil(share / most)
+        # As a run splits it: a batch into parts, and each part over GPUs.
+        inputs = math.ceil(math.ceil(question.batch / parts) / gpus)
+        weights, step = one.weights_on(gpus), cost(inputs).memory
+    seconds = question.steps * parts * inputs * one.operations / (question.tflops * 1e12)
     return Plan(
         parameters=one.parameters,
         sources=one.sources,
@@ -145,11 +152,12 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         fits=weights + step <= room,
         gpus=gpus,
         inputs_at_a_time=inputs,
-        parts=math.ceil(share / inputs),
+        most_inputs=most,
+        parts=parts,
         weights=weights,
         step=step,
         memory=weights + step,
-        hours=question.steps * question.batch * one.operations / busy / 3600,
+        hours=seconds / 3600,
     )
 
 

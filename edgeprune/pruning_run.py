@@ -84,7 +84,8 @@ def prune(
     if (out / "run.json").exists():
         _check_subject(out, subject)
         _restore(run, out)
-    ranks.wait()
+    if not ranks.agree(run.done):
+        raise RunError(f"Expected one folder that all processes see; {str(out)!r} is not the same for all of them")
     if ranks.first and not (out / "run.json").exists():
         write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
     _train(run, subject, config, out, save_every=save_every, progress=progress)
@@ -147,6 +148,7 @@ def evaluate_run(
     content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
     if ranks.first:
         write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
+    ranks.wait()
     return config, found
 
 
@@ -225,7 +227,7 @@ def _train(
     ablator = Ablator(subject.model, train, config.ablation)
 
     def loss_of(batch: Batch, weight: float, mask: Mask) -> Float[Tensor, ""]:
-        return weight * objective(subject.model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
+        return weight * objective(subject.model(batch.clean, mask, ablator.own(batch), batch.positions), batch).mean()
 
     bar = tqdm(total=config.pruning.steps, initial=run.done, desc="pruning", disable=None if progress else True)
     with bar:
@@ -236,7 +238,8 @@ def _train(
             step = run.step([partial(loss_of, *each) for each in weighted])
             measured, saves = _metrics(step), run.done == config.pruning.steps or run.done % save_every == 0
             if saves:
-                ranks.check_alike(run.masks.log_alpha.detach())
+                for value in run.state().values():
+                    ranks.take_first(value)
                 circuit = subject.evaluate("validation", config.ablation, run.kept().float())
                 measured["validation"] = asdict(circuit)
             if ranks.first:

@@ -104,8 +104,14 @@ def step_cost(
 
     with mixing_as_on(device), FakeTensorMode(), _Allocated() as allocated:
         kind = KINDS[config.model_type]
-        theirs: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
-        model = kind.adapter(theirs.requires_grad_(requires_grad=False))
+        try:
+            theirs: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
+            model = kind.adapter(theirs.requires_grad_(requires_grad=False))
+            layers = tuple(map(_bytes, theirs.get_submodule(kind.layers)))
+            if not layers:
+                raise ValueError("it has no layers")
+        except Exception as error:  # whatever Hugging Face's libraries and torch raise
+            raise ModelError(f"Expected a configuration of a model; {type(error).__name__}: {error!s:.300}") from error
         if tokens > model.context_length:
             raise ConfigError(f"Expected at most {model.context_length} tokens, as the model takes; got {tokens}")
         weights, unembed = allocated.now, theirs.lm_head.weight
@@ -123,7 +129,7 @@ def step_cost(
             edges=model.graph.total,
             width=unembed.shape[1],
             weights=weights,
-            layers=tuple(map(_bytes, theirs.get_submodule(kind.layers))),
+            layers=layers,
             stack=len(model.graph.sources) * ids.numel() * unembed.shape[1] * unembed.element_size(),
             memory=allocated.most - before,
             operations=step.get_total_flops(),

@@ -33,6 +33,10 @@ PAPER: Final = TargetConfig(
 """As the paper prunes GPT-2 (arXiv:2406.16778, appendix); the target is for whoever runs it to choose."""
 
 
+_MEASURED: Final = 32
+"""Inputs that a circuit is measured on at a time, in one part."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What is asked for; the same again gives the same circuit."""
@@ -73,6 +77,9 @@ class Subject:
     digests: dict[str, str]
     """Short names for the model's weights and for the task in its tokens: what a run is about."""
 
+    parts: int = 1
+    """Parts that a batch is run in: inputs to be measured come so many times fewer together."""
+
     def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
         """What a circuit does on a split; means are those of the training split.
 
@@ -80,7 +87,15 @@ class Subject:
             RunError: that is no number.
         """
         means_of = self.splits["train"] if ablation == "mean" else None
-        found = evaluate(self.model, self.splits[split], ablation, mask, means_of=means_of, progress=progress)
+        found = evaluate(
+            self.model,
+            self.splits[split],
+            ablation,
+            mask,
+            means_of=means_of,
+            batch_size=math.ceil(_MEASURED / self.parts),
+            progress=progress,
+        )
         if not all(map(math.isfinite, asdict(found).values())):
             raise RunError(f"Expected a circuit whose outputs can be measured; got {asdict(found)}: try float32")
         return found
@@ -107,7 +122,7 @@ def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "aut
     _check_means(config, encoded)
     digests = {"weights": _digest(model.weights.state_dict()), "task": _digest(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
-    return Subject(model, datasets, digests)
+    return Subject(model, datasets, digests, config.parts)
 
 
 def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:

@@ -96,6 +96,7 @@ def sweep(
     result = summarise(points)
     if join().first:
         _write(result, out)
+    join().wait()
     return result
 
 

@@ -77,7 +77,8 @@ class WideStream:
         self._stacks = _Stacks(mask.new_empty(runs, mask.shape[1], rows, width))
         self._base = mask.detach().new_zeros(1, 1, rows, width)
         self._sources = self._destinations = 0
-        self._order = mask.detach().new_empty(0)
+        # Nothing, of the mask: what is asked for on the way back is called whatever gradients are wanted.
+        self._order = mask.flatten()[:0]
 
     def write(self, contribution: Float[Tensor, "_ written row d_model"]) -> None:
         """Take what the next sources of the graph's order write."""

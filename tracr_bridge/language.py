@@ -150,7 +150,10 @@ def plan(options: argparse.Namespace) -> bool:
         ("mixing all edges once, a token", f"{found.mixing_flops_per_token / 1e9:.1f} GFLOP"),
         ("a step, a token", f"{found.step_flops_per_token / 1e9:.1f} GFLOP"),
         ("GPUs", f"{found.gpus}" if found.fits else f"{found.gpus}, which is not enough"),
-        ("inputs at a time on each", f"{found.inputs_at_a_time} (--parts {found.parts})"),
+        (
+            "inputs at a time on each",
+            f"{found.inputs_at_a_time} (--parts {found.parts}; {found.most_inputs} would fit)",
+        ),
         ("weights on each", gigabytes["weights"]),
         ("a step on each", gigabytes["step"]),
         ("together", f"{gigabytes['memory']} of {question.gpu_memory:g} GB"),

@@ -58,7 +58,7 @@ class TracrModel:
         self._causal = weights.causal
         self._key_size = weights.layers[0].heads[0].query.shape[1]
         written, read = _written_matrices(weights, token_ids), _read_matrices(weights)
-        self.structural_mask = _structural(self.graph, written, read)
+        self.structural_mask = structural_mask(self.graph, written, read)
         self.read = [torch.from_numpy(matrix) for matrix in read]
         self._supports = [np.flatnonzero(np.any(matrix != 0, axis=0)) for matrix in written]
         self._token = torch.from_numpy(weights.token[:, self._supports[0]].T.copy())
@@ -192,7 +192,9 @@ def _read_matrices(weights: Weights) -> list[np.ndarray]:
     return [*read, weights.unembed]
 
 
-def _structural(graph: Graph, written: list[np.ndarray], read: list[np.ndarray]) -> Bool[Tensor, "source destination"]:
+def structural_mask(
+    graph: Graph, written: list[np.ndarray], read: list[np.ndarray]
+) -> Bool[Tensor, "source destination"]:
     """True where an edge's `W_out @ W_in` is not zero."""
     structural = torch.zeros(len(graph.sources), len(graph.destinations), dtype=torch.bool)
     for edge in graph.edges:

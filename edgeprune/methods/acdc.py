@@ -129,9 +129,9 @@ def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Fl
 
 def _carried(ablator: Ablator, batches: Sequence[Batch]) -> Iterable[Tensor | None]:
     """The ablated sources of each batch: held where they fit, and otherwise computed whenever they are gone through."""
-    first = ablator(batches[0])
+    first = ablator.own(batches[0])
     if first is None or first.numel() * len(batches) <= _ROOM:
-        return [first, *map(ablator, batches[1:])]
+        return [first, *map(ablator.own, batches[1:])]
     return _Anew(ablator, batches)
 
 
@@ -141,7 +141,7 @@ class _Anew:
     batches: Sequence[Batch]
 
     def __iter__(self) -> Iterator[Tensor | None]:
-        return map(self.ablator, self.batches)
+        return map(self.ablator.own, self.batches)
 
 
 def _losses(

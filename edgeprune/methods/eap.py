@@ -60,7 +60,7 @@ def attribution_patching(
     batches = dataset.batches(config.batch_size, generator)
     for batch in tqdm(batches, desc=f"EAP, {ablation}", disable=None if progress else True):
         mask = torch.ones_like(total, requires_grad=True)
-        loss = objective.per_input(model(batch.clean, mask, ablator(batch), batch.positions), batch).sum()
+        loss = objective.per_input(model(batch.clean, mask, ablator.own(batch), batch.positions), batch).sum()
         total += torch.autograd.grad(loss, mask)[0]
         del loss  # and all that it holds, before the next batch runs
     return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)

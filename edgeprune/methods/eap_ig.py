@@ -85,7 +85,7 @@ def integrate_gradients(
     total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
     batches = dataset.batches(config.batch_size, torch.Generator().manual_seed(seed))
     for batch in tqdm(batches, desc=f"EAP-IG, {ablation}", disable=None if progress else True):
-        total += integrate(model, objective, batch, ablator(batch), config.path)
+        total += integrate(model, objective, batch, ablator.own(batch), config.path)
     return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)
 
 

@@ -240,7 +240,7 @@ def prune_to_target(
         batch = dataset.take(pairs[0], pairs[1])
 
         def loss(mask: Mask, batch: Batch = batch) -> Float[Tensor, ""]:
-            return objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
+            return objective(model(batch.clean, mask, ablator.own(batch), batch.positions), batch).mean()
 
         step = run.step([loss])
         with torch.no_grad():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import GPT2LMHeadModel
 from transformers.activations import ACT2FN
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -124,9 +125,11 @@ def _norm(norm: torch.nn.LayerNorm) -> _Norm:
 def _attention(block: GPT2Block, heads: int) -> _Attention:
     inputs, outputs = block.attn.c_attn, block.attn.c_proj
     d_model = len(outputs.bias)
+    # A copy reads faster; of a layer that is sharded it would outlive the layer.
+    ports = inputs.weight.detach().view(d_model, 3 * heads, -1).transpose(0, 1)
     return _Attention(
         norm=_norm(block.ln_1),
-        inputs=inputs.weight.detach().view(d_model, 3 * heads, -1).transpose(0, 1).contiguous(),
+        inputs=ports if isinstance(block, FSDPModule) else ports.contiguous(),
         input_bias=inputs.bias.detach().view(3 * heads, 1, -1),
         outputs=outputs.weight.detach().view(heads, -1, d_model),
         output_bias=outputs.bias.detach(),

@@ -60,6 +60,10 @@ def load_model(
             such device.
     """
     placed = find_device(device)
+    if ranks.count > 1 and ":" in device:
+        raise ModelError(
+            f"Expected a kind of device, of which each process takes its own, such as cuda; got {device!r}"
+        )
     # They tell of every try to reach the hub, and of every weight; what is raised says it all.
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()

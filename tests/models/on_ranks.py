@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 on_ranks.py MODEL OUT
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from allocating import most_allocated
@@ -18,11 +19,14 @@ from edgeprune.compare import Comparison, compare
 from edgeprune.evaluate import evaluate
 from edgeprune.graph import ABLATIONS
 from edgeprune.masks import edge_exists
+from edgeprune.methods import find_method
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.hisp import HispConfig, score_nodes
 from edgeprune.models.llama import LlamaModel
+from edgeprune.models.load import KINDS
 from edgeprune.models.sharded import shard
 from edgeprune.parallel import join
 from edgeprune.pruning_run import evaluate_run, prune
@@ -75,6 +79,11 @@ def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
         mask = (scored["eap"].scores > scored["eap"].scores[exists].median()).float()
         measured = evaluate(ours, subject.splits["test"], ablation, mask, means_of=train, batch_size=4)
         found[f"evaluation {ablation}"] = torch.tensor([measured.kl, measured.metric, measured.exact_match])
+    own = find_method("on_ranks:a_method_of_ones_own")
+    found["own"] = own(ours, train, "resample").scores
+    # A run for each input, all with corrupted values of their own; and fewer of them than processes.
+    for size in (2, 16):
+        found[f"hisp {size}"] = score_nodes(ours, train, "resample", config=HispConfig(batch_size=size)).scores
     some = AcdcConfig(inputs=3, at_once=1)
     found["acdc"] = remove_greedily(ours, train, "resample", config=some).scores
     saved = prune(asked, out / "run", save_every=8)
@@ -91,14 +100,28 @@ def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in found.items()}
 
 
+def a_method_of_ones_own(model, dataset, ablation, seed=0):
+    """Leans on nothing but what any masked model promises."""
+    mask = edge_exists(model.graph).float().requires_grad_()
+    rows = torch.arange(len(dataset))
+    batch = dataset.take(rows, rows)
+    outputs = model(batch.clean, mask, model.sources(batch.corrupted), batch.positions)
+    return torch.autograd.grad((outputs * batch.target).sum(), mask)[0].abs()
+
+
 def held(model: str) -> dict[str, torch.Tensor]:
-    """How many numbers of layers' weights this process holds, after a step and a plain run."""
+    """How many numbers of layers' weights this process holds after a step, and which layers are whole."""
     subject = load_subject(config(model), ("train",), device="cpu")
     prune_to_target(subject.model, subject.splits["train"], "resample", config=replace(PRUNING, steps=1))
-    subject.model(subject.splits["train"].tokens[:1])
     weights = [w for name, w in subject.model.weights.named_parameters() if ".h." in name or ".layers." in name]
     parts = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
-    return {"held": torch.tensor(sum(part.numel() for part in parts))}
+    whole = [not isinstance(next(layer.parameters()), DTensor) for layer in layers_of(subject.model.weights)]
+    return {"held": torch.tensor(sum(part.numel() for part in parts)), "whole": torch.tensor(whole)}
+
+
+def layers_of(theirs: Any) -> list[torch.nn.Module]:
+    """Hugging Face's layers."""
+    return list(theirs.get_submodule(KINDS[theirs.config.model_type].layers))
 
 
 def peak() -> dict[str, torch.Tensor]:

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from test_pruning_run import contents, save_model
 from tiny import FAMILIES
 
-from edgeprune.errors import RunError
+from edgeprune import parallel
+from edgeprune.errors import ModelError, RunError
+from edgeprune.models.load import load_model
 from edgeprune.parallel import ALONE, Ranks, join
 from edgeprune.pruning_run import prune
 from edgeprune.step_cost import step_cost
@@ -83,12 +85,13 @@ def test_outputs_gradients_and_methods_are_those_of_one_process(alone, together)
 def test_all_processes_find_the_very_same(together):
     first, *others = together[1]
     for other in others:
-        assert all(torch.equal(first[name], other[name]) for name in first if name not in ("held", "peak"))
+        assert all(torch.equal(first[name], other[name]) for name in first if name not in ("held", "peak", "whole"))
 
 
 def test_layers_are_sharded_and_taken_apart_after_a_step(alone, together, model):
     parts = [int(ranks["held"]) for ranks in together[1]]
     assert sum(parts) == int(on_ranks.held(model)["held"]) and max(parts) < 0.7 * sum(parts)
+    assert not any(bool(ranks["whole"].any()) for ranks in together[1])
 
 
 def test_memory_of_each_process_is_what_is_planned(case, together):
@@ -162,6 +165,12 @@ def test_all_end_when_one_is_killed_and_any_number_goes_on(tmp_path):
     assert [line["step"] for line in lines] == list(range(20)) and before < 20
     one = load_file(tmp_path / "alone" / "checkpoint.safetensors")["log_alpha"]
     torch.testing.assert_close(load_file(out / "checkpoint.safetensors")["log_alpha"], one, atol=1e-5, rtol=0)
+    process = start(2, "-m", "edgeprune", "evaluate", str(out), "--split=validation", "--json")
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    measured = json.loads((out / "evaluation-validation.json").read_text())
+    assert json.loads(output)["circuit"] == measured["circuit"]
+    (out / "evaluation-validation.json").unlink()
     # One process finds nothing left to do.
     kept = contents(out)
     prune(on_ranks.config(model), out, resume=True)
@@ -202,8 +211,33 @@ def test_what_fails_between_processes_says_what_to_do(monkeypatch):
         raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr(torch.distributed, "barrier", broken)
-    with pytest.raises(RunError, match=r"another one has stopped: Connection closed by peer.*--resume"):
+    with pytest.raises(RunError, match=r"Connection closed by peer\. If one of them has stopped.*--resume"):
         Ranks(0, 2).wait()
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value, op: value.copy_(torch.tensor([[2.0], [-1.0]])))
-    with pytest.raises(RunError, match="drifted apart"):
-        Ranks(0, 2).check_alike(torch.tensor([1.0]))
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    parallel._take_gpu()
+    assert taken == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    parallel._take_gpu()
+    assert taken == [3]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RunError, match="as it has GPUs, 2; got more"):
+        parallel._take_gpu()
+
+
+def test_no_process_is_told_which_gpu_to_take(tmp_path):
+    with pytest.raises(ModelError, match="each process takes its own, such as cuda; got 'cpu:0'"):
+        load_model(str(tmp_path), device="cpu:0", ranks=Ranks(0, 2))
+
+
+def test_folders_that_are_not_the_same_are_told_apart(monkeypatch):
+    def gather(value, op):
+        value.copy_(torch.tensor([8, 0]))  # the other is at step 0
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", gather)
+    assert not Ranks(0, 2).agree(8) and ALONE.agree(8)

@@ -115,7 +115,10 @@ def test_few_gpus_shard_more(folder):
     less = plan(replace(asked, gpu_memory=enough * 0.98))
     assert less.fits and less.gpus > 1 and less.memory < found.memory and less.inputs_at_a_time == 1
     assert less.parts * less.gpus * less.inputs_at_a_time >= asked.batch
-    assert less.hours == pytest.approx(found.hours / min(less.gpus, asked.batch))
+    assert less.hours == pytest.approx(found.hours * less.parts / asked.batch)
+    uneven = plan(replace(asked, batch=5, gpus=4, gpu_memory=1.0))
+    assert (uneven.inputs_at_a_time, uneven.parts) == (2, 1)  # one GPU has two, and the others wait for it
+    assert uneven.hours == pytest.approx(found.hours * 2 / 6)
     never = plan(replace(asked, gpu_memory=0.0001))
     assert not never.fits and never.memory > 0.0001 * planning.GIGABYTE
 
@@ -151,9 +154,15 @@ def test_what_is_no_model_or_too_short_a_one_is_refused(folder, tmp_path, capsys
         plan(Question(model=str(folder), tokens=65))
     with pytest.raises(ModelError, match=r"a folder with config\.json, or that file; .* cannot be loaded"):
         plan(Question(model=str(tmp_path)))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert main(["plan", "--model", str(tmp_path)]) == 2
-    assert "Expected a model of kind gpt2, llama" in capsys.readouterr().err
+    for content, message in (
+        ('{"model_type": "bert"}', "Expected a model of kind gpt2, llama"),
+        ('{"model_type": "gpt2", "n_embd": 50, "n_head": 4}', "Expected a configuration of a model"),
+        ('{"model_type": "llama", "hidden_act": "nonsense"}', "Expected a configuration of a model"),
+        ('{"model_type": "gpt2", "n_layer": 0}', "it has no layers"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        assert main(["plan", "--model", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scaling", ["dynamic", "longrope"])
