@@ -102,6 +102,9 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     )
     _add_bench_options(bench)
     verify = add("verify", "check that RASP, Tracr's model and ours agree on the whole domain", commands.verify)
+    _add_export_options(
+        add("export", "write causal programs as checkpoints of Hugging Face with known circuits", commands.export)
+    )
     truth = add("truth", "derive and certify a program's true circuit", commands.truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
@@ -167,6 +170,23 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     convert.add_argument(
         "--ablation", help=f"what removed edges carry, where no file says: {', '.join(ABLATIONS)} (default: as --like)"
+    )
+
+
+def _add_export_options(export: argparse.ArgumentParser) -> None:
+    export.add_argument(
+        "program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all causal ones)"
+    )
+    export.add_argument(
+        "--as", dest="family", required=True, choices=("gpt2", "llama"), help="the architecture of the checkpoint"
+    )
+    export.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder to make: model.safetensors, a tokenizer, circuit.json; of several programs, a folder for each "
+        "in it",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.graph import Ablation, parse_ablation
+from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
 
 if TYPE_CHECKING:
     from edgeprune.store import SavedCircuit
@@ -224,6 +224,32 @@ def _say_where(what: str, path: Path, options: argparse.Namespace) -> None:
 
 
 # Files alone
+
+
+def export(options: argparse.Namespace) -> bool:
+    """`edgeprune export`."""
+    from tracr_bridge import report
+    from tracr_bridge.catalogue import catalogue, load_program
+    from tracr_bridge.export import export as write
+
+    asked = options.program or [program.name for program in catalogue().values() if program.causal]
+    programs = list(map(load_program, asked))
+    folders = [options.out if len(programs) == 1 else options.out / f"{p.name}-{options.family}" for p in programs]
+    rows, found = list[tuple[str, ...]](), list[dict[str, object]]()
+    for program, folder in zip(programs, folders, strict=True):
+        made = write(program, options.family, folder, seed=options.seed, progress=True)
+        sizes = {ablation: [len(circuit) for circuit in circuits] for ablation, circuits in made.circuits.items()}
+        error = made.content["max_abs_diff"]
+        found.append({"program": program.name, "folder": str(made.folder), "max_abs_diff": error, "edges": sizes})
+        edges = [" or ".join(map(str, counts)) or "nothing could fail" for counts in sizes.values()]
+        rows.append((program.name, str(made.model.graph.total), *edges, f"{error:.1g}"))
+    if options.json:
+        print(report.as_json({"exported": found}), file=options.output)
+        return True
+    head = ("program", "edges in all", *(f"true, {ablation}" for ablation in ABLATIONS), "largest error")
+    report.print_table(f"{options.family}, in {options.out}", head, rows)
+    print("load one: AutoModelForCausalLM.from_pretrained(folder); its circuits: circuit.json")
+    return True
 
 
 def draw(options: argparse.Namespace) -> bool:

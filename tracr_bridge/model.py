@@ -57,7 +57,8 @@ class TracrModel:
         self.weights = weights
         self._causal = weights.causal
         self._key_size = weights.layers[0].heads[0].query.shape[1]
-        written, read = _written_matrices(weights, token_ids), _read_matrices(weights)
+        written = [weights.token[token_ids], weights.position, *(m for layer in weights.layers for m in layer.written)]
+        read = [*(matrix for layer in weights.layers for matrix in layer.read), weights.unembed]
         self.structural_mask = structural_mask(self.graph, written, read)
         self.read = [torch.from_numpy(matrix) for matrix in read]
         self._supports = [np.flatnonzero(np.any(matrix != 0, axis=0)) for matrix in written]
@@ -169,27 +170,6 @@ class TracrModel:
 def _runs_first(columns: Columns) -> Float[Tensor, "*lead batch pos column"]:
     """The same with dimensions in the order in which they leave the model."""
     return columns.permute(*range(2, columns.ndim), 1, 0)
-
-
-def _written_matrices(weights: Weights, token_ids: list[int]) -> list[np.ndarray]:
-    """For every source the rows that span what it writes: embeddings of ids that occur, else output weights."""
-    written = [weights.token[token_ids], weights.position]
-    for layer in weights.layers:
-        written += [head.output[np.any(head.value != 0, axis=0)] for head in layer.heads]
-        written += [layer.output[np.any(layer.hidden != 0, axis=0)]]
-    return written
-
-
-def _read_matrices(weights: Weights) -> list[np.ndarray]:
-    """For every destination the weights that it reads with, those that have an effect further on."""
-    read: list[np.ndarray] = []
-    for layer in weights.layers:
-        matched = [np.any(h.query != 0, axis=0) & np.any(h.key != 0, axis=0) for h in layer.heads]
-        read += [head.query[:, m] for head, m in zip(layer.heads, matched, strict=True)]
-        read += [head.key[:, m] for head, m in zip(layer.heads, matched, strict=True)]
-        read += [head.value[:, np.any(head.output != 0, axis=1)] for head in layer.heads]
-        read += [layer.hidden[:, np.any(layer.output != 0, axis=1)]]
-    return [*read, weights.unembed]
 
 
 def structural_mask(
