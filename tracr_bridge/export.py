@@ -148,6 +148,8 @@ def load_exported(folder: Path) -> Exported:
             for ablation in ABLATIONS
         }
         return Exported(folder, content["family"], model, dataset, circuits, content)
+    except ModelError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = str(folder / "circuit.json")
         raise CircuitFileError(f"Expected what `edgeprune export` writes in {where!r}; {error!r:.200}") from error

@@ -43,7 +43,7 @@ def program_from(source: str) -> DrawnProgram:
 
 
 @st.composite
-def rasp_programs(draw: Draw, *, max_expressions: int = 9) -> DrawnProgram:
+def rasp_programs(draw: Draw, *, max_expressions: int = 9, causal: bool | None = None) -> DrawnProgram:
     """Programs that Tracr compiles, with small domains and varied outputs.
 
     They shrink toward fewer expressions, then a smaller vocabulary, then shorter inputs.
@@ -51,8 +51,9 @@ def rasp_programs(draw: Draw, *, max_expressions: int = 9) -> DrawnProgram:
     Args:
         draw: given by Hypothesis.
         max_expressions: maps, aggregates and widths in one program, at the most.
+        causal: whether attention sees earlier positions only; either, unless given.
     """
-    return draw(_sources(max_expressions=max_expressions).map(program_from).filter(_is_varied))
+    return draw(_sources(max_expressions=max_expressions, causal=causal).map(program_from).filter(_is_varied))
 
 
 def inputs_for(program: Program, *, budget: int = MOST_INPUTS) -> st.SearchStrategy[Tokens]:
@@ -71,12 +72,12 @@ def _is_varied(program: Program) -> bool:
 
 
 @st.composite
-def _sources(draw: Draw, *, max_expressions: int) -> str:
+def _sources(draw: Draw, *, max_expressions: int, causal: bool | None) -> str:
     vocab = draw(st.sampled_from(VOCABULARIES))
     longest = max(n for n in range(1, 7) if sum(len(vocab) ** k for k in range(1, n + 1)) <= MOST_INPUTS)
     length = draw(st.integers(1, longest))
     shortest = draw(st.sampled_from((1, 1, 1, length)))
-    causal = draw(st.booleans())
+    causal = draw(st.booleans()) if causal is None else causal
     writer = Writer(draw, vocab, shortest, length, causal, left=max_expressions)
     output = writer.output(4)
     lengths = f"max_seq_len={length}" + (f", min_seq_len={shortest}" if shortest > 1 else "")

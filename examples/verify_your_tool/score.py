@@ -1,0 +1,80 @@
+"""Score a list of edges against the known circuit of an exported checkpoint. Needs nothing of edgeprune.
+
+    python score.py CHECKPOINT --ablation resample --edges found.txt    what your tool found, an edge a line
+    python score.py CHECKPOINT --check                                  run the checkpoint on its whole domain
+
+CHECKPOINT is a folder that `edgeprune export` made. Scoring reads its circuit.json alone; --check loads the model and
+its tokenizer with plain transformers, and compares what it says with what the program that it was made from says. Exit
+status 0: the edges are a true circuit, or the model says what it should; 1: they are not, or it does not.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def score(content: dict, ablation: str, found: set[str]) -> bool:
+    """Print how `found` differs from the nearest true circuit; whether it is one."""
+    graph, known = content["graph"], content["circuits"][ablation]
+    if "refused" in known:
+        sys.exit(f"No circuit under {ablation}: {known['refused']}")
+    for edge in found:
+        source, _, destination = edge.partition("->")
+        if source not in graph["sources"] or destination not in graph["destinations"]:
+            sys.exit(f"Expected edges such as {known['edges'][0]}; the model has no {edge!r}")
+    certificate = known["certificate"]
+    nearest = min(map(set, certificate["circuits"]), key=lambda circuit: len(circuit ^ found))
+    for name, edges in (("missing", nearest - found), ("extra", found - nearest)):
+        print(f"{name}: {' '.join(sorted(edges)) or 'none'}")
+    precision, recall = (len(nearest & found) / max(1, len(edges)) for edges in (found, nearest))
+    print(f"precision {precision:.3f}, recall {recall:.3f}; {len(nearest)} true edges")
+    print(f"certificate: {certificate['status']}, {certificate['pairs']} runs", end="")
+    print(", all there are" if certificate["exhaustive"] else ", a sample")
+    if found != nearest and certificate["status"] != "unique":
+        print("Other circuits than those listed may be true: see the page on verifying a tool.")
+    return found == nearest
+
+
+def check(folder: Path, content: dict) -> bool:
+    """Whether plain transformers says what the program does, on every input."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    outputs, wrong = content["outputs"], 0
+    domain = content["domain"]
+    for text, expected in zip(domain["inputs"], domain["expected"], strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0, 1:]  # nothing is asked of BOS
+        for row, value in zip(logits, expected, strict=True):
+            if value is None:  # the program is undefined there
+                continue
+            if outputs["kind"] == "categorical":
+                wrong += outputs["columns"][int(row.argmax())] != value
+            else:
+                wrong += abs(float(row[0]) - value) > 0.01
+    print(f"{content['program']['name']}: {len(domain['inputs'])} inputs, {wrong} wrong outputs")
+    return wrong == 0
+
+
+def main() -> int:
+    """Score edges, or check the model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--ablation", default="resample", choices=("zero", "mean", "resample"))
+    parser.add_argument("--edges", type=Path, metavar="FILE", help="an edge a line, such as embed->a0.h0.v")
+    parser.add_argument("--check", action="store_true", help="run the model on its whole domain")
+    options = parser.parse_args()
+    content = json.loads((options.checkpoint / "circuit.json").read_text(encoding="utf-8"))
+    if options.check:
+        return 0 if check(options.checkpoint, content) else 1
+    if options.edges is None:
+        parser.error("expected --edges FILE, or --check")
+    found = set(options.edges.read_text(encoding="utf-8").split())
+    return 0 if score(content, options.ablation, found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

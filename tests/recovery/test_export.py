@@ -1,0 +1,261 @@
+"""Programs as checkpoints of Hugging Face: they do what RASP says, and their circuits are true and recovered."""
+
+import json
+import runpy
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tracr.rasp import rasp
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from edgeprune.errors import CircuitMismatch, ModelError, UnsupportedProgram
+from edgeprune.graph import ABLATIONS, Circuit, Edge
+from edgeprune.masks import mask_of
+from edgeprune.methods import METHODS
+from edgeprune.metrics import ATOL
+from edgeprune.models.load import KINDS
+from edgeprune.store import CircuitFileError, UnwritableFile
+from tracr_bridge import export as exporting
+from tracr_bridge import rasp_program
+from tracr_bridge.catalogue import catalogue, load_program
+from tracr_bridge.cli import main
+from tracr_bridge.compile import compile_program
+from tracr_bridge.export import export, load_exported
+from tracr_bridge.judge import Judge
+from tracr_bridge.strategies import rasp_programs
+from tracr_bridge.transplant import transplant
+from tracr_bridge.truth import is_true_circuit
+
+FAMILIES = ("gpt2", "llama")
+QUICK = ("induction", "distinct_so_far", "share_of_others")
+"""Positions that are read, several heads a layer, and a number for an output."""
+
+CASES = [
+    pytest.param((name, family), id=f"{name}-{family}", marks=[] if name in QUICK else pytest.mark.sweep)
+    for name, program in catalogue().items()
+    if program.causal
+    for family in FAMILIES
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def exported(request, tmp_path_factory):
+    name, family = request.param
+    return export(load_program(name), family, tmp_path_factory.mktemp(name) / family)
+
+
+def test_plain_transformers_gives_what_rasp_says(exported):
+    """From the folder alone, one text at a time and without padding."""
+    model = AutoModelForCausalLM.from_pretrained(exported.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported.folder)
+    content = json.loads((exported.folder / "circuit.json").read_text())
+    columns, domain = content["outputs"]["columns"], content["domain"]
+    assert type(model).__module__.startswith("transformers.")
+    for text, expected in islice(zip(domain["inputs"], domain["expected"], strict=True), 0, None, 7):
+        ids = tokenizer(text, return_tensors="pt")
+        assert ids["input_ids"][0, 0] == tokenizer.bos_token_id
+        with torch.no_grad():
+            logits = model(**ids).logits[0, 1:]
+        for row, value in zip(logits, expected, strict=True):
+            if value is not None and content["outputs"]["kind"] == "categorical":
+                assert columns[int(row.argmax())] == value
+            elif value is not None:
+                assert float(row[0]) == pytest.approx(value, abs=1e-2)
+
+
+def test_circuits_are_true_where_they_are_run(exported):
+    """Through the adapter, by masks: sufficient, and not with any one edge less."""
+    for ablation, circuits in exported.circuits.items():
+        judge = Judge(exported.model, exported.dataset, ablation, atol=ATOL)
+        assert circuits and all(is_true_circuit(judge, exported.model.graph, each.edges) for each in circuits)
+        assert exported.is_true(circuits[0])
+        less = Circuit(exported.model.graph, ablation, frozenset(sorted(circuits[0].edges)[1:]))
+        assert not exported.is_true(less)
+        empty = judge.differences(mask_of(exported.model.graph, [])[None])
+        assert float(empty) > 0.1
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(1, 5))])
+def test_edge_pruning_recovers_them(exported, seed):
+    for ablation in ABLATIONS:
+        found = METHODS["edge-pruning"](exported.model, exported.dataset, ablation, seed=seed)
+        assert exported.is_true(found.circuit), (ablation, found.circuit.names())
+
+
+@pytest.mark.parametrize("name", ["acdc", "eap", "eap-ig-inputs", "eap-ig-activations"])
+def test_other_methods_run_on_them(exported, name):
+    found = METHODS[name](exported.model, exported.dataset, "resample")
+    assert found.circuit.graph == exported.model.graph and found.scores.isfinite().all()
+
+
+def test_what_is_written_says_what_it_is(exported):
+    content = exported.content
+    assert content["format"] == "edgeprune export 1" and content["max_abs_diff"] < 1e-4
+    assert {node.kind for node in exported.model.graph.sources} == {"embed", "a", "m"}
+    assert content["circuits"].keys() == set(ABLATIONS)
+    for each in content["circuits"].values():
+        assert each["edges"] == each["certificate"]["circuits"][0] and each["certificate"]["gap"]["kept"] > 0.1
+    assert load_exported(exported.folder).circuits == exported.circuits
+
+
+@given(rasp_programs(causal=True), st.sampled_from(FAMILIES))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+def test_random_causal_programs_do_the_same_there(program, family):
+    compiled = compile_program(program)
+    ids = compiled.assembled.input_encoder.encoding_map
+    bos = ids["compiler_bos"]
+    made = transplant(compiled.model.weights, family, [bos, *(ids[token] for token in program.vocab)], bos_id=bos)
+    tokens, wanted = compiled.dataset.tokens, compiled.dataset.target
+    with torch.no_grad():
+        plain = made.model(tokens, attention_mask=torch.ones_like(tokens)).logits
+        ours = KINDS[family].adapter(made.model)(tokens)
+    apart = torch.where(compiled.dataset.scored[..., None], (plain[..., : wanted.shape[-1]] - wanted).abs(), 0)
+    assert float(apart.max()) < 1e-3
+    torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.sweep
+@given(rasp_programs(causal=True), st.sampled_from(FAMILIES))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+def test_random_causal_programs_are_exported_and_recovered(tmp_path_factory, program, family):
+    made = export(program, family, tmp_path_factory.mktemp("drawn") / family)
+    for ablation, circuits in made.circuits.items():
+        if circuits:
+            found = METHODS["edge-pruning"](made.model, made.dataset, ablation)
+            assert made.is_true(found.circuit)
+
+
+SCORE = Path(__file__).parents[2] / "examples" / "verify_your_tool" / "score.py"
+
+
+def test_edges_are_scored_by_a_script_that_needs_nothing_but_the_file(tmp_path):
+    """Without any package: -S leaves them out."""
+    made = export(load_program("next_to"), "llama", tmp_path / "made")
+    true = made.circuits["resample"][0].names()
+    for edges, status, said in ((true, 0, "missing: none\nextra: none"), ([*true[1:], "embed->m0"], 1, "recall 0.750")):
+        (tmp_path / "found.txt").write_text("\n".join(edges))
+        command = [sys.executable, "-I", "-S", str(SCORE), str(made.folder), "--edges", str(tmp_path / "found.txt")]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ran.returncode == status and said in ran.stdout, ran.stderr
+    (tmp_path / "found.txt").write_text("tok->m0")
+    assert "the model has no 'tok->m0'" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_the_script_runs_the_model_with_plain_transformers(tmp_path, monkeypatch, capsys):
+    made = export(load_program("share_of_others"), "gpt2", tmp_path / "made")
+    monkeypatch.setattr(sys, "argv", [str(SCORE), str(made.folder), "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCORE), run_name="__main__")
+    assert ended.value.code == 0 and ", 0 wrong outputs" in capsys.readouterr().out
+
+
+# What is refused, and leaves nothing behind
+
+
+def test_a_program_that_attends_both_ways_is_refused(tmp_path, capsys):
+    assert main(["export", "reverse", "--as", "gpt2", "--out", str(tmp_path / "out")]) == 2
+    assert "Expected a causal program, as gpt2 sees no later token" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UnwritableFile, match="a folder that is empty or does not exist"):
+        export(load_program("next_to"), "gpt2", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
+    def stops(*_given, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "derive_truth", stops)
+    with pytest.raises(KeyboardInterrupt):
+        export(load_program("next_to"), "llama", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_does_something_else_is_never_written(tmp_path, monkeypatch):
+    def spoiled(*given, **more):
+        made = transplant(*given, **more)
+        made.model.lm_head.weight.data.neg_()
+        return made
+
+    monkeypatch.setattr(exporting, "transplant", spoiled)
+    with pytest.raises(UnsupportedProgram, match="Expected a model that does what next_to says; on input"):
+        export(load_program("next_to"), "gpt2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_makes_a_folder_or_a_folder_of_folders(tmp_path, capsys):
+    assert main(["export", "next_to", "--as", "gpt2", "--out", str(tmp_path / "one"), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["exported"]
+    assert found["edges"] == {"zero": [7], "mean": [4], "resample": [4]}
+    assert Path(found["folder"]) == tmp_path / "one"
+    names = ["next_to", "larger_before"]
+    assert main(["export", *names, "--as", "llama", "--out", str(tmp_path / "set")]) == 0
+    assert {file.name for file in (tmp_path / "set").iterdir()} == {f"{name}-llama" for name in names}
+    assert "AutoModelForCausalLM" in capsys.readouterr().out
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    made = export(load_program("next_to"), "gpt2", tmp_path / "made")
+    with pytest.raises(CircuitMismatch):
+        made.is_true(export(load_program("any_x"), "gpt2", tmp_path / "other").circuits["zero"][0])
+    path = made.folder / "circuit.json"
+    text = path.read_text()
+    path.write_text((tmp_path / "other" / "circuit.json").read_text())
+    with pytest.raises(ModelError, match="its graph is another"):
+        load_exported(made.folder)
+    path.write_text(text.replace("edgeprune export 1", "edgeprune export 9"))
+    with pytest.raises(CircuitFileError, match="its format is 'edgeprune export 9'"):
+        load_exported(made.folder)
+    path.write_text("{}")
+    with pytest.raises(CircuitFileError, match="KeyError"):
+        load_exported(made.folder)
+
+
+@pytest.mark.parametrize("vocabulary", [(1, "1"), ("a b", " "), (0, 1, 2), ("compiler_bos_", "x")])
+def test_every_vocabulary_has_words(vocabulary):
+    names = exporting._names(vocabulary)
+    assert len(set(names.values())) == len(vocabulary)
+    assert all(word.split() == [word] for word in names.values())
+
+
+def test_llama_gets_a_layer_for_positions_only_where_they_are_read(tmp_path):
+    @rasp_program(vocab=("a", "b"), max_seq_len=3, causal=True)
+    def seen() -> rasp.SOp:
+        """Whether an "a" has been seen."""
+        same = rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: key == "a").named("same")
+        return rasp.SelectorWidth(same).named("width")
+
+    layers = {}
+    for name, program in (("induction", load_program("induction")), ("seen", seen)):
+        own = len(compile_program(program).model.weights.layers)
+        made = export(program, "llama", tmp_path / name)
+        layers[name] = made.model.weights.config.num_hidden_layers - own
+    assert layers == {"induction": 1, "seen": 0}
+    embed = Edge.parse("embed->a0.h0.v")
+    circuit = load_exported(tmp_path / "induction").circuits["resample"][0]
+    assert embed not in circuit.edges  # positions are the same in the corrupted input
+    assert embed in load_exported(tmp_path / "induction").circuits["zero"][0].edges
+
+
+def test_weights_that_were_changed_are_noticed_by_the_circuit(tmp_path):
+    """What lies in the folder decides: with a head's output gone, its circuit does not reproduce what is wanted."""
+    made = export(load_program("next_to"), "gpt2", tmp_path / "made")
+    file = made.folder / "model.safetensors"
+    weights = load_file(file)
+    weights["transformer.h.0.attn.c_proj.weight"].zero_()
+    save_file(weights, file, metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(made.folder).eval()
+    with torch.no_grad():
+        logits = model(made.dataset.tokens).logits
+    assert float((logits - made.dataset.target[:]).abs().max()) > 0.5
