@@ -77,8 +77,8 @@ def _sources(draw: Draw, *, max_expressions: int, causal: bool | None) -> str:
     longest = max(n for n in range(1, 7) if sum(len(vocab) ** k for k in range(1, n + 1)) <= MOST_INPUTS)
     length = draw(st.integers(1, longest))
     shortest = draw(st.sampled_from((1, 1, 1, length)))
-    causal = draw(st.booleans()) if causal is None else causal
-    writer = Writer(draw, vocab, shortest, length, causal, left=max_expressions)
+    masked: bool = draw(st.booleans()) if causal is None else causal
+    writer = Writer(draw, vocab, shortest, length, masked, left=max_expressions)
     output = writer.output(4)
     lengths = f"max_seq_len={length}" + (f", min_seq_len={shortest}" if shortest > 1 else "")
     body = "\n".join(f"    {line}" for line in writer.lines)
@@ -87,7 +87,7 @@ def _sources(draw: Draw, *, max_expressions: int, causal: bool | None) -> str:
 from tracr_bridge import rasp_program
 
 
-@rasp_program(vocab={vocab!r}, {lengths}{", causal=True" if causal else ""})
+@rasp_program(vocab={vocab!r}, {lengths}{", causal=True" if masked else ""})
 def drawn() -> rasp.SOp:
     """A random program."""
 {body}
