@@ -4,7 +4,7 @@
     python benchmarks/exported.py set                                  a row a method and family
     python benchmarks/exported.py set --method edge-pruning --seeds 5  one method, more seeds
 
-A run is exact if its circuit is a true one. Every run that is not is printed as it comes, on standard error.
+A run is exact if its circuit is a true one; with --misses, every run that is not is printed as it comes.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("set", type=Path, help="a folder of folders that `edgeprune export` made")
     parser.add_argument("--method", action="append", help="may be repeated (default: six of them)")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--misses", action="store_true", help="name runs that are not exact, on standard error")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,7 +45,7 @@ def main() -> None:
                     seconds[key] += time.perf_counter() - begin
                     runs[key] += 1
                     exact[key] += (is_exact := each.is_true(found))
-                    if not is_exact:
+                    if options.misses and not is_exact:
                         print(f"not exact: {name}, {each.folder.name}, {ablation}, seed {seed}", file=sys.stderr)
     rows = [
         {"method": key[0], "family": key[1], "ablation": key[2], "exact": int(exact[key]), "runs": int(runs[key])}
