@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from edgeprune.methods import find_method
-from tracr_bridge.export import load_exported
+from tracr_bridge.exported import load_exported
 
 METHODS = ("edge-pruning", "acdc", "eap-ig-activations", "eap-ig-inputs", "eap", "random")
 

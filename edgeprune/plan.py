@@ -85,7 +85,7 @@ class Plan:
     model_flops_per_token: float
     """Of a forward of the plain model."""
 
-    mixing_flops_per_token: float
+    mixing_flops_per_token: int
     """Of mixing every edge once."""
 
     step_flops_per_token: float

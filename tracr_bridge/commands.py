@@ -228,12 +228,16 @@ def _say_where(what: str, path: Path, options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> bool:
     """`edgeprune export`."""
+    from edgeprune.store import check_writable
     from tracr_bridge import report
     from tracr_bridge.catalogue import catalogue, load_program
     from tracr_bridge.export import export as write
 
     asked = options.program or [program.name for program in catalogue().values() if program.causal]
-    programs = list(map(load_program, asked))
+    programs = list(map(load_program, dict.fromkeys(asked)))
+    if len(programs) > 1 and not options.out.is_dir():
+        check_writable(options.out)
+        options.out.mkdir()
     folders = [options.out if len(programs) == 1 else options.out / f"{p.name}-{options.family}" for p in programs]
     rows, found = list[tuple[str, ...]](), list[dict[str, object]]()
     for program, folder in zip(programs, folders, strict=True):

@@ -3,19 +3,21 @@
 It holds the model in safetensors, a tokenizer, and `circuit.json`: what the program is, what each logit column stands
 for, its whole domain with RASP's own outputs, and under each ablation the true circuit with its certificate. All of it
 is checked on the model as it lies in the folder: outputs against RASP, as plain transformers gives them, and circuits
-by running masks through the adapter that prunes such models.
+by running masks through the adapter that prunes such models, in single precision, and once more in double.
 """
 
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from tqdm import tqdm
@@ -23,63 +25,29 @@ from tracr.compiler import compiling
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edgeprune.data import Dataset
-from edgeprune.errors import DegenerateProgram, ModelError, UnsupportedProgram
-from edgeprune.graph import ABLATIONS, Ablation, Circuit, Edge, compare
+from edgeprune.errors import DegenerateProgram, InterpreterError, UnsupportedProgram
+from edgeprune.graph import ABLATIONS, edge_names
 from edgeprune.metrics import largest_difference
-from edgeprune.models.load import load_model, without_bars
+from edgeprune.model import Mask, MaskedModel, Outputs, Positions, Sources, Tokens
+from edgeprune.models.load import KINDS, load_model, without_bars
 from edgeprune.models.transformer import Transformer
-from edgeprune.store import CircuitFileError, UnwritableFile, load_json, versions, write_text
-from tracr_bridge.compile import Compiled
+from edgeprune.store import UnwritableFile, check_writable, versions, write_text
+from tracr_bridge.catalogue import catalogue
+from tracr_bridge.compile import INPUT_BUDGET, Compiled
+from tracr_bridge.exported import BATCH, FORMAT, Exported, dataset_of, digest_of, graph_json, load_exported
 from tracr_bridge.judge import Judge
 from tracr_bridge.model import structural_mask
-from tracr_bridge.program import Program
+from tracr_bridge.program import Program, check_interpreter
 from tracr_bridge.report import certificate_json
-from tracr_bridge.transplant import Family, Transplant, transplant
+from tracr_bridge.transplant import LARGE, Family, Transplant, transplant
 from tracr_bridge.truth import derive_truth, is_true_circuit
 from tracr_bridge.verify import VALUE_ATOL, compile_and_verify
 
-FORMAT: Final = "edgeprune export 1"
-
-_BATCH: Final = 1024
-"""Inputs run at a time."""
+_CLOSE: Final = 1e-3
+"""Largest difference of logits from the compiled program's: a tenth of what a certificate tolerates."""
 
 _BOS: Final = compiling.COMPILER_BOS
 _PAD: Final = compiling.COMPILER_PAD
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What lies in a folder."""
-
-    folder: Path
-    family: Family
-    model: Transformer
-    """As the adapter gives it."""
-
-    dataset: Dataset
-    """The program's domain, with the model's own outputs."""
-
-    circuits: Mapping[Ablation, tuple[Circuit, ...]]
-    """The true circuits under each ablation, smallest first; none where nothing could fail under it."""
-
-    content: Mapping[str, Any]
-    """`circuit.json`."""
-
-    def is_true(self, found: Circuit) -> bool:
-        """Whether a circuit is true: one of those listed, or, where they may not be all, proved to be by running it.
-
-        Raises:
-            CircuitMismatch: it is of another graph.
-        """
-        known = self.circuits[found.ablation]
-        for circuit in known:
-            if compare(found, circuit).exact:
-                return True
-        certificate = self.content["circuits"][found.ablation].get("certificate", {"status": "unique"})
-        if certificate["status"] == "unique":
-            return False
-        judge = Judge(self.model, self.dataset, found.ablation, atol=certificate["atol"])
-        return is_true_circuit(judge, self.model.graph, found.edges)
 
 
 def export(program: Program, family: Family, out: Path, *, seed: int = 0, progress: bool = False) -> Exported:
@@ -88,144 +56,178 @@ def export(program: Program, family: Family, out: Path, *, seed: int = 0, progre
     Args:
         program: a causal one.
         family: of the model.
-        out: the folder to make; it appears when all of it is there.
+        out: the folder to make, in one that exists; it appears when all of it is there.
         seed: of certification.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
         EdgePruneError: the program is unusable.
-        UnsupportedProgram: it is not causal, or the model does not do what RASP says.
-        UnwritableFile: the folder exists, or cannot be made.
+        UnsupportedProgram: it is not causal, its numbers are too large, or a value of it cannot be written as JSON.
+        UnwritableFile: there is such a file or folder, or it cannot be made.
     """
-    out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UnwritableFile(f"Expected a folder that is empty or does not exist; got {str(out)!r}")
+    if out.exists():
+        raise UnwritableFile(f"Expected a folder that does not exist yet; got {str(out)!r}")
+    check_writable(out)
+    if not program.causal:
+        raise UnsupportedProgram(
+            f"Expected a causal program, as {family} sees no later token; {program.name} attends both ways"
+            + _variant(program)
+        )
     compiled = compile_and_verify(program, seed=seed)
     ids: dict[Any, int] = compiled.assembled.input_encoder.encoding_map  # pyright: ignore
     occurring = [ids[token] for token in (_BOS, *program.vocab)]
     made = transplant(compiled.model.weights, family, occurring, bos_id=ids[_BOS])
-    names = _names(program.vocab)
+    words = words_of(program.vocab)
+    vocabulary = {_BOS: ids[_BOS], _PAD: ids[_PAD]} | {words[token]: ids[token] for token in program.vocab}
     unfinished = out.with_name(f".{uuid.uuid4().hex}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with without_bars():
             made.model.save_pretrained(unfinished)
-        _tokenizer({_BOS: ids[_BOS], _PAD: ids[_PAD]} | {names[t]: ids[t] for t in program.vocab}).save_pretrained(
-            unfinished
-        )
-        content = _certified(compiled, made, family, unfinished, seed=seed, progress=progress)
+        _tokenizer(vocabulary).save_pretrained(unfinished)
+        _speak_to_older_versions(unfinished)
+        content = _describe(compiled, made, family, unfinished, seed=seed, progress=progress)
         write_text(unfinished / "circuit.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        if out.exists():
-            out.rmdir()
+        exported = load_exported(unfinished)
         unfinished.rename(out)
-    except OSError as error:
-        raise UnwritableFile(f"Expected a folder that can be made; got {str(out)!r}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise UnwritableFile(f"Expected a folder that can be made; got {str(out)!r}: {error!s:.200}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return load_exported(out)
+    return replace(exported, folder=out)
 
 
-def load_exported(folder: Path) -> Exported:
-    """What `export` wrote; nothing is compiled.
-
-    Raises:
-        CircuitFileError: there is no such file, or it is none.
-        ModelError: the model cannot be loaded, or is not the one that its circuit is of.
-    """
-    content = load_json(folder / "circuit.json")
-    try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}")
-        model, tokenizer = load_model(str(folder))
-        if [str(node) for node in model.graph.sources] != content["graph"]["sources"]:
-            raise ModelError(f"Expected the model that {str(folder / 'circuit.json')!r} is of; its graph is another")
-        dataset = _dataset(model, tokenizer, content)
-        circuits: dict[Ablation, tuple[Circuit, ...]] = {
-            ablation: tuple(
-                Circuit(model.graph, ablation, frozenset(map(Edge.parse, edges)))
-                for edges in content["circuits"][ablation].get("certificate", {"circuits": []})["circuits"]
-            )
-            for ablation in ABLATIONS
-        }
-        return Exported(folder, content["family"], model, dataset, circuits, content)
-    except ModelError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where = str(folder / "circuit.json")
-        raise CircuitFileError(f"Expected what `edgeprune export` writes in {where!r}; {error!r:.200}") from error
+def _variant(program: Program) -> str:
+    """What may be exported in its place, in words; nothing where there is no such program."""
+    program.check()
+    domain = program.domain(budget=INPUT_BUDGET, seed=0)
+    wanted = check_interpreter(program, domain)
+    if check_interpreter(replace(program, causal=True), domain) == wanted:
+        return ": declared with causal=True it does the same"
+    for name, other in catalogue().items():
+        if other.causal and set(other.vocab) >= set(program.vocab) and other.max_seq_len >= program.max_seq_len:
+            try:
+                if check_interpreter(other, domain) == wanted:
+                    return f": {name!r} does the same, and is causal"
+            except InterpreterError:  # it is not for these inputs
+                continue
+    return ""
 
 
-def _certified(
+def _describe(
     compiled: Compiled, made: Transplant, family: Family, folder: Path, *, seed: int, progress: bool
 ) -> dict[str, Any]:
-    """What `circuit.json` says, all of it found on the model in the folder."""
-    adapter, tokenizer = load_model(str(folder))
-    program, names = compiled.program, _names(compiled.program.vocab)
-    inputs = [[names[token] for token in tokens] for tokens in compiled.domain.inputs]
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "program": {"name": program.name, "doc": program.doc, "vocabulary": [names[token] for token in program.vocab]},
-        "family": family,
-        "graph": {
-            "sources": [str(node) for node in adapter.graph.sources],
-            "destinations": [str(node) for node in adapter.graph.destinations],
-        },
-        "outputs": {
-            "kind": "categorical" if compiled.categorical else "numerical",
-            "columns": list(map(_plain, compiled.output_values)) if compiled.categorical else ["the value itself"],
-        },
-        "domain": {
-            "exhaustive": compiled.domain.exhaustive,
-            "inputs": [" ".join(tokens) for tokens in inputs],
-            "expected": [list(map(_plain, output)) for output in compiled.expected],
-        },
-    }
-    dataset = _dataset(adapter, tokenizer, content)
-    content["max_abs_diff"] = _check_outputs(compiled, folder, dataset)
-    return content | {
-        "circuits": _certify(adapter, dataset, made, compiled, seed=seed, progress=progress),
-        "versions": dict(versions()),
-    }
+    """What `circuit.json` says, all of it found on the model in the folder.
 
-
-def _certify(
-    model: Transformer, dataset: Dataset, made: Transplant, compiled: Compiled, *, seed: int, progress: bool
-) -> dict[str, Any]:
-    """The true circuits under each ablation, or why there are none."""
-    circuits, read = dict[str, Any](), list(map(torch.from_numpy, made.read))
+    Raises:
+        UnsupportedProgram: the model does not do what RASP says, or a value cannot be written.
+    """
+    model, tokenizer = load_model(str(folder), device="cpu")
+    program, words = compiled.program, words_of(compiled.program.vocab)
+    columns = [_plain(value) for value in compiled.output_values] if compiled.categorical else ["the value itself"]
+    if len({json.dumps(value) for value in columns}) < len(columns):
+        raise UnsupportedProgram(f"Expected output values that differ as JSON; those of {program.name} do not")
     possible = structural_mask(model.graph, made.written, made.read)
     structural = frozenset(edge for edge in model.graph.edges if possible[model.graph.position(edge)])
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "program": {
+            "name": program.name,
+            "doc": program.doc,
+            "vocabulary": {words[token]: _plain(token) for token in program.vocab},
+        },
+        "family": family,
+        "weights": digest_of(folder),
+        "graph": graph_json(model.graph),
+        "structural": edge_names(model.graph, structural),
+        "outputs": {"kind": "categorical" if compiled.categorical else "numerical", "columns": columns},
+        "domain": {
+            "exhaustive": compiled.domain.exhaustive,
+            "inputs": [" ".join(words[token] for token in tokens) for tokens in compiled.domain.inputs],
+            "expected": [[_number(v) if not compiled.categorical else _plain(v) for v in o] for o in compiled.expected],
+        },
+    }
+    dataset = dataset_of(model, tokenizer, content)
+    if not torch.equal(dataset.tokens, compiled.dataset.tokens):
+        raise UnsupportedProgram(f"Expected tokens that are words to a tokenizer; those of {program.name} are not")
+    content["max_abs_diff"] = _check_outputs(compiled, folder, dataset)
+    circuits = dict[str, Any]()
     for ablation in tqdm(ABLATIONS, desc="certifying", disable=None if progress else True):
         try:
             truth = derive_truth(
                 model,
                 dataset,
                 structural,
-                read,
+                list(map(torch.from_numpy, made.read)),
                 ablation,
-                name=compiled.program.name,
+                name=program.name,
                 whole_domain=compiled.domain.exhaustive,
                 seed=seed,
             )
         except DegenerateProgram as error:
             circuits[ablation] = {"edges": [], "refused": str(error)}
-        else:
-            circuits[ablation] = {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
-    return circuits
+            continue
+        circuits[ablation] = {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
+        judge = Judge(_double(folder), dataset, ablation, atol=truth.certificate.atol, seed=seed)
+        if not all(is_true_circuit(judge, model.graph, circuit.edges) for circuit in truth.certificate.circuits):
+            raise UnsupportedProgram(
+                f"Expected circuits that are true in double precision too; under {ablation} ablation one of "
+                f"{program.name} as {family} rests on rounding"
+            )
+    return content | {"circuits": circuits, "versions": dict(versions())}
+
+
+class _Double:
+    """A model in double precision, whose outputs are rounded to single.
+
+    Args:
+        model: with weights of double precision.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.graph, self._model = model.graph, model
+
+    def sources(self, tokens: Tokens) -> Sources:
+        """See `MaskedModel`."""
+        return self._model.sources(tokens)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        mask: Mask | None = None,
+        ablated: Sources | None = None,
+        positions: Positions | None = None,
+    ) -> Outputs:
+        """See `MaskedModel`."""
+        return self._model(tokens, mask, ablated, positions).float()
+
+
+def _double(folder: Path) -> MaskedModel:
+    theirs = _plain_model(folder).double()
+    return _Double(KINDS[theirs.config.model_type].adapter(theirs))
+
+
+def _plain_model(folder: Path) -> Any:
+    with without_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return model.eval()
 
 
 def _check_outputs(compiled: Compiled, folder: Path, dataset: Dataset) -> float:
     """The largest difference of outputs from the compiled program's, once plain transformers gives RASP's.
 
     Raises:
-        UnsupportedProgram: it does not, or the adapter gives others.
+        UnsupportedProgram: it does not, the difference is too large, or the adapter gives other outputs.
     """
-    with without_bars():
-        plain: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokens, program = dataset.tokens, compiled.program.name
+    plain, program, tokens = _plain_model(folder), compiled.program.name, dataset.tokens
     with torch.no_grad():
-        logits = torch.cat([plain(some, attention_mask=torch.ones_like(some)).logits for some in tokens.split(_BATCH)])
-        wanted = torch.cat([compiled.model(some) for some in tokens.split(_BATCH)])
+        logits = torch.cat([plain(some, attention_mask=torch.ones_like(some)).logits for some in tokens.split(BATCH)])
+        wanted = torch.cat([compiled.model(some) for some in tokens.split(BATCH)])
+    apart = float(largest_difference(logits[..., : wanted.shape[-1]], wanted, dataset.scored).max())
+    if not apart <= _CLOSE:
+        raise UnsupportedProgram(
+            f"Expected a program whose numbers are small beside {LARGE:g}, which pins norms; logits of {program} "
+            f"differ from the compiled program's by {apart:.2g}, more than {_CLOSE:g}"
+        )
     for row, output in enumerate(compiled.expected):
         for position, value in enumerate(output):
             if value is not None and not _says(compiled, logits[row, position + 1], value):
@@ -233,13 +235,12 @@ def _check_outputs(compiled: Compiled, folder: Path, dataset: Dataset) -> float:
                     f"Expected a model that does what {program} says; on input {compiled.domain.inputs[row]} it "
                     f"differs at position {position}, where RASP gives {value!r}"
                 )
-    rows = torch.arange(len(tokens))
-    beside = float(largest_difference(logits, dataset.target[rows], dataset.scored).max())
-    if not beside <= VALUE_ATOL:
+    beside = float(largest_difference(logits, dataset.target[torch.arange(len(tokens))], dataset.scored).max())
+    if not beside <= _CLOSE:
         raise UnsupportedProgram(
-            f"Expected the outputs of plain transformers from the adapter of {program}; they differ by {beside:.3g}"
+            f"Expected the outputs of plain transformers from the adapter of {program}; they differ by {beside:.2g}"
         )
-    return float(largest_difference(logits[..., : wanted.shape[-1]], wanted, dataset.scored).max())
+    return apart
 
 
 def _says(compiled: Compiled, logits: Float[Tensor, " column"], value: Any) -> bool:
@@ -250,39 +251,25 @@ def _says(compiled: Compiled, logits: Float[Tensor, " column"], value: Any) -> b
     return best < len(compiled.output_values) and compiled.output_values[best] == value
 
 
-def _dataset(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -> Dataset:
-    """The domain, as the tokenizer reads it and with the model's own outputs."""
-    rows: list[list[int]] = [tokenizer(text)["input_ids"] for text in content["domain"]["inputs"]]
-    longest = max(map(len, rows))
-    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    scored = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for number, (row, output) in enumerate(zip(rows, content["domain"]["expected"], strict=True)):
-        tokens[number, : len(row)] = torch.tensor(row)
-        scored[number, 1 : len(output) + 1] = torch.tensor([value is not None for value in output])
-    lengths = torch.tensor(list(map(len, rows)))
-    with torch.no_grad():
-        target = torch.cat([model(some) for some in tokens.split(_BATCH)])
-    return Dataset(
-        tokens=tokens,
-        scored=scored,
-        target=target,
-        group=lengths.unique(return_inverse=True)[1],
-        logits=content["outputs"]["kind"] == "categorical",
-    )
-
-
-def _names(vocabulary: Sequence[Any]) -> dict[Any, str]:
-    """A word for each token of a program, all different and without a space."""
+def words_of(vocabulary: Sequence[Any]) -> dict[Any, str]:
+    """A word for each token of a program, all different, without a space, and with nothing special inside."""
     for words in (list(map(str, vocabulary)), list(map(repr, vocabulary))):
-        taken = {_BOS, _PAD}
-        if len(set(words) - taken) == len(words) and all(word.split() == [word] for word in words):
+        usable = all(word.split() == [word] and word.isprintable() for word in words)
+        if usable and len(set(words)) == len(words) and not any(s in word for word in words for s in (_BOS, _PAD)):
             return dict(zip(vocabulary, words, strict=True))
     return {token: f"token{number}" for number, token in enumerate(vocabulary)}
 
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it, or what it looks like."""
-    return value if value is None or isinstance(value, str | int | float) else repr(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return value if value is None or isinstance(value, int | float) else repr(value)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -292,4 +279,22 @@ def _tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_BOS} $A", special_tokens=[(_BOS, vocabulary[_BOS])]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_BOS, pad_token=_PAD, unk_token=_PAD)
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=_BOS, pad_token=_PAD, unk_token=_PAD, model_input_names=inputs
+    )
+
+
+def _speak_to_older_versions(folder: Path) -> None:
+    """Say in the words of transformers 4 too what version 5 has other words for, and version 4 would pass over."""
+    for name, change in (("config.json", _rotations), ("tokenizer_config.json", _class)):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        write_text(folder / name, json.dumps(content | change(content), indent=2) + "\n")
+
+
+def _rotations(config: dict[str, Any]) -> dict[str, Any]:
+    return {"rope_theta": config["rope_parameters"]["rope_theta"]} if "rope_parameters" in config else {}
+
+
+def _class(_tokenizer: dict[str, Any]) -> dict[str, Any]:
+    return {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -33,14 +33,9 @@ Family = Literal["gpt2", "llama"]
 LARGE: Final = 1000.0
 """The constant that pins norms."""
 
-_EPSILON: Final = 1e-12
-"""Of norms: a stream of zeros stays one."""
-
-_STEEP: Final = 2.0**16
-"""Scale at which SiLU is a ReLU, up to 0.28 / scale."""
-
-_THETA: Final = 1e36
-"""Llama's rope_theta; a quarter of a head's pairs turn by more than 1e-9 a position, and are left empty."""
+_EPSILON: Final = 100.0
+"""Of norms, whose weights make up for it. A stream that cancels out, and has no constant, leaves rounding, which a norm
+would blow up; beside this it stays small."""
 
 _EMPTY: Final = 1 / 4
 
@@ -127,7 +122,7 @@ def _gpt2(weights: Weights, token_ids: list[int], bos_id: int) -> Transplant:
         written += map(mirrored, layer.written)
         read += map(reading, layer.read)
     for norm in (each for each in model.modules() if isinstance(each, nn.LayerNorm)):
-        norm.weight.data.fill_(LARGE * math.sqrt(2 / d_model))
+        norm.weight.data.fill_(math.sqrt(2 * LARGE**2 / d_model + _EPSILON))
     return Transplant(model, written, _pinned([*read, reading(weights.unembed)], large.start))
 
 
@@ -187,7 +182,7 @@ def _llama(weights: Weights, token_ids: list[int], bos_id: int) -> Transplant:
         body.norm,
         *(each for block in body.layers for each in (block.input_layernorm, block.post_attention_layernorm)),
     ):
-        norm.weight.data.fill_(LARGE / math.sqrt(d_model))
+        norm.weight.data.fill_(math.sqrt(LARGE**2 / d_model + _EPSILON))
     return Transplant(model, written, _pinned([*read, unembed], constant))
 
 

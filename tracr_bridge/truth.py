@@ -112,7 +112,7 @@ def derive_truth(
     Args:
         model: the model.
         dataset: its domain.
-        structural: edges that can carry anything at all; the others are never true.
+        structural: edges that can carry anything at all; the others are taken to be never true.
         read: the weights `[d_model, out]` that each destination reads with.
         ablation: what removed edges carry.
         name: of the program, for messages.

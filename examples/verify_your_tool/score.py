@@ -5,7 +5,8 @@
 
 CHECKPOINT is a folder that `edgeprune export` made. Scoring reads its circuit.json alone; --check loads the model and
 its tokenizer with plain transformers, and compares what it says with what the program that it was made from says. Exit
-status 0: the edges are a true circuit, or the model says what it should; 1: they are not, or it does not.
+status 0: the edges are a true circuit, or the model says what it should; 1: they are not, or it does not; 3: they are
+none of the circuits that are listed, which may not be all; 2: bad input.
 """
 
 import argparse
@@ -14,15 +15,15 @@ import sys
 from pathlib import Path
 
 
-def score(content: dict, ablation: str, found: set[str]) -> bool:
-    """Print how `found` differs from the nearest true circuit; whether it is one."""
-    graph, known = content["graph"], content["circuits"][ablation]
+def score(content: dict, ablation: str, found: set[str]) -> int:
+    """Print how `found` differs from the nearest true circuit; the exit status."""
+    known = content["circuits"][ablation]
     if "refused" in known:
-        sys.exit(f"No circuit under {ablation}: {known['refused']}")
-    for edge in found:
-        source, _, destination = edge.partition("->")
-        if source not in graph["sources"] or destination not in graph["destinations"]:
-            sys.exit(f"Expected edges such as {known['edges'][0]}; the model has no {edge!r}")
+        print(f"No circuit under {ablation}: {known['refused']}", file=sys.stderr)
+        return 2
+    if unknown := found - set(content["graph"]["edges"]):
+        print(f"Expected edges such as {known['edges'][0]}; the model has no {min(unknown)!r}", file=sys.stderr)
+        return 2
     certificate = known["certificate"]
     nearest = min(map(set, certificate["circuits"]), key=lambda circuit: len(circuit ^ found))
     for name, edges in (("missing", nearest - found), ("extra", found - nearest)):
@@ -31,9 +32,12 @@ def score(content: dict, ablation: str, found: set[str]) -> bool:
     print(f"precision {precision:.3f}, recall {recall:.3f}; {len(nearest)} true edges")
     print(f"certificate: {certificate['status']}, {certificate['pairs']} runs", end="")
     print(", all there are" if certificate["exhaustive"] else ", a sample")
-    if found != nearest and certificate["status"] != "unique":
-        print("Other circuits than those listed may be true: see the page on verifying a tool.")
-    return found == nearest
+    if found == nearest:
+        return 0
+    if certificate["status"] == "unique" and found <= set(content["structural"]):
+        return 1
+    print("Another circuit than those listed may be true: only running it would tell.")
+    return 3
 
 
 def check(folder: Path, content: dict) -> bool:
@@ -72,8 +76,11 @@ def main() -> int:
         return 0 if check(options.checkpoint, content) else 1
     if options.edges is None:
         parser.error("expected --edges FILE, or --check")
-    found = set(options.edges.read_text(encoding="utf-8").split())
-    return 0 if score(content, options.ablation, found) else 1
+    try:
+        found = set(options.edges.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"expected a text file in UTF-8; {error}")
+    return score(content, options.ablation, found)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_operations_are_those_of_three_forwards_and_some_mixings(shape, held, mi
 
 
 def test_a_plan_has_as_many_inputs_at_a_time_as_fit():
-    room = 20
+    room = 20.0
     found = {share: planning._most(share, room, lambda inputs: 3 + 2 * inputs) for share in (1, 5, 8, 9, 100)}
     assert found == {1: 1, 5: 5, 8: 8, 9: 8, 100: 8}
     assert planning._most(100, room, lambda inputs: inputs**2) == 4  # no straight line

@@ -30,7 +30,7 @@ SUITE = (
     "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_transformers.py",
     "tests/models/test_tasks.py", "tests/models/test_pruning_run.py", "tests/unit/test_bench.py",
     "tests/models/test_compare.py", "tests/models/test_parallel.py",
-    "tests/recovery/test_export.py", "tests/recovery/test_discoveries.py",
+    "tests/models/test_export.py", "tests/recovery/test_discoveries.py",
     "programs/hist.py", "programs/xproportion.py", "programs/seldom_together.py",
 )  # fmt: skip
 """What is run, quickest first: part of what plain `pytest` runs."""
@@ -45,10 +45,10 @@ OWN = {
     "edgeprune/methods/edge_pruning.py": "tests/recovery/test_discoveries.py",
     "edgeprune/methods/objective.py": "tests/recovery/test_discoveries.py",
     "edgeprune/metrics": "tests/unit/test_methods.py",
-    "edgeprune/models/gpt2": "tests/recovery/test_export.py",
-    "edgeprune/models/llama": "tests/recovery/test_export.py",
-    "edgeprune/models/transformer": "tests/recovery/test_export.py",
-    "tracr_bridge/transplant": "tests/recovery/test_export.py",
+    "edgeprune/models/gpt2": "tests/models/test_export.py",
+    "edgeprune/models/llama": "tests/models/test_export.py",
+    "edgeprune/models/transformer": "tests/models/test_export.py",
+    "tracr_bridge/transplant": "tests/models/test_export.py",
     "edgeprune/models": "tests/models/test_transformers.py",
     "edgeprune/wide_stream": "tests/models/test_transformers.py",
     "edgeprune/answers": "tests/models/test_tasks.py",

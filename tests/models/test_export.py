@@ -27,7 +27,8 @@ from tracr_bridge import rasp_program
 from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.cli import main
 from tracr_bridge.compile import compile_program
-from tracr_bridge.export import export, load_exported
+from tracr_bridge.export import export
+from tracr_bridge.exported import load_exported
 from tracr_bridge.judge import Judge
 from tracr_bridge.strategies import rasp_programs
 from tracr_bridge.transplant import transplant
@@ -165,9 +166,29 @@ def test_a_program_that_attends_both_ways_is_refused(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_does_the_same_and_is_causal_is_named(tmp_path):
+    @rasp_program(vocab=("a", "b"), max_seq_len=3)
+    def same() -> rasp.SOp:
+        """Whether it is an "a"."""
+        return rasp.Map(lambda token: int(token == "a"), rasp.tokens).named("same")
+
+    with pytest.raises(UnsupportedProgram, match=r"same attends both ways: declared with causal=True it does the same"):
+        export(same, "gpt2", tmp_path / "out")
+
+    @rasp_program(vocab=("a", "b", "c"), max_seq_len=4)
+    def earlier() -> rasp.SOp:
+        """How many equal tokens there are up to here."""
+        before = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)
+        equal = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+        return rasp.SelectorWidth(rasp.SelectorAnd(before, equal)).named("earlier")
+
+    with pytest.raises(UnsupportedProgram, match=r": 'occurrences_so_far' does the same, and is causal"):
+        export(earlier, "llama", tmp_path / "out")
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(UnwritableFile, match="a folder that is empty or does not exist"):
+    with pytest.raises(UnwritableFile, match="a folder that does not exist yet"):
         export(load_program("next_to"), "gpt2", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
@@ -224,7 +245,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
 
 @pytest.mark.parametrize("vocabulary", [(1, "1"), ("a b", " "), (0, 1, 2), ("compiler_bos_", "x")])
 def test_every_vocabulary_has_words(vocabulary):
-    names = exporting._names(vocabulary)
+    names = exporting.words_of(vocabulary)
     assert len(set(names.values())) == len(vocabulary)
     assert all(word.split() == [word] for word in names.values())
 
