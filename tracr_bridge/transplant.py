@@ -37,6 +37,12 @@ _EPSILON: Final = 100.0
 """Of norms, whose weights make up for it. A stream that cancels out, and has no constant, leaves rounding, which a norm
 would blow up; beside this it stays small."""
 
+_STEEP: Final = 2.0**16
+"""Scale at which SiLU is a ReLU, up to 0.28 / scale."""
+
+_THETA: Final = 1e36
+"""Llama's rope_theta; a quarter of a head's pairs turn by more than 1e-9 a position, and are left empty."""
+
 _EMPTY: Final = 1 / 4
 
 
