@@ -166,6 +166,8 @@ def _describe(
         except DegenerateProgram as error:
             circuits[ablation] = {"edges": [], "refused": str(error)}
             continue
+        except AssertionError as error:  # what holds of compiled programs, and norms may break
+            raise UnsupportedProgram(f"Expected a circuit of {program.name} as {family}; {error}") from error
         circuits[ablation] = {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
         judge = Judge(_double(folder), dataset, ablation, atol=truth.certificate.atol, seed=seed)
         if not all(is_true_circuit(judge, model.graph, circuit.edges) for circuit in truth.certificate.circuits):

@@ -30,10 +30,10 @@ from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
 Family = Literal["gpt2", "llama"]
 
-LARGE: Final = 1000.0
-"""The constant that pins norms."""
+LARGE: Final = 4096.0
+"""The constant that pins norms: larger, and rounding grows; smaller, and so does what numbers beside it do to norms."""
 
-_EPSILON: Final = 100.0
+_EPSILON: Final = LARGE**2 / 10_000
 """Of norms, whose weights make up for it. A stream that cancels out, and has no constant, leaves rounding, which a norm
 would blow up; beside this it stays small."""
 
@@ -53,10 +53,10 @@ class Transplant:
     model: Any
     """Hugging Face's."""
 
-    written: list[Float[np.ndarray, "rows d_model"]]
+    written: list[Float[np.ndarray, "_ d_model"]]
     """Rows that span what each source writes."""
 
-    read: list[Float[np.ndarray, "d_model columns"]]
+    read: list[Float[np.ndarray, "d_model _"]]
     """What each destination reads, the constant among it wherever it reads anything: its norm does."""
 
 

@@ -29,13 +29,13 @@ class LayerWeights:
     output: Float[np.ndarray, "d_mlp d_model"]
 
     @property
-    def written(self) -> list[Float[np.ndarray, "rows d_model"]]:
+    def written(self) -> list[Float[np.ndarray, "_ d_model"]]:
         """For each source, heads first, the rows that span what it writes."""
         heads = [head.output[np.any(head.value != 0, axis=0)] for head in self.heads]
         return [*heads, self.output[np.any(self.hidden != 0, axis=0)]]
 
     @property
-    def read(self) -> list[Float[np.ndarray, "d_model columns"]]:
+    def read(self) -> list[Float[np.ndarray, "d_model _"]]:
         """For each destination (all queries, all keys, all values, the MLP) what it reads with an effect further on."""
         matched = [np.any(head.query != 0, axis=0) & np.any(head.key != 0, axis=0) for head in self.heads]
         queries = [head.query[:, columns] for head, columns in zip(self.heads, matched, strict=True)]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from tracr.rasp import rasp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -98,7 +97,7 @@ def test_other_methods_run_on_them(exported, name):
 
 def test_what_is_written_says_what_it_is(exported):
     content = exported.content
-    assert content["format"] == "edgeprune export 1" and content["max_abs_diff"] < 1e-4
+    assert content["format"] == "edgeprune export 1" and content["max_abs_diff"] < 1e-3
     assert {node.kind for node in exported.model.graph.sources} == {"embed", "a", "m"}
     assert content["circuits"].keys() == set(ABLATIONS)
     for each in content["circuits"].values():
@@ -175,12 +174,16 @@ def test_what_does_the_same_and_is_causal_is_named(tmp_path):
     with pytest.raises(UnsupportedProgram, match=r"same attends both ways: declared with causal=True it does the same"):
         export(same, "gpt2", tmp_path / "out")
 
-    @rasp_program(vocab=("a", "b", "c"), max_seq_len=4)
+    @rasp_program(vocab=("a", "b", "c"), max_seq_len=4, min_seq_len=4)
     def earlier() -> rasp.SOp:
-        """How many equal tokens there are up to here."""
+        """How many equal tokens there are up to here, once all four have been seen."""
         before = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)
         equal = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
-        return rasp.SelectorWidth(rasp.SelectorAnd(before, equal)).named("earlier")
+        seen = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE))
+        times = rasp.SelectorWidth(rasp.SelectorAnd(before, equal))
+        return rasp.SequenceMap(lambda count, all_of_them: count if all_of_them == 4 else 0, times, seen).named(
+            "earlier"
+        )
 
     with pytest.raises(UnsupportedProgram, match=r": 'occurrences_so_far' does the same, and is causal"):
         export(earlier, "llama", tmp_path / "out")
@@ -210,7 +213,7 @@ def test_a_model_that_does_something_else_is_never_written(tmp_path, monkeypatch
         return made
 
     monkeypatch.setattr(exporting, "transplant", spoiled)
-    with pytest.raises(UnsupportedProgram, match="Expected a model that does what next_to says; on input"):
+    with pytest.raises(UnsupportedProgram, match="small beside 4096, which pins norms; logits of next_to differ"):
         export(load_program("next_to"), "gpt2", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -227,19 +230,28 @@ def test_the_command_makes_a_folder_or_a_folder_of_folders(tmp_path, capsys):
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
-    made = export(load_program("next_to"), "gpt2", tmp_path / "made")
+    made, other = (export(load_program(name), "gpt2", tmp_path / name) for name in ("next_to", "any_x"))
     with pytest.raises(CircuitMismatch):
-        made.is_true(export(load_program("any_x"), "gpt2", tmp_path / "other").circuits["zero"][0])
+        made.is_true(other.circuits["zero"][0])
     path = made.folder / "circuit.json"
-    text = path.read_text()
-    path.write_text((tmp_path / "other" / "circuit.json").read_text())
-    with pytest.raises(ModelError, match="its graph is another"):
-        load_exported(made.folder)
-    path.write_text(text.replace("edgeprune export 1", "edgeprune export 9"))
-    with pytest.raises(CircuitFileError, match="its format is 'edgeprune export 9'"):
-        load_exported(made.folder)
+    content = json.loads(path.read_text())
+    for change, message in (
+        ({"format": "edgeprune export 9"}, "its format is 'edgeprune export 9'"),
+        ({"graph": content["graph"] | {"destinations": []}}, "its graph is another"),
+        ({"domain": content["domain"] | {"inputs": ["a z", *content["domain"]["inputs"][1:]]}}, "does not know"),
+        ({"domain": content["domain"] | {"expected": content["domain"]["expected"][1:]}}, "Expected what"),
+        ({"circuits": {}}, "KeyError"),
+    ):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises((CircuitFileError, ModelError), match=message):
+            load_exported(made.folder)
     path.write_text("{}")
     with pytest.raises(CircuitFileError, match="KeyError"):
+        load_exported(made.folder)
+    path.write_text(json.dumps(content))
+    assert load_exported(made.folder).circuits == made.circuits
+    (made.folder / "model.safetensors").write_bytes((other.folder / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="those beside it are others"):
         load_exported(made.folder)
 
 
@@ -269,14 +281,48 @@ def test_llama_gets_a_layer_for_positions_only_where_they_are_read(tmp_path):
     assert embed in load_exported(tmp_path / "induction").circuits["zero"][0].edges
 
 
-def test_weights_that_were_changed_are_noticed_by_the_circuit(tmp_path):
-    """What lies in the folder decides: with a head's output gone, its circuit does not reproduce what is wanted."""
-    made = export(load_program("next_to"), "gpt2", tmp_path / "made")
-    file = made.folder / "model.safetensors"
-    weights = load_file(file)
-    weights["transformer.h.0.attn.c_proj.weight"].zero_()
-    save_file(weights, file, metadata={"format": "pt"})
-    model = AutoModelForCausalLM.from_pretrained(made.folder).eval()
-    with torch.no_grad():
-        logits = model(made.dataset.tokens).logits
-    assert float((logits - made.dataset.target[:]).abs().max()) > 0.5
+def test_what_edges_are_not_structural_is_not_taken_for_false_unseen(tmp_path):
+    """Such an edge may stand in for the constant that pins a norm: whether it does is found by running it."""
+    made = export(load_program("induction"), "llama", tmp_path / "made")
+    true = made.circuits["zero"][0]
+    outside = sorted(set(made.model.graph.edges) - made.structural)
+    assert outside and made.content["circuits"]["zero"]["certificate"]["status"] == "unique"
+    judge = Judge(made.model, made.dataset, "zero", atol=ATOL)
+    for edge in outside[:3]:
+        more = Circuit(made.model.graph, "zero", true.edges | {edge})
+        assert made.is_true(more) == is_true_circuit(judge, made.model.graph, more.edges)
+
+
+def test_numbers_that_are_not_small_beside_the_constant_are_refused(tmp_path):
+    @rasp_program(vocab=(0, 1, 2), max_seq_len=3, causal=True)
+    def large() -> rasp.SOp:
+        """Whether sixty times the token is more than sixty times how often it came."""
+        same = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ).named("same")
+        token = rasp.numerical(rasp.Map(lambda t: 60 * t, rasp.tokens).named("token"))
+        width = rasp.numerical(rasp.Map(lambda w: 60 * w, rasp.SelectorWidth(same).named("width")).named("times"))
+        difference = rasp.numerical(rasp.LinearSequenceMap(token, width, 1, -1).named("difference"))
+        return rasp.Map(lambda v: v > 0, difference).named("large")
+
+    with pytest.raises(UnsupportedProgram, match="small beside 4096, which pins norms"):
+        export(large, "gpt2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_that_a_tokenizer_would_take_apart_are_numbered(tmp_path):
+    @rasp_program(vocab=("compiler_bosx", "a b"), max_seq_len=2, causal=True)
+    def odd() -> rasp.SOp:
+        """How often the token has come."""
+        same = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ).named("same")
+        return rasp.SelectorWidth(same).named("times")
+
+    made = export(odd, "llama", tmp_path / "out")
+    assert made.content["program"]["vocabulary"] == {"token0": "compiler_bosx", "token1": "a b"}
+    assert made.content["domain"]["inputs"][0] == "token0"
+
+
+def test_older_versions_of_transformers_are_told_what_they_would_pass_over(tmp_path):
+    made = export(load_program("next_to"), "llama", tmp_path / "out")
+    assert json.loads((made.folder / "config.json").read_text())["rope_theta"] == 1e36
+    tokenizer = json.loads((made.folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert AutoModelForCausalLM.from_pretrained(made.folder).config.rope_parameters["rope_theta"] == 1e36
