@@ -117,7 +117,8 @@ def test_random_causal_programs_do_the_same_there(program, family):
         plain = made.model(tokens, attention_mask=torch.ones_like(tokens)).logits
         ours = KINDS[family].adapter(made.model)(tokens)
     apart = torch.where(compiled.dataset.scored[..., None], (plain[..., : wanted.shape[-1]] - wanted).abs(), 0)
-    assert float(apart.max()) < 1e-3
+    # Of numbers of tens, more is lost beside the constant; those are not exported.
+    assert float(apart.max()) < 1e-3 * max(1, float(wanted.abs().max()))
     torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-4)
 
 
