@@ -10,7 +10,7 @@ from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.model import MaskedModel, Sources, Tokens
-from edgeprune.parallel import ALONE, Ranks
+from edgeprune.parallel import ranks_of
 
 _ROOM: Final = 2**26
 """Numbers that sources are held in at a time."""
@@ -28,7 +28,7 @@ class Ablator:
     def __init__(self, model: MaskedModel, dataset: Dataset, ablation: Ablation) -> None:
         self.ablation: Ablation = ablation
         self._model = model
-        self._ranks: Ranks = getattr(model, "ranks", ALONE)
+        self._ranks = ranks_of(model)
         self._means = None
         if ablation == "mean":
             self._groups = dataset.group.unique()
@@ -60,7 +60,7 @@ class Ablator:
 @torch.no_grad()
 def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
     """Every source's mean over each group that `dataset` has, position by position: `[source, group, pos, d_model]`."""
-    ranks: Ranks = getattr(model, "ranks", ALONE)
+    ranks = ranks_of(model)
     present, group, counts = dataset.group.unique(return_inverse=True, return_counts=True)
     # Of several processes each adds up its own rows, and those that are there twice once.
     own, counted = ranks.rows(len(dataset)), ranks.first_times(len(dataset))

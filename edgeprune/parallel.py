@@ -118,13 +118,18 @@ class Ranks:
 ALONE: Final = Ranks()
 
 
+def ranks_of(model: object) -> Ranks:
+    """The processes that a model runs on; most know of none but this one."""
+    return getattr(model, "ranks", ALONE)
+
+
 def join() -> Ranks:
     """This process's place among those that `torchrun` started; alone if it started none.
 
     Where there are GPUs, each process of a machine has its own from here on.
 
     Raises:
-        RunError: the others cannot be reached, or there are fewer GPUs than processes.
+        RunError: the others cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
         return ALONE
@@ -139,13 +144,9 @@ def join() -> Ranks:
 
 
 def _take_gpu() -> None:
-    """Let `cuda` mean the GPU whose number this process has on its machine."""
-    gpus, number = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-    if gpus:
-        if number >= gpus:
-            raise RunError(
-                f"Expected as many processes on a machine as it has GPUs, {gpus}; got more: --nproc-per-node"
-            )
+    """Let `cuda` mean the GPU whose number this process has on its machine, where there is one of that number."""
+    number = int(os.environ["LOCAL_RANK"])
+    if number < torch.cuda.device_count():
         torch.cuda.set_device(number)
 
 

@@ -80,7 +80,7 @@ class Plan:
     sources: int
     edges: int
     stack_per_token: int
-    """Bytes of what all sources write at one token; a step holds this three times."""
+    """Bytes of what all sources write at one token; a step holds this twice all along, and once more for a while."""
 
     model_flops_per_token: float
     """Of a forward of the plain model."""

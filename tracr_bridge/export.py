@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, InterpreterError, UnsupportedProgram
-from edgeprune.graph import ABLATIONS, edge_names
+from edgeprune.graph import ABLATIONS, Ablation, Edge, edge_names
 from edgeprune.metrics import largest_difference
-from edgeprune.model import Mask, MaskedModel, Outputs, Positions, Sources, Tokens
+from edgeprune.model import OnlyMasked, Outputs
 from edgeprune.models.load import KINDS, load_model, without_bars
 from edgeprune.models.transformer import Transformer
 from edgeprune.store import UnwritableFile, check_writable, versions, write_text
@@ -150,60 +150,52 @@ def _describe(
     if not torch.equal(dataset.tokens, compiled.dataset.tokens):
         raise UnsupportedProgram(f"Expected tokens that are words to a tokenizer; those of {program.name} are not")
     content["max_abs_diff"] = _check_outputs(compiled, folder, dataset)
-    circuits = dict[str, Any]()
-    for ablation in tqdm(ABLATIONS, desc="certifying", disable=None if progress else True):
-        try:
-            truth = derive_truth(
-                model,
-                dataset,
-                structural,
-                list(map(torch.from_numpy, made.read)),
-                ablation,
-                name=program.name,
-                whole_domain=compiled.domain.exhaustive,
-                seed=seed,
-            )
-        except DegenerateProgram as error:
-            circuits[ablation] = {"edges": [], "refused": str(error)}
-            continue
-        except AssertionError as error:  # what holds of compiled programs, and norms may break
-            raise UnsupportedProgram(f"Expected a circuit of {program.name} as {family}; {error}") from error
-        circuits[ablation] = {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
-        judge = Judge(_double(folder), dataset, ablation, atol=truth.certificate.atol, seed=seed)
-        if not all(is_true_circuit(judge, model.graph, circuit.edges) for circuit in truth.certificate.circuits):
-            raise UnsupportedProgram(
-                f"Expected circuits that are true in double precision too; under {ablation} ablation one of "
-                f"{program.name} as {family} rests on rounding"
-            )
+    bar = tqdm(ABLATIONS, desc="certifying", disable=None if progress else True)
+    circuits = {a: _certify(a, model, dataset, structural, made, compiled, folder, seed=seed) for a in bar}
     return content | {"circuits": circuits, "versions": dict(versions())}
 
 
-class _Double:
-    """A model in double precision, whose outputs are rounded to single.
+def _certify(
+    ablation: Ablation,
+    model: Transformer,
+    dataset: Dataset,
+    structural: frozenset[Edge],
+    made: Transplant,
+    compiled: Compiled,
+    folder: Path,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """The true circuit under one ablation, or why there is none.
 
-    Args:
-        model: with weights of double precision.
+    Raises:
+        UnsupportedProgram: there is one in single precision that is none in double.
     """
+    name = f"{compiled.program.name}, under {ablation} ablation"
+    read, whole_domain = list(map(torch.from_numpy, made.read)), compiled.domain.exhaustive
+    try:
+        truth = derive_truth(
+            model, dataset, structural, read, ablation, name=name, whole_domain=whole_domain, seed=seed
+        )
+    except DegenerateProgram as error:
+        return {"edges": [], "refused": str(error)}
+    except AssertionError as error:  # what holds of compiled programs, and norms may break
+        raise UnsupportedProgram(f"Expected a circuit of {name}; {error}") from error
+    judge = Judge(_double(folder), dataset, ablation, atol=truth.certificate.atol, seed=seed)
+    if not all(is_true_circuit(judge, model.graph, circuit.edges) for circuit in truth.certificate.circuits):
+        raise UnsupportedProgram(f"Expected circuits that are true in double precision too; one of {name}, is not")
+    return {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
 
-    def __init__(self, model: Transformer) -> None:
-        self.graph, self._model = model.graph, model
 
-    def sources(self, tokens: Tokens) -> Sources:
+class _Double(OnlyMasked):
+    """A model in double precision, whose outputs are rounded to single."""
+
+    def __call__(self, *given: Any, **named: Any) -> Outputs:
         """See `MaskedModel`."""
-        return self._model.sources(tokens)
-
-    def __call__(
-        self,
-        tokens: Tokens,
-        mask: Mask | None = None,
-        ablated: Sources | None = None,
-        positions: Positions | None = None,
-    ) -> Outputs:
-        """See `MaskedModel`."""
-        return self._model(tokens, mask, ablated, positions).float()
+        return super().__call__(*given, **named).float()
 
 
-def _double(folder: Path) -> MaskedModel:
+def _double(folder: Path) -> _Double:
     theirs = _plain_model(folder).double()
     return _Double(KINDS[theirs.config.model_type].adapter(theirs))
 

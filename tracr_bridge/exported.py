@@ -51,7 +51,7 @@ class Exported:
             CircuitMismatch: it is of another graph.
         """
         known = self.circuits[found.ablation]
-        if any([compare(found, circuit).exact for circuit in known]):  # noqa: C419 - all of them have to match the graph
+        if any(compare(found, circuit).exact for circuit in known):
             return True
         if not known:
             return False

@@ -68,6 +68,13 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         _add_training_options(command)
     if chosen in ("prune", "sweep", "compare"):
         _add_settings({"prune": prune_command, "sweep": sweep_command, "compare": compare_command}[chosen], chosen)
+    _add_others(add, chosen=chosen)
+    for command in (prune_command, sweep_command, compare_command):
+        _add_device(command)
+
+
+def _add_others(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> None:
+    """What comes before and after runs."""
     evaluate_command = add("evaluate", "measure the circuit of a run beside the full model", language.evaluate)
     evaluate_command.add_argument("run_folder", type=Path, metavar="DIR", help="what `edgeprune prune` wrote")
     evaluate_command.add_argument(
@@ -102,8 +109,11 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         from edgeprune.toy import ToyConfig
 
         _add_fields(toy_command.add_argument_group("shape and training"), ToyConfig())
-    for command in (prune_command, sweep_command, compare_command, evaluate_command):
-        command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
+    _add_device(evaluate_command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:

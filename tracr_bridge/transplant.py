@@ -25,7 +25,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from edgeprune.errors import UnsupportedProgram
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
 Family = Literal["gpt2", "llama"]
@@ -68,15 +67,8 @@ def transplant(weights: Weights, family: Family, token_ids: Sequence[int], *, bo
         family: of the model.
         token_ids: ids that can occur in an input, BOS among them.
         bos_id: of BOS.
-
-    Raises:
-        UnsupportedProgram: the program is not causal, as both families are.
     """
-    if not weights.causal:
-        raise UnsupportedProgram(
-            f"Expected a causal program, as {family} sees no later token; got one that attends both ways: declare it "
-            "with causal=True, if that is the same program"
-        )
+    assert weights.causal, "both families see no later token"
     return (_gpt2 if family == "gpt2" else _llama)(weights, list(token_ids), bos_id)
 
 

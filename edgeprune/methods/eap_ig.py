@@ -30,7 +30,7 @@ from edgeprune.graph import EMBEDDINGS, Ablation
 from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.methods.objective import Loss, Objective
 from edgeprune.model import MaskedModel, Sources
-from edgeprune.parallel import ALONE, Ranks
+from edgeprune.parallel import ranks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,7 @@ def _along_inputs(
     """
     embeds = torch.tensor([node.kind in EMBEDDINGS for node in model.graph.sources])
     with torch.no_grad():
-        ranks: Ranks = getattr(model, "ranks", ALONE)
-        clean = model.sources(ranks.own(batch.clean, -2))  # as the ablator does
+        clean = model.sources(ranks_of(model).own(batch.clean, -2))  # of the inputs that `ablated` is of
     ablated = torch.zeros_like(clean) if ablated is None else ablated
     twice = torch.stack([ablated, torch.where(embeds[:, None, None, None].to(clean.device), ablated, clean)], dim=1)
     tokens = batch.clean.expand(2, *batch.clean.shape)

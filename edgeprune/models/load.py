@@ -1,5 +1,6 @@
 """Language models and their tokenizers, by name on the Hugging Face hub or from a folder."""
 
+import os
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,11 @@ def load_model(
     if ranks.count > 1 and ":" in device:
         raise ModelError(
             f"Expected a kind of device, of which each process takes its own, such as cuda; got {device!r}"
+        )
+    if ranks.count > 1 and placed.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        raise ModelError(
+            f"Expected as many processes on a machine as it has GPUs, {torch.cuda.device_count()}; got more: set "
+            "--nproc-per-node"
         )
     # They tell of every try to reach the hub, and of every weight; what is raised says it all.
     hub_logging.set_verbosity_error()

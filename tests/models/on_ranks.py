@@ -86,17 +86,17 @@ def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
         found[f"hisp {size}"] = score_nodes(ours, train, "resample", config=HispConfig(batch_size=size)).scores
     some = AcdcConfig(inputs=3, at_once=1)
     found["acdc"] = remove_greedily(ours, train, "resample", config=some).scores
-    saved = prune(asked, out / "run", save_every=8)
-    prune(replace(asked, parts=2), out / "parts", save_every=8)
-    assert evaluate_run(out / "run", task="gp")[1]["circuit"].edges == len(saved.circuit)
-    sweep(replace(asked, pruning=replace(PRUNING, steps=3)), (0.3, 0.6), 1, out / "sweep")
+    saved = prune(asked, out / "run", save_every=8, device="cpu")
+    prune(replace(asked, parts=2), out / "parts", save_every=8, device="cpu")
+    assert evaluate_run(out / "run", task="gp", device="cpu")[1]["circuit"].edges == len(saved.circuit)
+    sweep(replace(asked, pruning=replace(PRUNING, steps=3)), (0.3, 0.6), 1, out / "sweep", device="cpu")
     few = Comparison(
         run=replace(asked, pruning=replace(PRUNING, steps=3)),
         methods=("edge-pruning-target", "eap"),
         targets=(0.5,),
         examples=(9,),
     )
-    compare(few, out / "compare")
+    compare(few, out / "compare", device="cpu")
     return {name: value.contiguous() for name, value in found.items()}
 
 

@@ -18,6 +18,7 @@ from tiny import FAMILIES
 
 from edgeprune import parallel
 from edgeprune.errors import ModelError, RunError
+from edgeprune.models import load as loading
 from edgeprune.models.load import load_model
 from edgeprune.parallel import ALONE, Ranks, join
 from edgeprune.pruning_run import prune
@@ -129,6 +130,7 @@ def asked(model: str, out: Path) -> list[str]:
     run, sizes = on_ranks.config(model), on_ranks.config(model).sizes
     settings = {"initial-log-alpha": 1, "sparsity-warmup": 0.1, "batch-size": 5, "target-sparsity": 0.5, "steps": 20}
     settings |= {"train": sizes.train, "validation": sizes.validation, "test": sizes.test}
+    settings |= {"device": "cpu"}
     options = [f"--{name}={value}" for name, value in settings.items()]
     return ["-m", "edgeprune", "prune", f"--model={model}", f"--task={run.task}", f"--out={out}", *options]
 
@@ -142,7 +144,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by Linux's /proc")
 def test_all_end_when_one_is_killed_and_any_number_goes_on(tmp_path):
     model, out = save_model(tmp_path / "model"), tmp_path / "run"
-    prune(on_ranks.config(model), tmp_path / "alone")
+    prune(on_ranks.config(model), tmp_path / "alone", device="cpu")
     process = start(4, *asked(model, out), "--save-every=4")
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 200
     while not metrics.exists() or metrics.read_text().count("\n") < 6:
@@ -165,7 +167,7 @@ def test_all_end_when_one_is_killed_and_any_number_goes_on(tmp_path):
     assert [line["step"] for line in lines] == list(range(20)) and before < 20
     one = load_file(tmp_path / "alone" / "checkpoint.safetensors")["log_alpha"]
     torch.testing.assert_close(load_file(out / "checkpoint.safetensors")["log_alpha"], one, atol=1e-5, rtol=0)
-    process = start(2, "-m", "edgeprune", "evaluate", str(out), "--split=validation", "--json")
+    process = start(2, "-m", "edgeprune", "evaluate", str(out), "--split=validation", "--device=cpu", "--json")
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     measured = json.loads((out / "evaluation-validation.json").read_text())
@@ -173,7 +175,7 @@ def test_all_end_when_one_is_killed_and_any_number_goes_on(tmp_path):
     (out / "evaluation-validation.json").unlink()
     # One process finds nothing left to do.
     kept = contents(out)
-    prune(on_ranks.config(model), out, resume=True)
+    prune(on_ranks.config(model), out, resume=True, device="cpu")
     assert contents(out) == kept
 
 
@@ -215,19 +217,18 @@ def test_what_fails_between_processes_says_what_to_do(monkeypatch):
         Ranks(0, 2).wait()
 
 
-def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, tmp_path):
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    parallel._take_gpu()
-    assert taken == []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    parallel._take_gpu()
-    assert taken == [3]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(RunError, match="as it has GPUs, 2; got more"):
+    for gpus, expected in ((0, []), (2, []), (4, [3])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         parallel._take_gpu()
+        assert taken == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(loading, "find_device", torch.device)
+    with pytest.raises(ModelError, match="as it has GPUs, 2; got more: set --nproc-per-node"):
+        load_model(str(tmp_path), device="cuda", ranks=Ranks(3, 4))
 
 
 def test_no_process_is_told_which_gpu_to_take(tmp_path):
