@@ -18,7 +18,7 @@ from edgeprune.masks import mask_of
 from edgeprune.metrics import ATOL
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled, compile_program
-from tracr_bridge.recover import certify
+from tracr_bridge.known import certify
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.compile import Compiled, compile_program
-from tracr_bridge.recover import assess, certify
+from tracr_bridge.known import certify
+from tracr_bridge.recover import assess
 
 DEFAULTS = PenaltyConfig()
 BASELINE = PenaltyConfig(

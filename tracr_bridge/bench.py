@@ -1,9 +1,10 @@
-"""Runs methods on programs, many at a time, and notes how each run went.
+"""Runs methods on programs and checkpoints, many at a time, and notes how each run went.
 
 Every run is one row of a results file (`results.py`), written once it is known: a sweep that was stopped goes on where
 it was.
 """
 
+import json
 import math
 import os
 import threading
@@ -24,16 +25,13 @@ from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
-from edgeprune.store import UnwritableFile, versions, write_text
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.compile import Compiled
-from tracr_bridge.coverage import constructs
+from edgeprune.store import UnwritableFile, load_json, versions, write_text
+from tracr_bridge.known import Known, find, known
 from tracr_bridge.program import Program
-from tracr_bridge.recover import assess, certify
+from tracr_bridge.recover import assess
 from tracr_bridge.results import Results, Row, code_digest, digest, row_key
 from tracr_bridge.strategies import DrawnProgram, program_from
 from tracr_bridge.truth import Truth
-from tracr_bridge.verify import compile_and_verify
 
 _KEPT_WARM: Final = 100
 """Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
@@ -47,30 +45,33 @@ class WorkerDied(EdgePruneError):
 
 @dataclass(frozen=True)
 class Subject:
-    """A program as another process can load it: by its name on the command line, or by its text if it was drawn."""
+    """What another process can load: by its name on the command line, or by its text if it was drawn."""
 
     name: str
     text: str
-    """The file that declares it."""
+    """The file that declares a program, or `circuit.json` of a checkpoint."""
 
     drawn: bool
 
-    def load(self) -> Program:
-        """The program.
+    def load(self) -> Known:
+        """The model with its true circuits.
 
         Raises:
             EdgePruneError: it cannot be loaded.
         """
-        return program_from(self.text) if self.drawn else load_program(self.name)
+        return known(program_from(self.text) if self.drawn else find(self.name))
 
 
 def named_subject(spec: str) -> Subject:
-    """The program that the command line names `spec`.
+    """The program, or the folder of a checkpoint, that the command line names `spec`.
 
     Raises:
         EdgePruneError: there is none.
     """
-    return Subject(spec, load_program(spec).source, drawn=False)
+    found = find(spec)
+    if isinstance(found, Program):
+        return Subject(spec, found.source, drawn=False)
+    return Subject(spec, json.dumps(load_json(found / "circuit.json")), drawn=False)
 
 
 def drawn_subject(program: DrawnProgram) -> Subject:
@@ -243,8 +244,8 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     made_of: dict[str, Any] = {}
     start = time.perf_counter()
     try:
-        compiled = compile_and_verify(subject.load())
-        made_of["constructs"] = sorted(constructs(compiled.program))
+        given = subject.load()
+        made_of["constructs"] = list(given.constructs)
     except Exception as error:  # whatever a user's program does
         outcome = "refused" if isinstance(error, DegenerateProgram) else "broken"
         reason = str(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
@@ -254,14 +255,14 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     for ablation in ABLATIONS:
         runs = [run for run in todo if run.ablation == ablation]
         start = time.perf_counter()
-        truth = _certified(compiled, ablation) if runs else ""
+        truth = _certified(given, ablation) if runs else ""
         certifying = _since(start)
         for run in runs:
             found: Row
             if isinstance(truth, str):
                 found = {"outcome": "refused", "reason": truth}
             else:
-                found = _run(compiled, truth, run, seconds)
+                found = _run(given, truth, run, seconds)
             found["seconds"] = {"certify": certifying} | found.get("seconds", {})
             yield heads[run] | made_of | found
 
@@ -270,35 +271,35 @@ def _since(start: float) -> float:
     return round(time.perf_counter() - start, 3)
 
 
-def _certified(compiled: Compiled, ablation: Ablation) -> Truth | str:
+def _certified(given: Known, ablation: Ablation) -> Truth | str:
     """The truth, or why there is none."""
     try:
-        return certify(compiled, ablation)
+        return given.truth(ablation)
     except DegenerateProgram as refused:
         return str(refused)
 
 
-def _run(compiled: Compiled, truth: Truth, run: Run, limit: float) -> Row:
+def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:
     """How a method fared, against the truth as it was certified, whatever other methods found."""
     start = time.perf_counter()
     try:
         with time_limit(limit, run.method):
-            found = find_method(run.method)(compiled.model, compiled.dataset, run.ablation, seed=run.seed)
+            found = find_method(run.method)(given.model, given.dataset, run.ablation, seed=run.seed)
         took = _since(start)
-        return _row(compiled, truth, found) | {"seconds": {"discover": took}}
+        return _row(given, truth, found) | {"seconds": {"discover": took}}
     except Exception as error:  # a method of one's own that breaks its contract, or one of ours that breaks down
         reason = str(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
         return {"outcome": "failed", "reason": reason, "seconds": {"discover": _since(start)}}
 
 
-def _row(compiled: Compiled, truth: Truth, found: Discovery) -> Row:
+def _row(given: Known, truth: Truth, found: Discovery) -> Row:
     """What was found, beside what is true."""
     assessment = assess(truth, found.circuit)
     comparison, reference = assessment.comparison, assessment.reference
     row: Row = {
         "outcome": "exact" if comparison.exact else "inexact",
         "status": assessment.truth.certificate.status,
-        "edges": compiled.model.graph.total,
+        "edges": given.model.graph.total,
         "structural": len(truth.structural),
         "true": len(reference),
         "found": len(found.circuit),
@@ -306,15 +307,15 @@ def _row(compiled: Compiled, truth: Truth, found: Discovery) -> Row:
         "extra": sorted(map(str, comparison.extra)),
         "gap": truth.certificate.gap.kept,
     }
-    return row | _measured(compiled, found, reference)
+    return row | _measured(given, found, reference)
 
 
-def _measured(compiled: Compiled, found: Discovery, reference: Circuit) -> Row:
+def _measured(given: Known, found: Discovery, reference: Circuit) -> Row:
     """What `measures` says of it; None for what is not a number."""
     edges = overlap(found.circuit.edges, reference.edges)
     nodes = overlap(*(nodes_of(reference.graph, each) for each in (found.circuit.edges, reference.edges)))
     best = best_threshold(found.scores, reference)
-    behaviour = Behaviour(compiled.model, compiled.dataset, reference.ablation)
+    behaviour = Behaviour(given.model, given.dataset, reference.ablation)
     cpr, cmd = behaviour.areas(found.scores)
     measured = {
         "precision": edges.precision,

@@ -25,9 +25,13 @@ which compiles a program, certifies its true edges, finds a circuit by Edge Prun
 """
 
 _EPILOG = """\
-PROGRAM is a name from `edgeprune programs`, or path/to/file.py:name for one of your own.
+PROGRAM is a name from `edgeprune programs`, or path/to/file.py:name for one of your own. Where circuits are recovered,
+the folder of a checkpoint that `edgeprune export` wrote does as well.
 Exit status: 0 it holds; 1 it ran and does not hold; 2 the input is unusable.
 """
+
+
+_OR_FOLDER = ", or the folder of a checkpoint that `export` wrote"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,8 +113,8 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
     language_options.add_commands(add, chosen=chosen)
-    for command in (verify, truth, recover):
-        command.add_argument("program", metavar="PROGRAM", help="a name, or path/to/file.py:name")
+    for command, or_folder in ((verify, ""), (truth, _OR_FOLDER), (recover, _OR_FOLDER)):
+        command.add_argument("program", metavar="PROGRAM", help=f"a name, or path/to/file.py:name{or_folder}")
     carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"
     truth.add_argument("--ablation", default="zero", help=f"{carried} (default: %(default)s)")
     recover.add_argument(
@@ -191,7 +195,9 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 
 
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all)")
+    bench.add_argument(
+        "program", nargs="*", metavar="PROGRAM", help=f"a name, or path/to/file.py:name{_OR_FOLDER} (default: all)"
+    )
     bench.add_argument("--random", type=count, metavar="N", help="run on N random programs instead, drawn by --seed")
     bench.add_argument(
         "--out",

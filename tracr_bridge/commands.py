@@ -86,20 +86,18 @@ def truth(options: argparse.Namespace) -> bool:
     ablation = parse_ablation(options.ablation)
     from edgeprune.store import SavedCircuit, save_circuit, versions
     from tracr_bridge import report
-    from tracr_bridge.catalogue import load_program
-    from tracr_bridge.recover import certify
-    from tracr_bridge.verify import compile_and_verify
+    from tracr_bridge.known import find, known
 
     _use_one_thread()
     _check_outputs(options.save)
-    program = load_program(options.program)
-    found = certify(compile_and_verify(program, seed=options.seed), ablation, seed=options.seed)
+    given = known(find(options.program), seed=options.seed)
+    found = given.truth(ablation)
     if options.json:
-        print(report.as_json(report.truth_json(found, program.name)), file=options.output)
+        print(report.as_json(report.truth_json(found, given.name)), file=options.output)
     else:
-        report.print_truth(found, program.name, program.doc)
+        report.print_truth(found, given.name, given.doc)
     if options.save is not None:
-        save_circuit(SavedCircuit(found.circuit, model=program.name, versions=versions()), options.save)
+        save_circuit(SavedCircuit(found.circuit, model=given.name, versions=versions()), options.save)
         _say_where("circuit", options.save, options)
     return True
 
@@ -111,7 +109,7 @@ def recover(options: argparse.Namespace) -> bool:
     from edgeprune.methods import find_method
     from tracr_bridge import recover as recovering
     from tracr_bridge import report
-    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.known import find
 
     _use_one_thread()
     find_method(options.method)
@@ -119,9 +117,14 @@ def recover(options: argparse.Namespace) -> bool:
         if getattr(options, option) is not None and len(ablations) > 1:
             raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
     _check_outputs(options.picture, options.report, options.save, picture=options.picture)
-    program = load_program(options.program)
+    subject = find(options.program)
     recoveries = recovering.recover_under(
-        program, ablations, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
+        subject,
+        ablations,
+        method=options.method,
+        seed=options.seed,
+        seconds=options.timeout,
+        progress=True,
     )
     if options.json:
         found = [report.recovery_json(recovery) for recovery in recoveries]

@@ -149,7 +149,7 @@ def _describe(
     dataset = dataset_of(model, tokenizer, content)
     if not torch.equal(dataset.tokens, compiled.dataset.tokens):
         raise UnsupportedProgram(f"Expected tokens that are words to a tokenizer; those of {program.name} are not")
-    content["max_abs_diff"] = _check_outputs(compiled, folder, dataset)
+    content["max_abs_diff"] = _check_outputs(compiled, family, folder, dataset)
     bar = tqdm(ABLATIONS, desc="certifying", disable=None if progress else True)
     circuits = {a: _certify(a, model, dataset, structural, made, compiled, folder, seed=seed) for a in bar}
     return content | {"circuits": circuits, "versions": dict(versions())}
@@ -206,7 +206,7 @@ def _plain_model(folder: Path) -> Any:
     return model.eval()
 
 
-def _check_outputs(compiled: Compiled, folder: Path, dataset: Dataset) -> float:
+def _check_outputs(compiled: Compiled, family: Family, folder: Path, dataset: Dataset) -> float:
     """The largest difference of outputs from the compiled program's, once plain transformers gives RASP's.
 
     Raises:
@@ -219,8 +219,8 @@ def _check_outputs(compiled: Compiled, folder: Path, dataset: Dataset) -> float:
     apart = float(largest_difference(logits[..., : wanted.shape[-1]], wanted, dataset.scored).max())
     if not apart <= _CLOSE:
         raise UnsupportedProgram(
-            f"Expected a program whose numbers are small beside {LARGE:g}, which pins norms; logits of {program} "
-            f"differ from the compiled program's by {apart:.2g}, more than {_CLOSE:g}"
+            f"Expected a program whose numbers are small beside {LARGE[family]:,g}, which pins norms; logits of "
+            f"{program} differ from the compiled program's by {apart:.2g}, more than {_CLOSE:g}"
         )
     for row, output in enumerate(compiled.expected):
         for position, value in enumerate(output):

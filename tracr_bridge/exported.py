@@ -9,13 +9,13 @@ from typing import Any, Final
 import torch
 
 from edgeprune.data import Dataset
-from edgeprune.errors import GraphError, ModelError
-from edgeprune.graph import ABLATIONS, Ablation, Circuit, Edge, Graph, compare
+from edgeprune.errors import DegenerateProgram, GraphError, ModelError
+from edgeprune.graph import ABLATIONS, Ablation, Circuit, Edge, Graph
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
 from edgeprune.store import CircuitFileError, load_json
 from tracr_bridge.judge import Judge
-from tracr_bridge.truth import is_true_circuit
+from tracr_bridge.truth import Certificate, Gap, Truth
 
 FORMAT: Final = "edgeprune export 1"
 
@@ -35,8 +35,8 @@ class Exported:
     dataset: Dataset
     """The program's domain, with the model's own outputs."""
 
-    circuits: Mapping[Ablation, tuple[Circuit, ...]]
-    """The true circuits under each ablation, smallest first; none where nothing could fail under it."""
+    certificates: Mapping[Ablation, Certificate]
+    """Of the true circuits under each ablation; none where nothing could fail under it."""
 
     structural: frozenset[Edge]
     """Edges whose source writes where their destination reads."""
@@ -44,22 +44,33 @@ class Exported:
     content: Mapping[str, Any]
     """`circuit.json`."""
 
-    def is_true(self, found: Circuit) -> bool:
-        """Whether a circuit is true: one of those listed, or, where they may not be all, proved to be by running it.
+    @property
+    def name(self) -> str:
+        """The program's, and the family's."""
+        return f"{self.content['program']['name']}-{self.family}"
+
+    @property
+    def doc(self) -> str:
+        """What the program computes."""
+        return self.content["program"]["doc"]
+
+    @property
+    def circuits(self) -> Mapping[Ablation, tuple[Circuit, ...]]:
+        """The true circuits under each ablation, smallest first; none where nothing could fail under it."""
+        return {a: self.certificates[a].circuits if a in self.certificates else () for a in ABLATIONS}
+
+    def truth(self, ablation: Ablation) -> Truth:
+        """The truth under an ablation, as it was certified; `recover.assess` compares circuits with it.
 
         Raises:
-            CircuitMismatch: it is of another graph.
+            DegenerateProgram: nothing could fail under it.
         """
-        known = self.circuits[found.ablation]
-        if any(compare(found, circuit).exact for circuit in known):
-            return True
-        if not known:
-            return False
-        certificate = self.content["circuits"][found.ablation]["certificate"]
-        if certificate["status"] == "unique" and found.edges <= self.structural:
-            return False
-        judge = Judge(self.model, self.dataset, found.ablation, atol=certificate["atol"])
-        return is_true_circuit(judge, self.model.graph, found.edges)
+        if ablation not in self.certificates:
+            raise DegenerateProgram(self.content["circuits"][ablation]["refused"])
+        certificate = self.certificates[ablation]
+        judge = Judge(self.model, self.dataset, ablation, atol=certificate.atol)
+        # Whatever is written, norms are taken over.
+        return Truth(certificate.circuits[0], self.structural, certificate, judge, others_matter=True)
 
 
 def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
@@ -84,19 +95,28 @@ def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
         if graph_json(model.graph) != content["graph"]:
             raise ModelError(f"Expected the model that {str(path)!r} is of; its graph is another")
         dataset = dataset_of(model, tokenizer, content)
-        circuits: dict[Ablation, tuple[Circuit, ...]] = {
-            ablation: tuple(
-                Circuit(model.graph, ablation, frozenset(map(Edge.parse, edges)))
-                for edges in content["circuits"][ablation].get("certificate", {"circuits": []})["circuits"]
-            )
-            for ablation in ABLATIONS
+        entries: Mapping[Ablation, Any] = {ablation: content["circuits"][ablation] for ablation in ABLATIONS}
+        certificates: dict[Ablation, Certificate] = {
+            ablation: _certificate(entry["certificate"], model.graph, ablation)
+            for ablation, entry in entries.items()
+            if "refused" not in entry
         }
         structural = frozenset(map(Edge.parse, content["structural"]))
-        return Exported(folder, content["family"], model, dataset, circuits, structural, content)
+        return Exported(folder, content["family"], model, dataset, certificates, structural, content)
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OSError, GraphError) as error:
         raise CircuitFileError(f"Expected what `edgeprune export` writes in {str(path)!r}; {error!r:.200}") from error
+
+
+def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
+    """What `certificate_json` made of it."""
+    candidate, *circuits = (
+        Circuit(graph, ablation, frozenset(map(Edge.parse, edges)))
+        for edges in (entry["candidate"], *entry["circuits"])
+    )
+    told = {name: entry[name] for name in ("status", "inputs", "pairs", "exhaustive", "atol", "enumerated", "orders")}
+    return Certificate(**told, gap=Gap(**entry["gap"]), candidate=candidate, circuits=tuple(circuits))
 
 
 def digest_of(folder: Path) -> str:

@@ -32,7 +32,7 @@ _CHART: Final = {"width": 380, "height": 200, "left": 60, "right": 368, "top": 2
 def recovery_figure(recovery: Recovery) -> Figure:
     """The circuit found, drawn beside the truth."""
     graph = recovery.assessment.reference.graph
-    title = f"{recovery.program.name}, {recovery.assessment.reference.ablation} ablation, {recovery.method}"
+    title = f"{recovery.name}, {recovery.assessment.reference.ablation} ablation, {recovery.method}"
     return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.assessment.comparison, title)
 
 
@@ -61,9 +61,9 @@ def write_page(recoveries: Sequence[Recovery], path: Path) -> None:
     data = _picture(graph) | {"views": [_view(*pair) for pair in zip(recoveries, measured, strict=True)]}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    title = f"{first.program.name}, {first.method}, seed {first.seed}"
+    title = f"{first.name}, {first.method}, seed {first.seed}"
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title, doc=first.program.doc, views=views, legend=_LEGEND, data=data
+        title=title, doc=first.doc, views=views, legend=_LEGEND, data=data
     )
     write_text(path, page)
 

@@ -1,10 +1,11 @@
-"""Discover a circuit of a compiled program and compare it with the truth."""
+"""Discover a circuit of a model and compare it with the truth."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,10 +14,9 @@ from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
 from edgeprune.masks import mask_of
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
-from tracr_bridge.compile import Compiled
+from tracr_bridge.known import known
 from tracr_bridge.program import Program
-from tracr_bridge.truth import Truth, derive_truth, is_true_circuit
-from tracr_bridge.verify import compile_and_verify
+from tracr_bridge.truth import Truth, is_true_circuit
 
 _T = TypeVar("_T")
 
@@ -36,15 +36,20 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a method found on a program, beside what is true."""
+    """What a method found on a model, beside what is true."""
 
-    program: Program
+    name: str
+    """The model's."""
+
+    doc: str
+    """What it computes."""
+
     method: str
     seed: int
     discovery: Discovery
     assessment: Assessment
     seconds: Mapping[str, float]
-    """Wall-clock seconds of each phase run: compile (and verify), truth, discover."""
+    """Wall-clock seconds of each phase run: compile (and verify, or load), truth, discover."""
 
     @property
     def exact(self) -> bool:
@@ -53,7 +58,7 @@ class Recovery:
 
 
 def recover(
-    program: Program,
+    subject: Program | Path,
     ablation: Ablation,
     *,
     method: str = "edge-pruning",
@@ -62,11 +67,11 @@ def recover(
     progress: bool = False,
 ) -> Recovery:
     """See `recover_under`, with one ablation."""
-    return recover_under(program, [ablation], method=method, seed=seed, seconds=seconds, progress=progress)[0]
+    return recover_under(subject, [ablation], method=method, seed=seed, seconds=seconds, progress=progress)[0]
 
 
 def recover_under(
-    program: Program,
+    subject: Program | Path,
     ablations: Sequence[Ablation],
     *,
     method: str = "edge-pruning",
@@ -74,12 +79,12 @@ def recover_under(
     seconds: float = math.inf,
     progress: bool = False,
 ) -> list[Recovery]:
-    """Compile and verify `program`, certify its true circuits, discover them with `method`, and compare.
+    """Compile and verify a program, certify its true circuits, discover them with `method`, and compare.
 
     The method gets the model and its inputs, and nothing of the truth.
 
     Args:
-        program: what to recover.
+        subject: what to recover: a program, or the folder of a checkpoint that `export` wrote.
         ablations: what removed edges carry, a recovery for each; all are certified before anything is discovered.
         method: a name of the registry, or `package.module:function`.
         seed: the method's.
@@ -87,19 +92,20 @@ def recover_under(
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        EdgePruneError: the program or the method's name is unusable, or the method breaks its contract; also where the
-            compiled model does not do what RASP says, or nothing could fail under one of the ablations.
+        EdgePruneError: the program, the folder or the method's name is unusable, or the method breaks its contract;
+            also where the compiled model does not do what RASP says, or nothing could fail under one of the ablations.
     """
     discover = find_method(method)
-    compiled, compiling = _timed(lambda: compile_and_verify(program))
-    truths = [_timed(partial(certify, compiled, ablation)) for ablation in ablations]
+    given, compiling = _timed(lambda: known(subject))
+    truths = [_timed(partial(given.truth, ablation)) for ablation in ablations]
     found: list[Recovery] = []
     for ablation, (truth, certifying) in zip(ablations, truths, strict=True):
         with time_limit(seconds, method):
-            run = partial(discover, compiled.model, compiled.dataset, ablation, seed=seed, progress=progress)
+            run = partial(discover, given.model, given.dataset, ablation, seed=seed, progress=progress)
             discovery, discovering = _timed(run)
         phases = {"compile": compiling, "truth": certifying, "discover": discovering}
-        found.append(Recovery(program, method, seed, discovery, assess(truth, discovery.circuit), phases))
+        assessment = assess(truth, discovery.circuit)
+        found.append(Recovery(given.name, given.doc, method, seed, discovery, assessment, phases))
     return found
 
 
@@ -110,35 +116,20 @@ def _timed(run: Callable[[], _T]) -> tuple[_T, float]:
     return result, time.perf_counter() - start
 
 
-def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
-    """The certified true circuit of a compiled program."""
-    model = compiled.model
-    return derive_truth(
-        model,
-        compiled.dataset,
-        model.structural,
-        model.read,
-        ablation,
-        name=compiled.program.name,
-        whole_domain=compiled.domain.exhaustive,
-        seed=seed,
-    )
-
-
 def assess(truth: Truth, found: Circuit) -> Assessment:
     """Compare `found` with the truth; where several circuits are true, any of them is exact.
 
-    A `unique` certificate leaves no room for a true circuit that was not known. A `minimal` one does: it claimed one
-    without enumerating, and a second makes it `ambiguous`.
+    A `unique` certificate leaves no room for a true circuit that was not known, unless edges that it did not enumerate
+    may matter too. A `minimal` one does: it claimed one without enumerating, and a second makes it `ambiguous`.
 
     Raises:
         CircuitMismatch: `found` is of another graph or under another ablation.
     """
     compare(found, truth.circuit)
     certificate = truth.certificate
-    known = {circuit.edges for circuit in certificate.circuits}
-    open_to_more = certificate.status != "unique" and found.edges not in known
-    if open_to_more and is_true_circuit(truth.judge, found.graph, found.edges):
+    listed = {circuit.edges for circuit in certificate.circuits}
+    unproved = certificate.status != "unique" or (truth.others_matter and not found.edges <= truth.structural)
+    if found.edges not in listed and unproved and is_true_circuit(truth.judge, found.graph, found.edges):
         circuits = tuple(sorted((*certificate.circuits, found), key=len))
         certificate = replace(certificate, status="ambiguous", circuits=circuits)
         truth = replace(truth, circuit=circuits[0], certificate=certificate)

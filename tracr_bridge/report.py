@@ -62,7 +62,7 @@ def recovery_json(recovery: Recovery) -> dict[str, Any]:
     """A recovery as JSON."""
     graph = recovery.assessment.reference.graph
     return {
-        "program": recovery.program.name,
+        "program": recovery.name,
         "ablation": recovery.assessment.reference.ablation,
         "method": recovery.method,
         "seed": recovery.seed,
@@ -82,7 +82,7 @@ def saved_circuit(recovery: Recovery) -> SavedCircuit:
     circuit, name = recovery.discovery.circuit, recovery.method
     method = {"name": name, "seed": recovery.seed, "config": configuration(name)}
     scores = scores_by_edge(recovery.discovery.scores, circuit.graph)
-    return SavedCircuit(circuit, scores, model=recovery.program.name, method=method, versions=versions())
+    return SavedCircuit(circuit, scores, model=recovery.name, method=method, versions=versions())
 
 
 def verification_json(verification: Verification, program: str) -> dict[str, Any]:
@@ -186,9 +186,9 @@ def summary_rows(recovery: Recovery) -> list[tuple[str, str]]:
 
 def print_recovery(recovery: Recovery) -> None:
     """A recovery as two tables: its edges, then the verdict and the certificate."""
-    name, ablation = recovery.program.name, recovery.assessment.reference.ablation
+    name, ablation = recovery.name, recovery.assessment.reference.ablation
     print_table(f"{name}, {ablation} ablation", ("edge", "true", "found", "score"), edge_rows(recovery))
-    print_rows(recovery.program.doc, summary_rows(recovery))
+    print_rows(recovery.doc, summary_rows(recovery))
 
 
 def print_truth(truth: Truth, name: str, doc: str) -> None:

@@ -9,8 +9,9 @@ from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.known import certify
 from tracr_bridge.program import Program
-from tracr_bridge.recover import Assessment, assess, certify, effects
+from tracr_bridge.recover import Assessment, assess, effects
 from tracr_bridge.truth import Truth, is_true_circuit
 from tracr_bridge.verify import verify
 

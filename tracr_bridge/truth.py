@@ -85,13 +85,16 @@ class Truth:
     structural: frozenset[Edge]
     certificate: Certificate
     judge: Judge
+    others_matter: bool = False
+    """Whether edges that are not structural may matter too, as to a norm; the certificate has not looked at them."""
 
 
 def is_true_circuit(judge: Judge, graph: Graph, edges: frozenset[Edge]) -> bool:
     """Whether `edges` are sufficient and irreducible."""
-    ordered = sorted(edges)
-    verdict = judge.reproduces(torch.stack([mask_of(graph, kept) for kept in [edges, *_without_one(ordered)]]))
-    return bool(verdict[0]) and not bool(verdict[1:].any())
+    if not bool(judge.reproduces(mask_of(graph, edges)[None])):
+        return False
+    fewer = [mask_of(graph, kept) for kept in _without_one(sorted(edges))]
+    return not fewer or not bool(judge.reproduces(torch.stack(fewer)).any())
 
 
 def derive_truth(
@@ -185,7 +188,7 @@ def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> 
     agree = judge.edges_agree(read, mask_of(graph, edges) > 0)
     inert: set[Edge] = set()
     for source in graph.sources:
-        if all(edge in inert for edge in edges if edge.destination.owner == source):
+        if all(edge in inert for edge in edges if source in graph.readers[edge.destination]):
             inert |= {edge for edge in edges if edge.source == source and agree[graph.position(edge)]}
     return frozenset(inert)
 
@@ -209,7 +212,7 @@ def _enumerate(judge: Judge, graph: Graph, edges: Sequence[Edge]) -> tuple[list[
     edge is live are tried, and a set is irreducible if, for each of its edges, the live part of the rest is none of the
     sufficient ones.
     """
-    subsets = live_subsets(edges, limit=SUBSET_BUDGET)
+    subsets = live_subsets(graph, edges, limit=SUBSET_BUDGET)
     if subsets is None:
         return None
     screened = judge.screen(lambda rows: _masks(graph, edges, subsets[rows]), len(subsets))

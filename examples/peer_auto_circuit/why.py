@@ -17,7 +17,7 @@ from edgeprune.graph import Ablation, Edge
 from edgeprune.measures import roc
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import compile_program
-from tracr_bridge.recover import certify
+from tracr_bridge.known import certify
 
 NOISE = 1e-4
 """Score below which a gradient counts as zero."""

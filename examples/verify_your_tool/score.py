@@ -2,11 +2,12 @@
 
     python score.py CHECKPOINT --ablation resample --edges found.txt    what your tool found, an edge a line
     python score.py CHECKPOINT --check                                  run the checkpoint on its whole domain
+    python score.py CHECKPOINT --check --lens                           the same as TransformerLens loads it
 
 CHECKPOINT is a folder that `edgeprune export` made. Scoring reads its circuit.json alone; --check loads the model and
-its tokenizer with plain transformers, and compares what it says with what the program that it was made from says. Exit
-status 0: the edges are a true circuit, or the model says what it should; 1: they are not, or it does not; 3: they are
-none of the circuits that are listed, which may not be all; 2: bad input.
+its tokenizer with plain transformers, or with TransformerLens 4, and compares what it says with what the program that
+it was made from says. Exit status 0: the edges are a true circuit, or the model says what it should; 1: they are not,
+or it does not; 3: they are none of the circuits that are listed, which may not be all; 2: bad input.
 """
 
 import argparse
@@ -40,18 +41,24 @@ def score(content: dict, ablation: str, found: set[str]) -> int:
     return 3
 
 
-def check(folder: Path, content: dict) -> bool:
-    """Whether plain transformers says what the program does, on every input."""
+def check(folder: Path, content: dict, *, lens: bool) -> bool:
+    """Whether plain transformers, or TransformerLens, says what the program does, on every input."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if lens:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        logits_of = TransformerBridge.boot_transformers(str(folder), device="cpu")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        logits_of = lambda tokens: model(tokens).logits  # noqa: E731
     tokenizer = AutoTokenizer.from_pretrained(folder)
     outputs, wrong = content["outputs"], 0
     domain = content["domain"]
     for text, expected in zip(domain["inputs"], domain["expected"], strict=True):
         with torch.no_grad():
-            logits = model(**tokenizer(text, return_tensors="pt")).logits[0, 1:]  # nothing is asked of BOS
+            logits = logits_of(tokenizer(text, return_tensors="pt").input_ids)[0, 1:]  # nothing is asked of BOS
         for row, value in zip(logits, expected, strict=True):
             if value is None:  # the program is undefined there
                 continue
@@ -70,10 +77,11 @@ def main() -> int:
     parser.add_argument("--ablation", default="resample", choices=("zero", "mean", "resample"))
     parser.add_argument("--edges", type=Path, metavar="FILE", help="an edge a line, such as embed->a0.h0.v")
     parser.add_argument("--check", action="store_true", help="run the model on its whole domain")
+    parser.add_argument("--lens", action="store_true", help="with --check: load it with TransformerLens")
     options = parser.parse_args()
     content = json.loads((options.checkpoint / "circuit.json").read_text(encoding="utf-8"))
     if options.check:
-        return 0 if check(options.checkpoint, content) else 1
+        return 0 if check(options.checkpoint, content, lens=options.lens) else 1
     if options.edges is None:
         parser.error("expected --edges FILE, or --check")
     try:

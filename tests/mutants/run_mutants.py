@@ -1,7 +1,9 @@
 """Would the suite notice? Plants one bug at a time in a copy of the packages, and runs the tests until one fails.
 
-    python tests/mutants/run_mutants.py                        the table: bug, first test that fails
-    python tests/mutants/run_mutants.py --only "1 - z for z"   one of them
+    python tests/mutants/run_mutants.py                          the table: bug, first test that fails
+    python tests/mutants/run_mutants.py --only "1 - z for z"     one of them
+    python tests/mutants/run_mutants.py --file edgeprune/models --tests tests/models/test_export.py
+                                                                 those planted there, and those tests alone
 
 Exit status 1 if a bug survives.
 """
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -105,12 +108,13 @@ def copy_of_the_code(folder: Path) -> Path:
     return folder
 
 
-def first_failure(mutant: Mutant | None, code: Path) -> str | None:
+def first_failure(mutant: Mutant | None, code: Path, *, tests: Sequence[str] | None = None) -> str | None:
     """The first test that fails with the bug planted; None if all pass.
 
     Args:
         mutant: the bug; None for the code as it is.
         code: what `copy_of_the_code` made.
+        tests: what is run; by default the suite, those that are about the file first.
 
     Raises:
         subprocess.TimeoutExpired: nothing had failed after `SECONDS`.
@@ -122,7 +126,7 @@ def first_failure(mutant: Mutant | None, code: Path) -> str | None:
             file = copy / mutant.file
             file.write_text(mutant.apply(file.read_text()))
         own = [tests for where, tests in OWN.items() if mutant is not None and mutant.file.startswith(where)]
-        suite = dict.fromkeys([*own, *SUITE])
+        suite = tests or dict.fromkeys([*own, *SUITE])
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0", *suite]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         done = subprocess.run(
@@ -139,16 +143,22 @@ def first_failure(mutant: Mutant | None, code: Path) -> str | None:
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[mutant.name for mutant in MUTANTS], metavar="NAME")
-    parser.add_argument("--jobs", type=int, default=2)
+    names, files = ([getattr(mutant, part) for mutant in MUTANTS] for part in ("name", "file"))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these bugs")
+    parser.add_argument("--file", nargs="+", default=files, help="bugs planted in these files, or below these folders")
+    parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these tests, in place of the suite")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at once (default: %(default)s)")
     options = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if options.only is None or mutant.name in options.only]
+    chosen = [each for each in MUTANTS if each.name in options.only and each.file.startswith(tuple(options.file))]
+    if not chosen:
+        parser.error(f"no bug is planted in {' or '.join(options.file)}")
     killed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         code = copy_of_the_code(Path(folder))
-        unplanted = pool.submit(first_failure, None, code)
+        noticed = partial(first_failure, code=code, tests=options.tests)
+        unplanted = pool.submit(noticed, None)
         print("| bug | first test that fails |\n|---|---|", flush=True)
-        failures = tqdm(pool.map(partial(first_failure, code=code), chosen), total=len(chosen), disable=None)
+        failures = tqdm(pool.map(noticed, chosen), total=len(chosen), disable=None)
         for mutant, failure in zip(chosen, failures, strict=True):
             tqdm.write(f"| {mutant.name} | {failure or '**none**'} |")
             sys.stdout.flush()

@@ -15,8 +15,9 @@ from edgeprune.methods import find_method
 from edgeprune.store import load_circuit, save_circuit
 from tracr_bridge.compile import compile_program
 from tracr_bridge.coverage import CONSTRUCTS, constructs
+from tracr_bridge.known import certify
 from tracr_bridge.program import expressions_of
-from tracr_bridge.recover import assess, certify
+from tracr_bridge.recover import assess
 from tracr_bridge.sample import draw_programs
 from tracr_bridge.strategies import inputs_for, program_from, rasp_programs
 from tracr_bridge.verify import verify

@@ -20,7 +20,8 @@ from tracr_bridge import truth as truth_module
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
 from tracr_bridge.judge import Judge
-from tracr_bridge.recover import assess, certify, effects
+from tracr_bridge.known import certify
+from tracr_bridge.recover import assess, effects
 from tracr_bridge.truth import derive_truth, inert_edges, is_true_circuit
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
@@ -218,3 +219,14 @@ def test_an_edge_is_inert_only_where_all_that_its_source_reads_is(embedding_agre
     judge.model = SimpleNamespace(graph=graph)
     judge.edges_agree = lambda read, asked: agree & asked
     assert {str(edge) for edge in inert_edges(judge, [], edges)} == expected
+
+
+def test_an_edge_of_a_head_that_shares_its_value_is_not_inert_where_the_value_is_not():
+    graph = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)
+    edges = [Edge.parse("embed->a0.h1.v"), Edge.parse("a0.h2->logits"), Edge.parse("a0.h0->logits")]
+    agree = torch.ones(len(graph.sources), len(graph.destinations), dtype=torch.bool)
+    agree[graph.position(edges[0])] = False
+    judge = Judge.__new__(Judge)
+    judge.model = SimpleNamespace(graph=graph)
+    judge.edges_agree = lambda read, asked: agree & asked
+    assert inert_edges(judge, [], edges) == {edges[2]}

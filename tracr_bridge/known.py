@@ -1,0 +1,83 @@
+"""Models whose true circuits are known: a program's, which is compiled, and a checkpoint that `export` wrote."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from edgeprune.data import Dataset
+from edgeprune.graph import Ablation
+from edgeprune.model import MaskedModel
+from tracr_bridge.catalogue import catalogue, load_program
+from tracr_bridge.compile import Compiled
+from tracr_bridge.coverage import constructs
+from tracr_bridge.program import Program
+from tracr_bridge.truth import Truth, derive_truth
+from tracr_bridge.verify import compile_and_verify
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model with its true circuits. Methods see `model` and `dataset`, and nothing else of it."""
+
+    name: str
+    doc: str
+    model: MaskedModel
+    dataset: Dataset
+    truth: Callable[[Ablation], Truth]
+    """The certified truth under an ablation; raises DegenerateProgram where nothing could fail."""
+
+    constructs: tuple[str, ...] = ()
+    """Of RASP, that the program uses, where it is at hand."""
+
+
+def find(spec: str) -> Program | Path:
+    """What `spec` names: a program, as for `load_program`, or the folder of a checkpoint.
+
+    A name of the catalogue is that program's, even where there is such a folder: `./name` is the folder.
+
+    Raises:
+        EdgePruneError: there is neither.
+    """
+    return Path(spec) if Path(spec).is_dir() and spec not in catalogue() else load_program(spec)
+
+
+def known(subject: Program | Path, *, seed: int = 0) -> Known:
+    """Compile a program, or load a checkpoint.
+
+    Args:
+        subject: what `find` found.
+        seed: of what is sampled to compile and to certify a program; a checkpoint has its certificates with it.
+
+    Raises:
+        EdgePruneError: the program is unusable, or the folder is none that `export` wrote.
+    """
+    if isinstance(subject, Program):
+        compiled = compile_and_verify(subject, seed=seed)
+        return Known(
+            compiled.program.name,
+            compiled.program.doc,
+            compiled.model,
+            compiled.dataset,
+            partial(certify, compiled, seed=seed),
+            tuple(sorted(constructs(compiled.program))),
+        )
+    from tracr_bridge.exported import load_exported  # and with it transformers, which programs do without
+
+    exported = load_exported(subject)
+    return Known(exported.name, exported.doc, exported.model, exported.dataset, exported.truth)
+
+
+def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
+    """The certified true circuit of a compiled program."""
+    model = compiled.model
+    return derive_truth(
+        model,
+        compiled.dataset,
+        model.structural,
+        model.read,
+        ablation,
+        name=compiled.program.name,
+        whole_domain=compiled.domain.exhaustive,
+        seed=seed,
+    )
