@@ -68,10 +68,14 @@ def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
     # Half precision has too few digits to add up many.
     kind = torch.promote_types(one.dtype, torch.float32)
     total = one.new_zeros(one.shape[0], len(present), *one.shape[2:], dtype=kind)
-    # As many inputs at a time as fit, of a model however wide.
-    size = max(1, min(1024, _ROOM // one.numel()))
+    size = rows_at_once(model, dataset)
     for rows, counts_once in zip(own.split(size), counted.split(size), strict=True):
         sources = model.sources(dataset.tokens[rows]).to(kind)
         sources[:, ~counts_once] = 0
         total.index_add_(1, group[rows].to(total.device), sources)
     return (ranks.summed(total) / counts.to(total)[:, None, None]).to(one.dtype)
+
+
+def rows_at_once(model: MaskedModel, dataset: Dataset) -> int:
+    """How many inputs' sources fit, of a model however wide."""
+    return max(1, min(1024, _ROOM // model.sources(dataset.tokens[:1]).numel()))

@@ -1,6 +1,6 @@
 """Pictures of circuits, on the layer x head grid that the graph already is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -44,7 +44,8 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
     """The circuit found: true edges solid, missing ones dashed, extra ones dotted, nodes without edges left pale.
 
     Without anything to compare it with, all its edges are solid.
-    Sources write from the top of their box; a head's q, k and v are read at its bottom, left to right.
+    Sources write from the top of their box; a head's q, k and v are read at its bottom, left to right, and what several
+    heads share between them.
     """
     found = set(found)
     kinds = dict.fromkeys(found, "kept" if comparison is None else "true")
@@ -55,16 +56,18 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
     width, height = max(columns) - min(columns) + 1.5, max(rows) + 1.5
     figure = Figure(figsize=(max(6.0, 1.5 * width), max(4.0, 0.8 * height)), layout="constrained")
     axes = figure.subplots()
-    used = {node.owner for edge in kinds for node in (edge.source, edge.destination)}
+    used = {edge.source for edge in kinds}
+    for edge in kinds:  # of heads that share what is read, those that nothing reads need not be used
+        used |= used.intersection(readers := graph.readers[edge.destination]) or set(readers)
     for node, (x, y) in place.items():
         shade = "black" if node in used else "#b8b8b8"
         box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": shade}
         axes.text(x, y, str(node), ha="center", va="center", color=shade, bbox=box, zorder=3, family="monospace")
     for edge, kind in sorted(kinds.items()):
-        axes.add_patch(_arrow(edge, kind, place))
+        axes.add_patch(_arrow(place[edge.source], read_at(edge.destination, graph, place), edge, kind))
     for port in sorted({edge.destination for edge in kinds if edge.destination.port}):
-        x, y = place[port.owner]
-        axes.text(x + PORT_OFFSET[port.port], y - 0.35, port.port, ha="center", va="center", fontsize=7, zorder=4)
+        x, y = read_at(port, graph, place)
+        axes.text(x, y - 0.35, port.port, ha="center", va="center", fontsize=7, zorder=4)
     shown = [kind for kind in _STYLES if kind in kinds.values()]
     handles = [Line2D([], [], color=_STYLES[k][0], linestyle=_STYLES[k][1], label=k) for k in shown]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -76,11 +79,10 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
     return figure
 
 
-def _arrow(edge: Edge, kind: str, place: dict[Node, tuple[float, float]]) -> FancyArrowPatch:
+def _arrow(start: tuple[float, float], end: tuple[float, float], edge: Edge, kind: str) -> FancyArrowPatch:
     """An edge from the top of its source's box to the bottom of its destination's, or to the port's letter there."""
     colour, line = _STYLES[kind]
-    (x0, y0), (x1, y1) = place[edge.source], place[edge.destination.owner]
-    x1 += PORT_OFFSET[edge.destination.port]
+    (x0, y0), (x1, y1) = start, end
     below = 0.42 if edge.destination.port else 0.28
     # Long edges bow outwards, so that they pass beside the nodes in between.
     bow = 0.0 if y1 - y0 <= 1 else (0.12 if x1 <= x0 else -0.12)
@@ -105,6 +107,12 @@ def places(graph: Graph) -> dict[Node, tuple[float, float]]:
         x = beside if node.kind in EMBEDDINGS else middle.get(node.kind, float(node.head))
         place[node] = (1.3 * x, float(rows[node.stage]))
     return place
+
+
+def read_at(destination: Node, graph: Graph, place: Mapping[Node, tuple[float, float]]) -> tuple[float, float]:
+    """Where a destination reads: at its box, or amid those of the heads that share it."""
+    boxes = [place[node] for node in graph.readers[destination] if node in place] or [place[destination.owner]]
+    return sum(x for x, _ in boxes) / len(boxes) + PORT_OFFSET[destination.port], boxes[0][1]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

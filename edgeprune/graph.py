@@ -200,7 +200,7 @@ class Graph:
         for node in self.destinations:
             each = 1
             if node.port in ("k", "v") and shared[node.layer] and heads[node.layer] % shared[node.layer] == 0:
-                each = heads[node.layer] // shared[node.layer]
+                each = max(1, heads[node.layer] // shared[node.layer])
             first = node.owner.head * each
             found[node] = tuple(replace(node.owner, head=first + i) for i in range(each)) if node.port else (node,)
         return found

@@ -25,7 +25,7 @@ from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
-from edgeprune.store import UnwritableFile, load_json, versions, write_text
+from edgeprune.store import UnwritableFile, versions, write_text
 from tracr_bridge.known import Known, find, known
 from tracr_bridge.program import Program
 from tracr_bridge.recover import assess
@@ -71,7 +71,11 @@ def named_subject(spec: str) -> Subject:
     found = find(spec)
     if isinstance(found, Program):
         return Subject(spec, found.source, drawn=False)
-    return Subject(spec, json.dumps(load_json(found / "circuit.json")), drawn=False)
+    from tracr_bridge.exported import read_content
+
+    name = os.path.normpath(found)
+    name = name if os.sep in name else os.path.join(os.curdir, name)  # without, it may be a program's
+    return Subject(name, json.dumps(read_content(found)), drawn=False)
 
 
 def drawn_subject(program: DrawnProgram) -> Subject:

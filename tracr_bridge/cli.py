@@ -182,15 +182,20 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
         "program", nargs="*", metavar="PROGRAM", help="a name, or path/to/file.py:name (default: all causal ones)"
     )
     export.add_argument(
-        "--as", dest="family", required=True, choices=("gpt2", "llama"), help="the architecture of the checkpoint"
+        "--as",
+        dest="family",
+        action="append",
+        required=True,
+        choices=("gpt2", "llama"),
+        help="the architecture of the checkpoint; may be repeated, for checkpoints of both",
     )
     export.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="DIR",
-        help="the folder to make: model.safetensors, a tokenizer, circuit.json; of several programs, a folder for each "
-        "in it",
+        help="the folder to make: model.safetensors, a tokenizer, circuit.json; of several checkpoints, a folder for "
+        "each in it, PROGRAM-gpt2 or PROGRAM-llama",
     )
 
 

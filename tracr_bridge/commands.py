@@ -90,7 +90,7 @@ def truth(options: argparse.Namespace) -> bool:
 
     _use_one_thread()
     _check_outputs(options.save)
-    given = known(find(options.program), seed=options.seed)
+    given = known(find(_told(options.program)), seed=options.seed)
     found = given.truth(ablation)
     if options.json:
         print(report.as_json(report.truth_json(found, given.name)), file=options.output)
@@ -117,7 +117,7 @@ def recover(options: argparse.Namespace) -> bool:
         if getattr(options, option) is not None and len(ablations) > 1:
             raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
     _check_outputs(options.picture, options.report, options.save, picture=options.picture)
-    subject = find(options.program)
+    subject = find(_told(options.program))
     recoveries = recovering.recover_under(
         subject,
         ablations,
@@ -151,7 +151,8 @@ def bench(options: argparse.Namespace) -> bool:
     for method in methods:
         find_method(method)
     if options.random is None:
-        subjects = [named_subject(spec) for spec in options.program or catalogue()]
+        asked = map(_told, options.program) if options.program else catalogue()
+        subjects = list(dict.fromkeys(map(named_subject, asked)))
     elif options.program:
         raise EdgePruneError(f"Expected either programs or --random; got both, {options.program[0]!r} and more")
     else:
@@ -176,6 +177,15 @@ def bench(options: argparse.Namespace) -> bool:
         )
         print(f"results: {(options.out / 'leaderboard.md').resolve()}")
     return all(row["outcome"] in ("exact", "refused") for row in rows)
+
+
+def _told(spec: str) -> str:
+    """The same; where it names a program, and there is a checkpoint of that name too, which of them it is is said."""
+    from tracr_bridge.catalogue import catalogue
+
+    if (Path(spec) / "circuit.json").is_file() and spec in catalogue():
+        print(f"note: {spec} is the program; the folder is ./{spec}", file=sys.stderr)
+    return spec
 
 
 def _use_one_thread() -> None:
@@ -238,23 +248,25 @@ def export(options: argparse.Namespace) -> bool:
 
     asked = options.program or [program.name for program in catalogue().values() if program.causal]
     programs = list(map(load_program, dict.fromkeys(asked)))
-    if len(programs) > 1 and not options.out.is_dir():
+    wanted = [(program, family) for family in dict.fromkeys(options.family) for program in programs]
+    if len(wanted) > 1 and not options.out.is_dir():
         check_writable(options.out)
         options.out.mkdir()
-    folders = [options.out if len(programs) == 1 else options.out / f"{p.name}-{options.family}" for p in programs]
     rows, found = list[tuple[str, ...]](), list[dict[str, object]]()
-    for program, folder in zip(programs, folders, strict=True):
-        made = write(program, options.family, folder, seed=options.seed, progress=True)
+    for program, family in wanted:
+        folder = options.out if len(wanted) == 1 else options.out / f"{program.name}-{family}"
+        made = write(program, family, folder, seed=options.seed, progress=True)
         sizes = {ablation: [len(circuit) for circuit in circuits] for ablation, circuits in made.circuits.items()}
         error = made.content["max_abs_diff"]
-        found.append({"program": program.name, "folder": str(made.folder), "max_abs_diff": error, "edges": sizes})
+        found.append({"program": program.name, "as": family, "folder": str(folder), "max_abs_diff": error})
+        found[-1]["edges"] = sizes
         edges = [" or ".join(map(str, counts)) or "nothing could fail" for counts in sizes.values()]
-        rows.append((program.name, str(made.model.graph.total), *edges, f"{error:.1g}"))
+        rows.append((made.name, str(made.model.graph.total), *edges, f"{error:.1g}"))
     if options.json:
         print(report.as_json({"exported": found}), file=options.output)
         return True
-    head = ("program", "edges in all", *(f"true, {ablation}" for ablation in ABLATIONS), "largest error")
-    report.print_table(f"{options.family}, in {options.out}", head, rows)
+    head = ("checkpoint", "edges in all", *(f"true, {ablation}" for ablation in ABLATIONS), "largest error")
+    report.print_table(f"in {options.out}", head, rows)
     print("load one: AutoModelForCausalLM.from_pretrained(folder); its circuits: circuit.json")
     return True
 

@@ -34,7 +34,7 @@ from edgeprune.models.transformer import Transformer
 from edgeprune.store import UnwritableFile, check_writable, versions, write_text
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import INPUT_BUDGET, Compiled
-from tracr_bridge.exported import BATCH, FORMAT, Exported, dataset_of, digest_of, graph_json, load_exported
+from tracr_bridge.exported import BATCH, FORMAT, Exported, dataset_of, digest_of, digests_of, graph_json, load_exported
 from tracr_bridge.judge import Judge
 from tracr_bridge.model import structural_mask
 from tracr_bridge.program import Program, check_interpreter
@@ -86,7 +86,10 @@ def export(program: Program, family: Family, out: Path, *, seed: int = 0, progre
         _tokenizer(vocabulary).save_pretrained(unfinished)
         _speak_to_older_versions(unfinished)
         content = _describe(compiled, made, family, unfinished, seed=seed, progress=progress)
+        content["digest"] = digest_of(content)
         write_text(unfinished / "circuit.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        for file in unfinished.iterdir():  # some are made for their owner alone
+            file.chmod((unfinished / "config.json").stat().st_mode)
         exported = load_exported(unfinished)
         unfinished.rename(out)
     except (OSError, SafetensorError) as error:
@@ -136,7 +139,8 @@ def _describe(
             "vocabulary": {words[token]: _plain(token) for token in program.vocab},
         },
         "family": family,
-        "weights": digest_of(folder),
+        "seed": seed,
+        "files": digests_of(folder),
         "graph": graph_json(model.graph),
         "structural": edge_names(model.graph, structural),
         "outputs": {"kind": "categorical" if compiled.categorical else "numerical", "columns": columns},
@@ -169,9 +173,9 @@ def _certify(
     """The true circuit under one ablation, or why there is none.
 
     Raises:
-        UnsupportedProgram: there is one in single precision that is none in double.
+        UnsupportedProgram: edges that can carry nothing matter, or a circuit is not true in double precision.
     """
-    name = f"{compiled.program.name}, under {ablation} ablation"
+    name = compiled.program.name
     read, whole_domain = list(map(torch.from_numpy, made.read)), compiled.domain.exhaustive
     try:
         truth = derive_truth(
@@ -180,10 +184,12 @@ def _certify(
     except DegenerateProgram as error:
         return {"edges": [], "refused": str(error)}
     except AssertionError as error:  # what holds of compiled programs, and norms may break
-        raise UnsupportedProgram(f"Expected a circuit of {name}; {error}") from error
+        raise UnsupportedProgram(f"Expected a true circuit of {name} under {ablation} ablation; {error}") from error
     judge = Judge(_double(folder), dataset, ablation, atol=truth.certificate.atol, seed=seed)
     if not all(is_true_circuit(judge, model.graph, circuit.edges) for circuit in truth.certificate.circuits):
-        raise UnsupportedProgram(f"Expected circuits that are true in double precision too; one of {name}, is not")
+        raise UnsupportedProgram(
+            f"Expected circuits that are true in double precision too; one of {name} under {ablation} ablation is not"
+        )
     return {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
 
 

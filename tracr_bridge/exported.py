@@ -1,6 +1,7 @@
 """A checkpoint with a known circuit, as `export` wrote it: the model, its domain and its true circuits."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,15 @@ from typing import Any, Final
 import torch
 
 from edgeprune.data import Dataset
-from edgeprune.errors import DegenerateProgram, GraphError, ModelError
+from edgeprune.errors import DegenerateProgram, ModelError
 from edgeprune.graph import ABLATIONS, Ablation, Circuit, Edge, Graph
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
 from edgeprune.store import CircuitFileError, load_json
 from tracr_bridge.judge import Judge
-from tracr_bridge.truth import Certificate, Gap, Truth
+from tracr_bridge.truth import Certificate, Gap, Truth, is_true_circuit
 
-FORMAT: Final = "edgeprune export 1"
+FORMAT: Final = "edgeprune export 2"
 
 BATCH: Final = 1024
 """Inputs run at a time."""
@@ -62,13 +63,21 @@ class Exported:
     def truth(self, ablation: Ablation) -> Truth:
         """The truth under an ablation, as it was certified; `recover.assess` compares circuits with it.
 
+        Its circuits are run again: where numbers are rounded otherwise, one might not be true.
+
         Raises:
             DegenerateProgram: nothing could fail under it.
+            ModelError: a circuit is not true here.
         """
         if ablation not in self.certificates:
             raise DegenerateProgram(self.content["circuits"][ablation]["refused"])
         certificate = self.certificates[ablation]
-        judge = Judge(self.model, self.dataset, ablation, atol=certificate.atol)
+        judge = Judge(self.model, self.dataset, ablation, atol=certificate.atol, seed=self.content["seed"])
+        if not all(is_true_circuit(judge, self.model.graph, circuit.edges) for circuit in certificate.circuits):
+            raise ModelError(
+                f"Expected circuits of {str(self.folder)!r} that are true on this machine too; one is not under "
+                f"{ablation} ablation"
+            )
         # Whatever is written, norms are taken over.
         return Truth(certificate.circuits[0], self.structural, certificate, judge, others_matter=True)
 
@@ -81,32 +90,61 @@ def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
         device: where the model runs; all was proved on the CPU.
 
     Raises:
-        CircuitFileError: there is no such file, or it is none.
-        ModelError: the model cannot be loaded, or is not the one that its circuit is of.
+        CircuitFileError: there is no such file, it is none, or it was changed.
+        ModelError: the model cannot be loaded, or a file of it was changed.
+    """
+    content = read_content(folder)
+    model, tokenizer = load_model(str(folder), device=device)
+    # A method that sees the model need not know where its circuit lies.
+    model.weights.name_or_path = model.weights.config.name_or_path = ""
+    certificates: dict[Ablation, Certificate] = {
+        ablation: _certificate(content["circuits"][ablation]["certificate"], model.graph, ablation)
+        for ablation in ABLATIONS
+        if "refused" not in content["circuits"][ablation]
+    }
+    structural = frozenset(map(Edge.parse, content["structural"]))
+    dataset = dataset_of(model, tokenizer, content)
+    return Exported(folder, content["family"], model, dataset, certificates, structural, content)
+
+
+def read_content(folder: Path) -> dict[str, Any]:
+    """What `circuit.json` in a folder says, which is as `export` wrote it, and so are the files that it is about.
+
+    Raises:
+        CircuitFileError: there is no such file, it is none, or it was changed.
+        ModelError: a file of the model was changed.
     """
     path = folder / "circuit.json"
+    if not path.is_file() and any(folder.glob("*/circuit.json")):
+        raise CircuitFileError(f"Expected a checkpoint's folder; got {str(folder)!r}, which holds several: {folder}/*")
     content = load_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
+        raise CircuitFileError(
+            f"Expected a file of format {FORMAT!r}, which `edgeprune export` writes; got {str(path)!r}"
+        )
+    if digest_of(content) != content.get("digest"):
+        raise CircuitFileError(
+            f"Expected {str(path)!r} as `edgeprune export` wrote it; it was changed: export it again"
+        )
     try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}")
-        if digest_of(folder) != content["weights"]:
-            raise ModelError(f"Expected the weights that {str(path)!r} is of; those beside it are others")
-        model, tokenizer = load_model(str(folder), device=device)
-        if graph_json(model.graph) != content["graph"]:
-            raise ModelError(f"Expected the model that {str(path)!r} is of; its graph is another")
-        dataset = dataset_of(model, tokenizer, content)
-        entries: Mapping[Ablation, Any] = {ablation: content["circuits"][ablation] for ablation in ABLATIONS}
-        certificates: dict[Ablation, Certificate] = {
-            ablation: _certificate(entry["certificate"], model.graph, ablation)
-            for ablation, entry in entries.items()
-            if "refused" not in entry
-        }
-        structural = frozenset(map(Edge.parse, content["structural"]))
-        return Exported(folder, content["family"], model, dataset, certificates, structural, content)
-    except ModelError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OSError, GraphError) as error:
-        raise CircuitFileError(f"Expected what `edgeprune export` writes in {str(path)!r}; {error!r:.200}") from error
+        changed = [name for name, digest in digests_of(folder).items() if content["files"][name] != digest]
+    except OSError as error:
+        raise ModelError(f"Expected the files that {str(path)!r} is about beside it; {error}") from error
+    if changed:
+        raise ModelError(f"Expected the files that {str(path)!r} is about; {', '.join(changed)} beside it is another")
+    return content
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of all that `circuit.json` says but this."""
+    said = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that say what a model does."""
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
@@ -117,11 +155,6 @@ def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
     )
     told = {name: entry[name] for name in ("status", "inputs", "pairs", "exhaustive", "atol", "enumerated", "orders")}
     return Certificate(**told, gap=Gap(**entry["gap"]), candidate=candidate, circuits=tuple(circuits))
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 of the weights' file."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def graph_json(graph: Graph) -> dict[str, list[str]]:
@@ -137,11 +170,11 @@ def dataset_of(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -
     """The domain, as the tokenizer reads it and with the model's own outputs.
 
     Raises:
-        ValueError: an input has a word that is none of the program's.
+        ModelError: an input has a word that the tokenizer does not know.
     """
     rows: list[list[int]] = [tokenizer(text)["input_ids"] for text in content["domain"]["inputs"]]
     if any(tokenizer.unk_token_id in row for row in rows):
-        raise ValueError("an input has a word that the tokenizer does not know")
+        raise ModelError("Expected inputs of words that the tokenizer knows; it does not know one")
     longest = max(map(len, rows))
     tokens = torch.full((len(rows), longest), tokenizer.pad_token_id)
     scored = torch.zeros(len(rows), longest, dtype=torch.bool)

@@ -8,8 +8,8 @@ from typing import Any, Final
 import jinja2
 from matplotlib.figure import Figure
 
-from edgeprune.draw import PORT_OFFSET, draw_comparison, places
-from edgeprune.graph import Edge, Graph, Node
+from edgeprune.draw import draw_comparison, places, read_at
+from edgeprune.graph import Edge, Graph
 from edgeprune.store import write_text
 from tracr_bridge.recover import Recovery, effects
 from tracr_bridge.report import edge_rows, summary_rows
@@ -74,7 +74,9 @@ def _picture(graph: Graph) -> dict[str, Any]:
     left, top = min(x for x, _ in grid.values()), max(y for _, y in grid.values())
     at = {node: (_COLUMN * (x - left), _MARGIN + _ROW * (top - y)) for node, (x, y) in grid.items()}
     number = {node: n for n, node in enumerate(at)}
-    curves = [_curve(edge, at) for edge in graph.edges]
+    ends = {node: read_at(node, graph, grid) for node in graph.destinations}
+    down = {node: (_COLUMN * (x - left), _MARGIN + _ROW * (top - y)) for node, (x, y) in ends.items()}
+    curves = [_curve(at[edge.source], down[edge.destination]) for edge in graph.edges]
     across = [x for curve in curves for x, _ in curve] + [x for x, _ in at.values()]
     edges: list[dict[str, Any]] = []
     for edge, (start, *bends, end) in zip(graph.edges, curves, strict=True):
@@ -84,7 +86,7 @@ def _picture(graph: Graph) -> dict[str, Any]:
                 "path": f"M{start[0]} {start[1]}C" + " ".join(f"{x} {y}" for x, y in (*bends, end)),
                 "end": end,
                 "from": number[edge.source],
-                "to": number[edge.destination.owner],
+                "to": [number[node] for node in graph.readers[edge.destination] if node in number],
                 "port": edge.destination.port,
                 "reader": str(edge.destination),
             }
@@ -98,13 +100,12 @@ def _picture(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _curve(edge: Edge, at: dict[Node, tuple[float, float]]) -> list[tuple[int, int]]:
+def _curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[int, int]]:
     """The four points of a Bézier curve from the top of a source's box to the bottom of its reader's.
 
     One over several rows bows to the side, the more the longer, so that it passes beside the boxes between.
     """
-    (x0, y0), (x1, y1) = at[edge.source], at[edge.destination.owner]
-    x1 += PORT_OFFSET[edge.destination.port] * _COLUMN
+    (x0, y0), (x1, y1) = start, end
     y0, y1 = y0 - 13, y1 + 13
     rows = (y0 - y1) / _ROW
     bow = 0.0 if rows < 1.2 else math.copysign(0.32 * _COLUMN * math.log2(1 + rows), x1 - x0 or 1)

@@ -128,7 +128,7 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
     compare(found, truth.circuit)
     certificate = truth.certificate
     listed = {circuit.edges for circuit in certificate.circuits}
-    unproved = certificate.status != "unique" or (truth.others_matter and not found.edges <= truth.structural)
+    unproved = certificate.status != "unique" or truth.others_matter
     if found.edges not in listed and unproved and is_true_circuit(truth.judge, found.graph, found.edges):
         circuits = tuple(sorted((*certificate.circuits, found), key=len))
         certificate = replace(certificate, status="ambiguous", circuits=circuits)

@@ -113,8 +113,9 @@ def certificate_rows(truth: Truth) -> list[tuple[str, str]]:
         if certificate.enumerated
         else f"{certificate.orders} orders of elimination"
     )
+    status = _STATUS[certificate.status]
     return [
-        ("status", _STATUS[certificate.status]),
+        ("status", status.replace("subset", "structural subset") if truth.others_matter else status),
         ("true circuits", f"{len(certificate.circuits)} found, of {sizes} edges; {searched}"),
         ("edges", f"{len(truth.circuit)} true, {len(truth.structural)} structural, {graph.total} in all"),
         ("run on", f"{certificate.pairs:,} {runs}, {coverage}"),

@@ -18,11 +18,15 @@ Note: deviations from the paper.
     - Samples are rounded. A circuit keeps an edge or does not, and half an edge may break what is whole either way.
     - A circuit that has settled and is known to be wrong, by an input that joined the batch, starts over, once: edges
       that are needed together do not come back one by one.
+    - In the end the circuit is run on many more inputs than a batch has. Where one of them shows it to be wrong,
+      everything is learned anew, once, with such inputs at hand.
     - A circuit that has settled is doubted, by letting its edges start over among edges that are settled (warm
       restarts: Loshchilov and Hutter, arXiv:1608.03983).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -31,13 +35,13 @@ from torch import Tensor
 from torch.optim.adam import adam
 from tqdm import tqdm
 
-from edgeprune.ablation import Ablator
+from edgeprune.ablation import Ablator, rows_at_once
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.masks import HardConcrete, LearnedMask, Masked
 from edgeprune.methods.method import Discovery, Trace
-from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
+from edgeprune.methods.objective import HardPairs, Loss, Objective, Pairs, draw_pairs
 from edgeprune.model import Mask, MaskedModel, Sources
 
 
@@ -70,6 +74,10 @@ class PenaltyConfig:
     """Whether a circuit that has settled, and that an input in the batch shows to be wrong, starts from the beginning,
     with those inputs at hand; once a run, and in its first half, while steps are left to settle in. Only under the
     loss `worst`, as no other is ever 0, and the likelihood ratio, which runs the circuit itself beside the samples."""
+
+    checked: int = 16384
+    """Inputs, or pairs of clean and corrupted inputs, that the circuit is run on in the end, at the most. 0 for none.
+    Only where `start_over` may be."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -126,6 +134,11 @@ class PenaltyConfig:
     hard_concrete: HardConcrete = field(default_factory=HardConcrete)
     """The masks' distribution."""
 
+    @property
+    def tells_right(self) -> bool:
+        """Whether a loss of 0 says that the circuit is right, and the circuit itself is run beside the samples."""
+        return self.loss == "worst" and self.gradient == "likelihood-ratio"
+
     def __post_init__(self) -> None:
         positive = (
             "steps",
@@ -147,8 +160,9 @@ class PenaltyConfig:
             faults.append(f"at_rest > initial_log_alpha, got {self.at_rest} and {self.initial_log_alpha}")
         if self.mask_samples < 2:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
-        if self.hard_pairs < 0:
-            faults.append(f"hard_pairs >= 0, got {self.hard_pairs}")
+        for name in ("hard_pairs", "checked"):
+            if getattr(self, name) < 0:
+                faults.append(f"{name} >= 0, got {getattr(self, name)}")
         if not 0 <= self.hard_pair_decay < 1:
             faults.append(f"0 <= hard_pair_decay < 1, got {self.hard_pair_decay}")
         if not 0 < self.explored <= 1:
@@ -173,15 +187,42 @@ def prune_with_penalty(
     objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
     ablator = Ablator(model, dataset, ablation)
     hard = HardPairs(config.hard_pairs, config.hard_pair_decay)
-    optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     trace = Trace(masks, config.steps, lambda: masks.rounded() > 0)
+    learn = partial(_learn, model, dataset, objective, ablator, masks, hard, trace, generator, config)
+    bar = partial(tqdm, range(config.steps), disable=None if progress else True)
+    wrong = learn(bar(desc=f"edge pruning, {ablation}"))
+    if config.tells_right and config.checked:
+        more = _counterexamples(model, dataset, objective, ablator, masks.rounded(), generator, config.checked)
+        if wrong.shape[1] or more.shape[1]:
+            hard.remember(torch.cat([wrong, more], dim=1))
+            masks.set_to(config.initial_log_alpha)
+            learn(bar(desc=f"edge pruning, {ablation}, again"))
+    return trace.discovery(ablation, masks.mean().detach())
+
+
+def _learn(
+    model: MaskedModel,
+    dataset: Dataset,
+    objective: Objective,
+    ablator: Ablator,
+    masks: LearnedMask,
+    hard: HardPairs,
+    trace: Trace,
+    generator: torch.Generator,
+    config: PenaltyConfig,
+    steps: Iterable[int],
+) -> Pairs:
+    """Learn masks until the circuit has settled; those of the last batch on which it is wrong."""
+    optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
-    may_start_over = config.start_over and (config.loss, config.gradient) == ("worst", "likelihood-ratio")
-    for step in tqdm(range(config.steps), desc=f"edge pruning, {ablation}", disable=None if progress else True):
+    may_start_over = config.start_over and config.tells_right
+    pairs, wrong = hard.pairs, torch.ones(hard.pairs.shape[1], dtype=torch.bool)
+    for step in steps:
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
         batch = dataset.take(pairs[0], pairs[1])
         per_input, losses, gradient = _run_samples(model, objective, masks, batch, ablator(batch), generator, config)
+        wrong = per_input[0] > 0
         hard.update(pairs, per_input)
         expected = masks.expected_edges(rounded=config.rounded)
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
@@ -197,7 +238,6 @@ def prune_with_penalty(
         if not torch.equal(before, rounded):
             changed = step
         elif step - changed == config.patience or step - restless == config.rest:
-            wrong = per_input[0] > 0
             if may_start_over and 2 * step < config.steps and bool(wrong.any()):
                 may_start_over, doubted = False, None
                 hard.remember(pairs[:, wrong])
@@ -209,7 +249,32 @@ def prune_with_penalty(
                 masks.lower_to(config.initial_log_alpha)
             changed, restless = step, max(step, restless)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
-    return trace.discovery(ablation, masks.mean().detach())
+    return pairs[:, wrong]
+
+
+@torch.no_grad()
+def _counterexamples(
+    model: MaskedModel,
+    dataset: Dataset,
+    objective: Objective,
+    ablator: Ablator,
+    mask: Mask,
+    generator: torch.Generator,
+    count: int,
+) -> Pairs:
+    """Of so many pairs, or a few less, those on which a mask is wrong.
+
+    Corrupted inputs are drawn again on every walk over the inputs, where it matters which they are.
+    """
+    drawn = ablator.ablation == "resample" and dataset.counterparts is None
+    walks = max(1, count // len(dataset)) if drawn else 1
+    pairs = torch.cat([draw_pairs(dataset, count, generator) for _ in range(walks)], dim=1)
+    wrong: list[Pairs] = []
+    for some in pairs.split(rows_at_once(model, dataset), dim=1):
+        batch = dataset.take(some[0], some[1])
+        outputs = model(batch.clean, mask, ablator(batch), batch.positions)
+        wrong.append(some[:, objective.per_input(outputs, batch) > 0])
+    return torch.cat(wrong, dim=1)
 
 
 def _run_samples(

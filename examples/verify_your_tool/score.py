@@ -15,6 +15,8 @@ import json
 import sys
 from pathlib import Path
 
+FORMAT = "edgeprune export 2"
+
 
 def score(content: dict, ablation: str, found: set[str]) -> int:
     """Print how `found` differs from the nearest true circuit; the exit status."""
@@ -79,15 +81,17 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="run the model on its whole domain")
     parser.add_argument("--lens", action="store_true", help="with --check: load it with TransformerLens")
     options = parser.parse_args()
-    content = json.loads((options.checkpoint / "circuit.json").read_text(encoding="utf-8"))
-    if options.check:
-        return 0 if check(options.checkpoint, content, lens=options.lens) else 1
-    if options.edges is None:
-        parser.error("expected --edges FILE, or --check")
+    if options.check == (options.edges is not None) or (options.lens and not options.check):
+        parser.error("expected --edges FILE, or --check, and --lens with the latter alone")
     try:
+        content = json.loads((options.checkpoint / "circuit.json").read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            parser.error(f"expected a file of format {FORMAT!r}; got {content['format']!r}")
+        if options.check:
+            return 0 if check(options.checkpoint, content, lens=options.lens) else 1
         found = set(options.edges.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        parser.error(f"expected a text file in UTF-8; {error}")
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        parser.error(f"expected a folder that `edgeprune export` made, and a text file in UTF-8; {error!r}")
     return score(content, options.ablation, found)
 
 

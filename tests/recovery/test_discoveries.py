@@ -63,6 +63,26 @@ def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(co
     assert found.circuit == truth("cancels_out", "zero").circuit
 
 
+@pytest.mark.parametrize(
+    ("settings", "exact"),
+    [({"start_over": False, "checked": 0}, False), ({"start_over": False}, True), ({"checked": 0}, True)],
+)
+def test_a_circuit_that_is_wrong_on_rare_pairs_is_learned_anew(compiled, truth, settings, exact):
+    """At this seed no such pair is drawn before edges that it alone needs have fallen."""
+    program = compiled("seldom_together")
+    found = prune_with_penalty(program.model, program.dataset, "resample", seed=1, config=PenaltyConfig(**settings))
+    assert (found.circuit == truth("seldom_together", "resample").circuit) == exact
+
+
+def test_what_a_run_was_checked_on_changes_nothing_where_it_was_right(compiled):
+    program = compiled("seldom_together")
+    found, unchecked = (
+        prune_with_penalty(program.model, program.dataset, "resample", seed=2, config=PenaltyConfig(checked=checked))
+        for checked in (PenaltyConfig().checked, 0)
+    )
+    assert found.circuit == unchecked.circuit and found.history == unchecked.history
+
+
 def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, truth):
     program = compiled("xproportion")
     config = replace(
