@@ -1,12 +1,16 @@
 """Whole discoveries: when they end, and what each part of the method is for."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
+from edgeprune.ablation import Ablator
+from edgeprune.masks import mask_of
+from edgeprune.methods.edge_pruning import PenaltyConfig, _counterexamples, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.objective import Objective
 
 PATIENT = PenaltyConfig(steps=900, rest=900)
 
@@ -72,6 +76,17 @@ def test_a_circuit_that_is_wrong_on_rare_pairs_is_learned_anew(compiled, truth, 
     program = compiled("seldom_together")
     found = prune_with_penalty(program.model, program.dataset, "resample", seed=1, config=PenaltyConfig(**settings))
     assert (found.circuit == truth("seldom_together", "resample").circuit) == exact
+
+
+@pytest.mark.parametrize(("count", "enough"), [(PenaltyConfig().checked, True), (PenaltyConfig().batch_size, False)])
+def test_the_end_is_checked_on_enough_pairs_to_see_what_any_edge_is_for(compiled, truth, count, enough):
+    program, generator = compiled("seldom_together"), torch.Generator().manual_seed(0)
+    true = truth("seldom_together", "resample").circuit
+    objective, ablator = Objective(program.dataset, "worst"), Ablator(program.model, program.dataset, "resample")
+    check = partial(_counterexamples, program.model, program.dataset, objective, ablator)
+    assert check(mask_of(true.graph, true.edges), generator, count).shape == (2, 0)
+    masks = [mask_of(true.graph, true.edges - {edge}) for edge in true.edges]
+    assert all(check(mask, generator, count).shape[1] > 0 for mask in masks) == enough
 
 
 def test_what_a_run_was_checked_on_changes_nothing_where_it_was_right(compiled):
