@@ -91,7 +91,8 @@ def main() -> int:
             return 0 if check(options.checkpoint, content, lens=options.lens) else 1
         found = set(options.edges.read_text(encoding="utf-8-sig").split())
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        parser.error(f"expected a folder that `edgeprune export` made, and a text file in UTF-8; {error!r}")
+        said = f"{type(error).__name__}: {error}"
+        parser.error(f"expected a folder that `edgeprune export` made, and a text file in UTF-8; {said}")
     return score(content, options.ablation, found)
 
 

@@ -178,7 +178,15 @@ def test_edges_are_scored_by_a_script_that_needs_nothing_but_the_file(tmp_path):
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ran.returncode == status and said in ran.stdout, ran.stderr
     (tmp_path / "found.txt").write_text("tok->m0")
-    assert "the model has no 'tok->m0'" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    start = [sys.executable, "-I", "-S", str(SCORE)]
+    for asked, said in (
+        ([str(made.folder), "--edges", str(tmp_path / "found.txt")], "the model has no 'tok->m0'"),
+        ([str(tmp_path / "none"), "--edges", str(tmp_path / "found.txt")], "none/circuit.json"),
+        ([str(made.folder), "--edges", str(tmp_path / "none.txt")], "none.txt"),
+        ([str(made.folder), "--lens"], "expected --edges FILE, or --check"),
+    ):
+        ran = subprocess.run([*start, *asked], capture_output=True, text=True, check=False)
+        assert ran.returncode == 2 and said in ran.stderr
 
 
 def test_the_script_runs_the_model_with_plain_transformers(tmp_path, monkeypatch, capsys):
