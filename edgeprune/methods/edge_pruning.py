@@ -72,7 +72,7 @@ class PenaltyConfig:
 
     start_over: bool = True
     """Whether a circuit that has settled, and that an input in the batch shows to be wrong, starts from the beginning,
-    with those inputs at hand; once a run, and in its first half, while steps are left to settle in. Only under the
+    with those inputs at hand; once, and in the first half of `steps`, while some are left to settle in. Only under the
     loss `worst`, as no other is ever 0, and the likelihood ratio, which runs the circuit itself beside the samples."""
 
     checked: int = 16384

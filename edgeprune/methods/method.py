@@ -14,7 +14,7 @@ from edgeprune.masks import LearnedMask, edges_of
 from edgeprune.model import MaskedModel
 
 _SNAPSHOTS: Final = 100
-"""How many of a run are kept, at the most and evenly spread."""
+"""How many of a run's steps are kept, at the most and evenly spread; of what is learned anew, as many again."""
 
 
 @dataclass(frozen=True)
