@@ -57,7 +57,8 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
     figure = Figure(figsize=(max(6.0, 1.5 * width), max(4.0, 0.8 * height)), layout="constrained")
     axes = figure.subplots()
     used = {edge.source for edge in kinds}
-    for edge in kinds:  # of heads that share what is read, those that nothing reads need not be used
+    # Of heads that share what is read, those that nothing reads need not be used.
+    for edge in sorted(kinds, key=lambda edge: graph.position(edge)[::-1]):
         used |= used.intersection(readers := graph.readers[edge.destination]) or set(readers)
     for node, (x, y) in place.items():
         shade = "black" if node in used else "#b8b8b8"

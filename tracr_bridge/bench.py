@@ -259,14 +259,10 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     for ablation in ABLATIONS:
         runs = [run for run in todo if run.ablation == ablation]
         start = time.perf_counter()
-        truth = _certified(given, ablation) if runs else ""
+        truth = _certified(given, ablation) if runs else Row()
         certifying = _since(start)
         for run in runs:
-            found: Row
-            if isinstance(truth, str):
-                found = {"outcome": "refused", "reason": truth}
-            else:
-                found = _run(given, truth, run, seconds)
+            found = _run(given, truth, run, seconds) if isinstance(truth, Truth) else dict(truth)
             found["seconds"] = {"certify": certifying} | found.get("seconds", {})
             yield heads[run] | made_of | found
 
@@ -275,12 +271,14 @@ def _since(start: float) -> float:
     return round(time.perf_counter() - start, 3)
 
 
-def _certified(given: Known, ablation: Ablation) -> Truth | str:
-    """The truth, or why there is none."""
+def _certified(given: Known, ablation: Ablation) -> Truth | Row:
+    """The truth, or how a run without one ended."""
     try:
         return given.truth(ablation)
     except DegenerateProgram as refused:
-        return str(refused)
+        return {"outcome": "refused", "reason": str(refused)}
+    except EdgePruneError as error:  # a checkpoint whose circuit is not true on this machine
+        return {"outcome": "broken", "reason": str(error)}
 
 
 def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:

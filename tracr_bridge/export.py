@@ -34,7 +34,16 @@ from edgeprune.models.transformer import Transformer
 from edgeprune.store import UnwritableFile, check_writable, versions, write_text
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import INPUT_BUDGET, Compiled
-from tracr_bridge.exported import BATCH, FORMAT, Exported, dataset_of, digest_of, digests_of, graph_json, load_exported
+from tracr_bridge.exported import (
+    BATCH,
+    FORMAT,
+    Exported,
+    dataset_of,
+    digest_of,
+    digest_of_file,
+    graph_json,
+    load_exported,
+)
 from tracr_bridge.judge import Judge
 from tracr_bridge.model import structural_mask
 from tracr_bridge.program import Program, check_interpreter
@@ -140,7 +149,7 @@ def _describe(
         },
         "family": family,
         "seed": seed,
-        "files": digests_of(folder),
+        "files": {file.name: digest_of_file(file) for file in sorted(folder.iterdir())},
         "graph": graph_json(model.graph),
         "structural": edge_names(model.graph, structural),
         "outputs": {"kind": "categorical" if compiled.categorical else "numerical", "columns": columns},

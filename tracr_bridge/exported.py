@@ -95,8 +95,9 @@ def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
     """
     content = read_content(folder)
     model, tokenizer = load_model(str(folder), device=device)
-    # A method that sees the model need not know where its circuit lies.
-    model.weights.name_or_path = model.weights.config.name_or_path = ""
+    for part in (model.weights.config, *model.weights.modules()):
+        if hasattr(part, "name_or_path"):
+            part.name_or_path = ""  # a method that sees the model need not know where its circuit lies
     certificates: dict[Ablation, Certificate] = {
         ablation: _certificate(content["circuits"][ablation]["certificate"], model.graph, ablation)
         for ablation in ABLATIONS
@@ -127,7 +128,7 @@ def read_content(folder: Path) -> dict[str, Any]:
             f"Expected {str(path)!r} as `edgeprune export` wrote it; it was changed: export it again"
         )
     try:
-        changed = [name for name, digest in digests_of(folder).items() if content["files"][name] != digest]
+        changed = [name for name, digest in content["files"].items() if digest_of_file(folder / name) != digest]
     except OSError as error:
         raise ModelError(f"Expected the files that {str(path)!r} is about beside it; {error}") from error
     if changed:
@@ -141,10 +142,9 @@ def digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def digests_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that say what a model does."""
-    names = ("model.safetensors", "config.json", "tokenizer.json")
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:

@@ -19,11 +19,12 @@ Note: deviations from the paper.
     - A circuit that has settled and is known to be wrong, by an input that joined the batch, starts over, once: edges
       that are needed together do not come back one by one.
     - In the end the circuit is run on many more inputs than a batch has. Where one of them shows it to be wrong,
-      everything is learned anew, once, with such inputs at hand.
+      everything is learned anew, once, with such inputs at hand; of both circuits the one counts that fewer show wrong.
     - A circuit that has settled is doubted, by letting its edges start over among edges that are settled (warm
       restarts: Loshchilov and Hutter, arXiv:1608.03983).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,7 +52,7 @@ class PenaltyConfig:
     docs/exact-recovery.md."""
 
     steps: int = 1000
-    """Optimiser steps, at the most."""
+    """Optimiser steps, at the most, each time that everything is learned."""
 
     patience: int = 150
     """Steps without a change of the circuit after which it counts as settled."""
@@ -77,7 +78,7 @@ class PenaltyConfig:
 
     checked: int = 16384
     """Inputs, or pairs of clean and corrupted inputs, that the circuit is run on in the end, at the most. 0 for none.
-    Only where `start_over` may be."""
+    Only under the loss `worst` and the likelihood ratio, and where hard pairs are remembered."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -190,13 +191,16 @@ def prune_with_penalty(
     trace = Trace(masks, config.steps, lambda: masks.rounded() > 0)
     learn = partial(_learn, model, dataset, objective, ablator, masks, hard, trace, generator, config)
     bar = partial(tqdm, range(config.steps), disable=None if progress else True)
+    check = partial(_counterexamples, model, dataset, objective, ablator, generator, config.checked)
     wrong = learn(bar(desc=f"edge pruning, {ablation}"))
-    if config.tells_right and config.checked:
-        more = _counterexamples(model, dataset, objective, ablator, masks.rounded(), generator, config.checked)
-        if wrong.shape[1] or more.shape[1]:
-            hard.remember(torch.cat([wrong, more], dim=1))
+    if config.tells_right and config.checked and config.hard_pairs:
+        found, first = check(masks.rounded()), masks.log_alpha.detach().clone()
+        if wrong.shape[1] or found.shape[1]:
+            hard.remember(found if found.shape[1] else wrong)
             masks.set_to(config.initial_log_alpha)
             learn(bar(desc=f"edge pruning, {ablation}, again"))
+            if check(masks.rounded()).shape[1] > found.shape[1]:
+                masks.log_alpha.data.copy_(first)
     return trace.discovery(ablation, masks.mean().detach())
 
 
@@ -217,7 +221,7 @@ def _learn(
     rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
     may_start_over = config.start_over and config.tells_right
-    pairs, wrong = hard.pairs, torch.ones(hard.pairs.shape[1], dtype=torch.bool)
+    pairs, wrong = hard.pairs, torch.zeros(hard.pairs.shape[1], dtype=torch.bool)
     for step in steps:
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
         batch = dataset.take(pairs[0], pairs[1])
@@ -258,22 +262,24 @@ def _counterexamples(
     dataset: Dataset,
     objective: Objective,
     ablator: Ablator,
-    mask: Mask,
     generator: torch.Generator,
     count: int,
+    mask: Mask,
 ) -> Pairs:
-    """Of so many pairs, or a few less, those on which a mask is wrong.
-
-    Corrupted inputs are drawn again on every walk over the inputs, where it matters which they are.
-    """
-    drawn = ablator.ablation == "resample" and dataset.counterparts is None
-    walks = max(1, count // len(dataset)) if drawn else 1
-    pairs = torch.cat([draw_pairs(dataset, count, generator) for _ in range(walks)], dim=1)
+    """Of all pairs, or of so many drawn ones where there are more, those on which a mask is wrong, in random order."""
+    if ablator.ablation != "resample" or dataset.counterparts is not None:  # it does not matter what is put in
+        pairs = draw_pairs(dataset, count, generator)
+    elif int(dataset.group.bincount().square().sum()) <= count:
+        every = torch.stack(dataset.pairs())
+        pairs = every[:, torch.randperm(every.shape[1], generator=generator)]
+    else:
+        walks = math.ceil(count / len(dataset))
+        pairs = torch.cat([draw_pairs(dataset, count, generator) for _ in range(walks)], dim=1)[:, :count]
     wrong: list[Pairs] = []
     for some in pairs.split(rows_at_once(model, dataset), dim=1):
         batch = dataset.take(some[0], some[1])
         outputs = model(batch.clean, mask, ablator(batch), batch.positions)
-        wrong.append(some[:, objective.per_input(outputs, batch) > 0])
+        wrong.append(some[:, ~(objective.per_input(outputs, batch) <= 0)])
     return torch.cat(wrong, dim=1)
 
 

@@ -23,6 +23,7 @@ from edgeprune.models.load import KINDS
 from edgeprune.store import CircuitFileError, UnwritableFile
 from tracr_bridge import export as exporting
 from tracr_bridge import rasp_program, recover
+from tracr_bridge.bench import Run, named_subject, run_subject
 from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.cli import main
 from tracr_bridge.compile import compile_program
@@ -109,7 +110,8 @@ def test_what_is_written_says_what_it_is(exported):
         assert each["edges"] == each["certificate"]["circuits"][0] and each["certificate"]["gap"]["kept"] > 0.1
     again = load_exported(exported.folder)
     assert again.circuits == exported.circuits and again.truth("zero").judge.atol == ATOL
-    assert str(exported.folder) not in repr(vars(again.model.weights.config)) + again.model.weights.name_or_path
+    seen = [again.model.weights.config, *again.model.weights.modules()]
+    assert all(str(exported.folder) not in repr(vars(part)) for part in seen)
 
 
 def test_the_adapter_agrees_once_nothing_is_harmless_any_more(exported):
@@ -353,7 +355,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, capsys):
         load_exported(made.folder)
     path.write_text(json.dumps(content))
     assert load_exported(made.folder).circuits == made.circuits
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         before = (made.folder / name).read_bytes()
         (made.folder / name).write_bytes(before[:-1] + b" ")
         with pytest.raises(ModelError, match=f"{name} beside it is another"):
@@ -366,12 +368,16 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, capsys):
         load_exported(tmp_path)
 
 
-def test_a_circuit_that_is_not_true_here_is_refused(tmp_path):
+def test_a_circuit_that_is_not_true_here_is_refused(tmp_path, monkeypatch):
     """As on a machine that rounds otherwise."""
     made = export(load_program("next_to"), "gpt2", tmp_path / "made")
     made.model.weights.transformer.h[0].mlp.c_proj.weight.data.zero_()
     with pytest.raises(ModelError, match="true on this machine too; one is not under resample"):
         made.truth("resample")
+    monkeypatch.setattr("tracr_bridge.exported.is_true_circuit", lambda *_: False)
+    subject, runs = named_subject(str(made.folder)), [Run("zero", "acdc", 0), Run("mean", "acdc", 0)]
+    rows = list(run_subject(subject, runs, 60))
+    assert [row["outcome"] for row in rows] == ["broken", "broken"] and "on this machine" in rows[0]["reason"]
 
 
 def test_circuits_are_run_in_double_precision(tmp_path, monkeypatch):

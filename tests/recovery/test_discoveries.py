@@ -11,6 +11,7 @@ from edgeprune.masks import mask_of
 from edgeprune.methods.edge_pruning import PenaltyConfig, _counterexamples, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import Objective
+from edgeprune.metrics import ATOL, largest_difference
 
 PATIENT = PenaltyConfig(steps=900, rest=900)
 
@@ -83,10 +84,26 @@ def test_the_end_is_checked_on_enough_pairs_to_see_what_any_edge_is_for(compiled
     program, generator = compiled("seldom_together"), torch.Generator().manual_seed(0)
     true = truth("seldom_together", "resample").circuit
     objective, ablator = Objective(program.dataset, "worst"), Ablator(program.model, program.dataset, "resample")
-    check = partial(_counterexamples, program.model, program.dataset, objective, ablator)
-    assert check(mask_of(true.graph, true.edges), generator, count).shape == (2, 0)
+    check = partial(_counterexamples, program.model, program.dataset, objective, ablator, generator, count)
+    assert check(mask_of(true.graph, true.edges)).shape == (2, 0)
     masks = [mask_of(true.graph, true.edges - {edge}) for edge in true.edges]
-    assert all(check(mask, generator, count).shape[1] > 0 for mask in masks) == enough
+    wrong = [check(mask) for mask in masks]
+    assert all(pairs.shape[1] > 0 for pairs in wrong) == enough
+    if enough:  # every pair was run, once
+        assert min(pairs.shape[1] for pairs in wrong) == _fewest_wrong(program, true)
+        assert all(pairs.shape == pairs.unique(dim=1).shape for pairs in wrong)
+
+
+def _fewest_wrong(program, true):
+    """By a judge, one pair after the other."""
+    dataset, least = program.dataset, []
+    clean, corrupted = dataset.pairs()
+    for edge in true.edges:
+        batch = dataset.take(clean, corrupted)
+        mask = mask_of(true.graph, true.edges - {edge})
+        outputs = program.model(batch.clean, mask, program.model.sources(batch.corrupted))
+        least.append(int((largest_difference(outputs, batch.target, batch.scored) > ATOL).sum()))
+    return min(least)
 
 
 def test_what_a_run_was_checked_on_changes_nothing_where_it_was_right(compiled):
