@@ -88,11 +88,22 @@ def test_circuits_are_true_where_they_are_run(exported):
         assert float(empty) > 0.1
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(1, 5))])
-def test_edge_pruning_recovers_them(exported, seed):
-    for ablation in ABLATIONS:
-        found = METHODS["edge-pruning"](exported.model, exported.dataset, ablation, seed=seed)
-        assert is_exact(exported, found.circuit), (ablation, found.circuit.names())
+class _Recovery:
+    """A class for each family: several processes that run tests take a class each."""
+
+    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(1, 5))])
+    def test_edge_pruning_recovers_them(self, exported, seed):
+        for ablation in ABLATIONS:
+            found = METHODS["edge-pruning"](exported.model, exported.dataset, ablation, seed=seed)
+            assert is_exact(exported, found.circuit), (ablation, found.circuit.names())
+
+
+@pytest.mark.parametrize("exported", [case for case in CASES if "gpt2" in case.id], indirect=True)
+class TestRecoveryOfGpt2(_Recovery): ...
+
+
+@pytest.mark.parametrize("exported", [case for case in CASES if "llama" in case.id], indirect=True)
+class TestRecoveryOfLlama(_Recovery): ...
 
 
 @pytest.mark.parametrize("name", ["acdc", "eap", "eap-ig-inputs", "eap-ig-activations"])

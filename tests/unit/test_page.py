@@ -129,7 +129,7 @@ def off_by(recovery, name: str, *, among: str = "reference") -> float:
     """How far outputs are from the full model's without an edge, over the whole domain, pair by pair."""
     assessment, edge = recovery.assessment, Edge.parse(name)
     edges = assessment.found.graph.edges if among == "model" else getattr(assessment, among).edges
-    compiled = compile_program(recovery.program)
+    compiled = compile_program(load_program(recovery.name))
     clean, corrupted = compiled.dataset.pairs()
     batch = compiled.dataset.take(clean, corrupted)
     ablated = Ablator(compiled.model, compiled.dataset, assessment.found.ablation)(batch)
