@@ -387,7 +387,7 @@ def test_a_circuit_that_is_not_true_here_is_refused(tmp_path, monkeypatch):
         made.truth("resample")
     monkeypatch.setattr("tracr_bridge.exported.is_true_circuit", lambda *_: False)
     subject, runs = named_subject(str(made.folder)), [Run("zero", "acdc", 0), Run("mean", "acdc", 0)]
-    rows = list(run_subject(subject, runs, 60))
+    rows = list(run_subject(subject, runs, 60.0))
     assert [row["outcome"] for row in rows] == ["broken", "broken"] and "on this machine" in rows[0]["reason"]
 
 

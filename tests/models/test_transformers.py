@@ -69,11 +69,13 @@ def test_padding_on_the_right_changes_nothing_before_it(family, data, seed, leng
     real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         theirs = original(ids, attention_mask=real.long()).logits
-    mask, ablated = masks(ours, seed=seed), ours.sources(ids.flip(0))
-    padded = ours(ids, mask, ablated)
     torch.testing.assert_close(ours(ids)[real], theirs[real], atol=1e-4, rtol=0)
+    # In double precision: what a mask leaves of a narrow stream may cancel out, and a norm makes much of rounding.
+    precise = family.adapter(original.double())
+    mask, ablated = masks(precise, seed=seed), precise.sources(ids.flip(0))
+    padded = precise(ids, mask, ablated)
     for row, length in enumerate(lengths):
-        alone = ours(ids[row : row + 1, :length], mask, ablated[:, row : row + 1, :length])
+        alone = precise(ids[row : row + 1, :length], mask, ablated[:, row : row + 1, :length])
         torch.testing.assert_close(padded[row, :length], alone[0], atol=1e-4, rtol=0)
 
 
