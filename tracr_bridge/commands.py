@@ -119,12 +119,7 @@ def recover(options: argparse.Namespace) -> bool:
     _check_outputs(options.picture, options.report, options.save, picture=options.picture)
     subject = find(_told(options.program))
     recoveries = recovering.recover_under(
-        subject,
-        ablations,
-        method=options.method,
-        seed=options.seed,
-        seconds=options.timeout,
-        progress=True,
+        subject, ablations, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
     )
     if options.json:
         found = [report.recovery_json(recovery) for recovery in recoveries]
@@ -258,8 +253,14 @@ def export(options: argparse.Namespace) -> bool:
         made = write(program, family, folder, seed=options.seed, progress=True)
         sizes = {ablation: [len(circuit) for circuit in circuits] for ablation, circuits in made.circuits.items()}
         error = made.content["max_abs_diff"]
-        found.append({"program": program.name, "as": family, "folder": str(folder), "max_abs_diff": error})
-        found[-1]["edges"] = sizes
+        told: dict[str, object] = {
+            "program": program.name,
+            "as": family,
+            "folder": str(folder),
+            "max_abs_diff": error,
+            "edges": sizes,
+        }
+        found.append(told)
         edges = [" or ".join(map(str, counts)) or "nothing could fail" for counts in sizes.values()]
         rows.append((made.name, str(made.model.graph.total), *edges, f"{error:.1g}"))
     if options.json:

@@ -157,15 +157,6 @@ def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
     return Certificate(**told, gap=Gap(**entry["gap"]), candidate=candidate, circuits=tuple(circuits))
 
 
-def graph_json(graph: Graph) -> dict[str, list[str]]:
-    """All that a graph has, by name."""
-    return {
-        "sources": [str(node) for node in graph.sources],
-        "destinations": [str(node) for node in graph.destinations],
-        "edges": [str(edge) for edge in graph.edges],
-    }
-
-
 def dataset_of(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -> Dataset:
     """The domain, as the tokenizer reads it and with the model's own outputs.
 

@@ -191,15 +191,15 @@ def prune_with_penalty(
     trace = Trace(masks, config.steps, lambda: masks.rounded() > 0)
     learn = partial(_learn, model, dataset, objective, ablator, masks, hard, trace, generator, config)
     bar = partial(tqdm, range(config.steps), disable=None if progress else True)
-    check = partial(_counterexamples, model, dataset, objective, ablator, generator, config.checked)
-    wrong = learn(bar(desc=f"edge pruning, {ablation}"))
+    learn(bar(desc=f"edge pruning, {ablation}"))
     if config.tells_right and config.checked and config.hard_pairs:
-        found, first = check(masks.rounded()), masks.log_alpha.detach().clone()
-        if wrong.shape[1] or found.shape[1]:
-            hard.remember(found if found.shape[1] else wrong)
+        check = partial(_counterexamples, model, dataset, objective, ablator, generator, config.checked)
+        against, first = check(hard.pairs, masks.rounded()), masks.log_alpha.detach().clone()
+        if against.shape[1]:
+            hard.remember(against)
             masks.set_to(config.initial_log_alpha)
             learn(bar(desc=f"edge pruning, {ablation}, again"))
-            if check(masks.rounded()).shape[1] > found.shape[1]:
+            if check(hard.pairs, masks.rounded()).shape[1] > against.shape[1]:
                 masks.log_alpha.data.copy_(first)
     return trace.discovery(ablation, masks.mean().detach())
 
@@ -215,18 +215,16 @@ def _learn(
     generator: torch.Generator,
     config: PenaltyConfig,
     steps: Iterable[int],
-) -> Pairs:
-    """Learn masks until the circuit has settled; those of the last batch on which it is wrong."""
+) -> None:
+    """Learn masks until the circuit has settled."""
     optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
     rounded, changed, restless = masks.rounded(), 0, config.penalty_warmup
     doubted: Mask | None = None
     may_start_over = config.start_over and config.tells_right
-    pairs, wrong = hard.pairs, torch.zeros(hard.pairs.shape[1], dtype=torch.bool)
     for step in steps:
         pairs = torch.cat([draw_pairs(dataset, config.batch_size, generator), hard.pairs], dim=1)
         batch = dataset.take(pairs[0], pairs[1])
         per_input, losses, gradient = _run_samples(model, objective, masks, batch, ablator(batch), generator, config)
-        wrong = per_input[0] > 0
         hard.update(pairs, per_input)
         expected = masks.expected_edges(rounded=config.rounded)
         (penalty_gradient,) = torch.autograd.grad(expected, masks.log_alpha)
@@ -242,6 +240,7 @@ def _learn(
         if not torch.equal(before, rounded):
             changed = step
         elif step - changed == config.patience or step - restless == config.rest:
+            wrong = per_input[0] > 0
             if may_start_over and 2 * step < config.steps and bool(wrong.any()):
                 may_start_over, doubted = False, None
                 hard.remember(pairs[:, wrong])
@@ -253,7 +252,6 @@ def _learn(
                 masks.lower_to(config.initial_log_alpha)
             changed, restless = step, max(step, restless)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
-    return pairs[:, wrong]
 
 
 @torch.no_grad()
@@ -264,17 +262,19 @@ def _counterexamples(
     ablator: Ablator,
     generator: torch.Generator,
     count: int,
+    known: Pairs,
     mask: Mask,
 ) -> Pairs:
-    """Of all pairs, or of so many drawn ones where there are more, those on which a mask is wrong, in random order."""
+    """The pairs on which a mask is wrong: of all, in random order, or of so many drawn ones and of those known."""
     if ablator.ablation != "resample" or dataset.counterparts is not None:  # it does not matter what is put in
-        pairs = draw_pairs(dataset, count, generator)
+        pairs = torch.cat([draw_pairs(dataset, count, generator), known], dim=1)
     elif int(dataset.group.bincount().square().sum()) <= count:
         every = torch.stack(dataset.pairs())
         pairs = every[:, torch.randperm(every.shape[1], generator=generator)]
     else:
         walks = math.ceil(count / len(dataset))
-        pairs = torch.cat([draw_pairs(dataset, count, generator) for _ in range(walks)], dim=1)[:, :count]
+        drawn = torch.cat([draw_pairs(dataset, count, generator) for _ in range(walks)], dim=1)[:, :count]
+        pairs = torch.cat([drawn, known], dim=1)
     wrong: list[Pairs] = []
     for some in pairs.split(rows_at_once(model, dataset), dim=1):
         batch = dataset.take(some[0], some[1])

@@ -51,16 +51,16 @@ def check(folder: Path, content: dict, *, lens: bool) -> bool:
     if lens:
         from transformer_lens.model_bridge import TransformerBridge
 
-        logits_of = TransformerBridge.boot_transformers(str(folder), device="cpu")
+        model = TransformerBridge.boot_transformers(str(folder), device="cpu")
     else:
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        logits_of = lambda tokens: model(tokens).logits  # noqa: E731
     tokenizer = AutoTokenizer.from_pretrained(folder)
     outputs, wrong = content["outputs"], 0
     domain = content["domain"]
     for text, expected in zip(domain["inputs"], domain["expected"], strict=True):
         with torch.no_grad():
-            logits = logits_of(tokenizer(text, return_tensors="pt").input_ids)[0, 1:]  # nothing is asked of BOS
+            said = model(tokenizer(text, return_tensors="pt").input_ids)
+        logits = (said if lens else said.logits)[0, 1:]  # nothing is asked of BOS
         for row, value in zip(logits, expected, strict=True):
             if value is None:  # the program is undefined there
                 continue

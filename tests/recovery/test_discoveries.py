@@ -8,6 +8,7 @@ import torch
 
 from edgeprune.ablation import Ablator
 from edgeprune.masks import mask_of
+from edgeprune.methods import edge_pruning
 from edgeprune.methods.edge_pruning import PenaltyConfig, _counterexamples, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
 from edgeprune.methods.objective import Objective
@@ -84,7 +85,8 @@ def test_the_end_is_checked_on_enough_pairs_to_see_what_any_edge_is_for(compiled
     program, generator = compiled("seldom_together"), torch.Generator().manual_seed(0)
     true = truth("seldom_together", "resample").circuit
     objective, ablator = Objective(program.dataset, "worst"), Ablator(program.model, program.dataset, "resample")
-    check = partial(_counterexamples, program.model, program.dataset, objective, ablator, generator, count)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    check = partial(_counterexamples, program.model, program.dataset, objective, ablator, generator, count, none)
     assert check(mask_of(true.graph, true.edges)).shape == (2, 0)
     masks = [mask_of(true.graph, true.edges - {edge}) for edge in true.edges]
     wrong = [check(mask) for mask in masks]
@@ -104,6 +106,28 @@ def _fewest_wrong(program, true):
         outputs = program.model(batch.clean, mask, program.model.sources(batch.corrupted))
         least.append(int((largest_difference(outputs, batch.target, batch.scored) > ATOL).sum()))
     return min(least)
+
+
+@pytest.mark.parametrize(("second", "kept"), [(2, "first"), (0, "second")])
+def test_of_two_circuits_the_one_counts_that_fewer_pairs_show_wrong(compiled, monkeypatch, second, kept):
+    program, wrong = compiled("seldom_together"), iter([1, second])
+    config = PenaltyConfig(start_over=False)
+    run = partial(prune_with_penalty, program.model, program.dataset, "resample", seed=1)
+    found = {"first": run(config=replace(config, checked=0)), "second": run(config=config)}
+    assert found["first"].circuit != found["second"].circuit
+    with monkeypatch.context() as patch:  # what the second is learned with is what the first was found wrong on
+        true = edge_pruning._counterexamples
+        patch.setattr(edge_pruning, "_counterexamples", lambda *given: _so_many(true(*given), next(wrong)))
+        again = run(config=config)
+    if kept == "first":
+        assert again.circuit == found["first"].circuit and torch.equal(again.scores, found["first"].scores)
+    else:
+        assert len(again.history) > len(found["first"].history) and again.circuit != found["first"].circuit
+
+
+def _so_many(pairs, count):
+    """As many as asked for, whichever."""
+    return torch.zeros(2, count, dtype=torch.long) if pairs.shape[1] < count else pairs[:, :count]
 
 
 def test_what_a_run_was_checked_on_changes_nothing_where_it_was_right(compiled):
