@@ -3,11 +3,13 @@
 import inspect
 import itertools
 import math
+import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from numbers import Real
+from typing import Any, Final, SupportsIndex
 
 from tracr.compiler.compiling import COMPILER_BOS, COMPILER_PAD
 from tracr.rasp import causal_eval, rasp
@@ -19,6 +21,9 @@ Tokens = tuple[Any, ...]
 _SEARCHED: Final = 1_000_000
 """Sequences that are tried against `valid` before a domain counts as too large to list, or as empty."""
 
+GUARDED: Final = "lambda x, y: x / y if y else 0"
+"""A division that never raises, as messages show it."""
+
 
 class Interpreter(rasp.DefaultRASPEvaluator):
     """RASP's interpreter on one input, which evaluates each expression once, however many others read it."""
@@ -28,11 +33,22 @@ class Interpreter(rasp.DefaultRASPEvaluator):
         self._known: dict[int, tuple[rasp.RASPExpr, Any]] = {}
         """By identity; each is kept, so that no other takes its place in memory."""
 
+        self.failed: rasp.RASPExpr | None = None
+        """The expression that raised, if one did: the innermost of those that were being evaluated."""
+
     def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
         """What `expr` gives on `xs`, the same at every call."""
         if id(expr) not in self._known:
-            self._known[id(expr)] = expr, super().evaluate(expr, xs)
+            try:
+                self._known[id(expr)] = expr, super().evaluate(expr, xs)
+            except (Exception, SystemExit):  # whatever a user's lambda raises
+                self.failed = expr if self.failed is None else self.failed
+                raise
         return self._known[id(expr)][1]
+
+    def is_undefined(self, sop: rasp.SOp) -> bool:
+        """Whether `sop` was evaluated and is None at some position."""
+        return id(sop) in self._known and any(value is None for value in self._known[id(sop)][1])
 
 
 class CausalInterpreter(Interpreter, causal_eval.CausalEvaluator):
@@ -71,6 +87,11 @@ class Program:
     source: str = field(default="", repr=False, compare=False)
     """The text of the file that declares it; empty for one that comes from none."""
 
+    def __post_init__(self) -> None:
+        """Turn whole numbers of other types, such as NumPy's, into ints."""
+        for name in ("max_seq_len", "min_seq_len"):
+            object.__setattr__(self, name, _as_int(getattr(self, name)))
+
     def expression(self) -> rasp.SOp:
         """The RASP expression, built once."""
         return self._expression
@@ -89,12 +110,22 @@ class Program:
         Raises:
             InterpreterError: RASP's interpreter raises.
         """
+        return self.evaluate_all([self.expression()], tokens)[0]
+
+    def evaluate_all(self, expressions: Iterable[rasp.SOp], tokens: Tokens) -> list[list[Any]]:
+        """The values of each expression on `tokens`.
+
+        Raises:
+            InterpreterError: RASP's interpreter raises; the message names the expression, the input and the remedy.
+        """
+        interpreter = self.interpreter()
         try:
-            return list(self.interpreter().evaluate(self.expression(), list(tokens)))
+            return [list(interpreter.evaluate(expression, list(tokens))) for expression in expressions]
         except (Exception, SystemExit) as error:  # whatever a user's lambda raises
+            name = "its output" if interpreter.failed is None else interpreter.failed.name
             raise InterpreterError(
-                f"RASP's interpreter raises on an input of {self.name}: {list(tokens)} gives "
-                f"{type(error).__name__}: {error}; narrow the domain with `valid`, or mend the program"
+                f"RASP's interpreter raises in {name} of {self.name}, on input {list(tokens)}: "
+                f"{described(error)}; {_remedy(interpreter, error)}"
             ) from error
 
     def check(self) -> None:
@@ -142,7 +173,7 @@ class Program:
             return bool(self.valid(tokens))
         except (Exception, SystemExit) as error:  # whatever a user's function raises
             raise InvalidProgram(
-                f"{self.name} cannot be used: `valid` raises {type(error).__name__}: {error} on {list(tokens)}"
+                f"{self.name} cannot be used: `valid` raises {described(error)} on {list(tokens)}"
             ) from error
 
     def _sample_drawn(self, budget: int, seed: int) -> tuple[Tokens, ...]:
@@ -180,10 +211,10 @@ def _sample_listed(inputs: tuple[Tokens, ...], budget: int, seed: int) -> tuple[
 def rasp_program(
     *,
     vocab: Iterable[Any],
-    max_seq_len: int,
+    max_seq_len: SupportsIndex,
     causal: bool = False,
     valid: Callable[[Tokens], bool] | None = None,
-    min_seq_len: int = 1,
+    min_seq_len: SupportsIndex = 1,
 ) -> Callable[[Callable[[], rasp.SOp]], Program]:
     """Declare the function below as a program of its name; its docstring says what it computes.
 
@@ -199,7 +230,7 @@ def rasp_program(
         doc = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
         tokens = sorted(vocab, key=repr) if isinstance(vocab, Set) else vocab  # a set's own order changes with the run
         name = getattr(build, "__name__", "program")
-        return Program(name, doc, build, tuple(tokens), max_seq_len, causal, valid, min_seq_len)
+        return Program(name, doc, build, tuple(tokens), _as_int(max_seq_len), causal, valid, _as_int(min_seq_len))
 
     return declare
 
@@ -231,15 +262,66 @@ def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
     return outputs
 
 
+def _as_int(value: Any) -> Any:
+    """`value` as an int where it is a whole number of any type; a bool, which is none, stays itself."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # `check` says what is wrong
+        return value
+
+
+def _remedy(interpreter: Interpreter, error: BaseException) -> str:
+    """What to do about an error of RASP's interpreter."""
+    failed = interpreter.failed
+    if isinstance(failed, rasp.Select):
+        undefined = [sop.name for sop in (failed.keys, failed.queries) if interpreter.is_undefined(sop)]
+        if undefined:
+            return (
+                f"{' and '.join(dict.fromkeys(undefined))} is None at some positions: give {failed.name} a lambda that "
+                f"is False for None, as in `{_predicate_without_none(failed.predicate)}`"
+            )
+    if isinstance(error, ArithmeticError):
+        return f"guard its lambda, as in `{GUARDED}`, or narrow the domain with `valid`"
+    if isinstance(failed, rasp.Aggregate):
+        return "let its selector select one position, or aggregate numbers"
+    return "mend its lambda, or narrow the domain with `valid`"
+
+
+def _predicate_without_none(predicate: object) -> str:
+    comparison = predicate.value if isinstance(predicate, rasp.Comparison) else "..."
+    if comparison in ("True", "False", "..."):
+        return f"lambda key, query: None not in (key, query) and {comparison}"
+    return f"lambda key, query: None not in (key, query) and key {comparison} query"
+
+
+def described(error: BaseException) -> str:
+    """An error's type and text on one line."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an error class of the user's may raise anything
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _is_usable(value: Any) -> bool:
-    return is_hashable(value) and (not isinstance(value, float) or math.isfinite(value))
+    return is_hashable(value) and is_finite(value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is neither NaN nor infinite, as nothing but a real number can be."""
+    try:
+        return not isinstance(value, Real) or math.isfinite(value)
+    except OverflowError:  # a whole number beyond floats
+        return True
 
 
 def is_hashable(value: Any) -> bool:
     """Whether it has a hash; of a tuple, whether all in it have."""
     try:
         hash(value)
-    except TypeError:
+    except Exception:  # a class of the user's may raise anything
         return False
     return True
 
@@ -284,7 +366,7 @@ def _expression_faults(program: Program) -> list[str]:
     try:
         expression: object = program._expression  # pyright: ignore[reportPrivateUsage]
     except (Exception, SystemExit) as error:  # whatever a user's function raises
-        return [f"building it raises {type(error).__name__}: {error}"]
+        return [f"building it raises {described(error)}"]
     if not isinstance(expression, rasp.SOp):
         return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"]
     if any(isinstance(inner, rasp.TokensType) for inner in expressions_of(expression)):

@@ -1,8 +1,10 @@
 """Programs: their domains, and every unusable declaration."""
 
 import itertools
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,8 @@ from edgeprune.errors import (
 )
 from tracr_bridge.catalogue import catalogue, load_file, load_program
 from tracr_bridge.compile import compile_program
-from tracr_bridge.program import Program
+from tracr_bridge.program import Program, rasp_program
+from tracr_bridge.verify import verify
 
 REQUIRED = {
     *("reverse", "xproportion", "length", "hist", "sort", "sort_unique", "sort_freq", "pair_balance"),
@@ -90,6 +93,7 @@ INVALID = [
     ({"vocab": ("a", "compiler_pad")}, "'compiler_pad', which the compiler keeps for PAD"),
     ({"max_seq_len": 0}, "max_seq_len is 0; it is at least 1"),
     ({"min_seq_len": 4}, "min_seq_len is 4; it is from 1 to max_seq_len, 3"),
+    *(({"max_seq_len": odd}, f"max_seq_len is {odd!r}; it is a whole number") for odd in (True, np.True_, 3.0, "3")),
     ({"build": lambda: 3}, "it returns int; a program returns a rasp.SOp"),
     ({"build": lambda: rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)}, "it returns Select"),
     ({"build": lambda: 1 / 0}, "building it raises ZeroDivisionError"),
@@ -186,9 +190,105 @@ def test_a_categorical_aggregate_that_is_wide_only_without_its_causal_mask_compi
     assert compile_program(program(build, causal=True)).categorical
 
 
-def test_an_interpreter_that_raises_is_reported_with_its_input():
-    with pytest.raises(InterpreterError, match=r"on an input of mine: \['b'\] gives ZeroDivisionError"):
-        compile_program(program(lambda: rasp.Map(lambda x: 1 / (x == "a"), rasp.tokens)))
+def test_an_interpreter_that_raises_is_reported_with_its_expression_its_input_and_the_remedy():
+    def build():
+        inverse = rasp.Map(lambda x: 1 / (x == "a"), rasp.tokens).named("inverse")
+        return rasp.SequenceMap(lambda x, y: (x, y), inverse, rasp.indices).named("outer")
+
+    with pytest.raises(InterpreterError) as caught:
+        compile_program(program(build))
+    assert str(caught.value) == (
+        "RASP's interpreter raises in inverse of mine, on input ['b']: ZeroDivisionError: division by zero; guard its "
+        "lambda, as in `lambda x, y: x / y if y else 0`, or narrow the domain with `valid`"
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("comparison", list(rasp.Comparison))
+def test_a_comparison_of_values_that_may_be_none_is_mended_by_the_lambda_that_the_message_gives(comparison, causal):
+    def build(predicate):
+        position = rasp.Map(lambda i: i, rasp.indices)
+        shifted = rasp.Aggregate(rasp.Select(rasp.indices, rasp.indices, lambda k, q: q == k + 1), position)
+        chosen = rasp.SequenceMap(lambda i, x: i if x == "a" else 0, rasp.indices, rasp.tokens)
+        return rasp.SelectorWidth(rasp.Select(shifted.named("before"), chosen, predicate).named("compared"))
+
+    with pytest.raises(InterpreterError) as caught:
+        compile_program(program(lambda: build(comparison), causal=causal))
+    message = str(caught.value)
+    assert "raises in compared of mine, on input ['a']: ValueError: key is None!; before is None at some" in message
+    assert "`valid`" not in message
+    text = message.split("`")[1]
+    assert text.startswith("lambda key, query: None not in (key, query) and ")
+    try:
+        assert verify(compile_program(program(lambda: build(eval(text)), causal=causal))).equal
+    except DegenerateProgram:  # every pair, say, or none
+        assert comparison.value in ("False", "True")
+
+
+def test_a_lambda_that_compares_none_gets_the_same_remedy():
+    def build():
+        shifted = rasp.Aggregate(rasp.Select(rasp.indices, rasp.indices, lambda k, q: q == k + 1), rasp.tokens)
+        return rasp.SelectorWidth(rasp.Select(rasp.tokens, shifted.named("before"), lambda k, q: k < q).named("less"))
+
+    message = r"less of mine, on input \['a'\]: TypeError: .* before is None .* `lambda key, query: None not in"
+    with pytest.raises(InterpreterError, match=message):
+        compile_program(program(build))
+
+
+RAISING = [
+    (lambda: rasp.Map(lambda x: {"a": 1}[x], rasp.tokens), "KeyError: 'b'; mend its lambda, or narrow the domain"),
+    (lambda: rasp.Aggregate(rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: True), rasp.tokens), "select one"),
+    (lambda: rasp.Map(lambda x: sys.exit("gone"), rasp.tokens), "SystemExit: gone"),
+    (lambda: rasp.Map(lambda x: raising("one\ntwo"), rasp.tokens), "ValueError: one two; "),
+    (lambda: rasp.Map(lambda x: Unhashable(), rasp.tokens), "values that are hashable"),
+    (lambda: rasp.Map(lambda x: np.float32("nan"), rasp.tokens), "where they are numbers, finite"),
+    (lambda: rasp.Map(Silent().throw, rasp.tokens), "Silent; mend"),
+    (lambda: raising("one\ntwo"), "building it raises ValueError: one two"),
+]
+
+
+class Silent(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    def throw(self, value):
+        raise self
+
+
+class Unhashable:
+    def __hash__(self):
+        raise RuntimeError("no hash")
+
+
+def raising(text):
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize(("build", "message"), RAISING, ids=[message for _, message in RAISING])
+def test_whatever_a_program_raises_is_one_line(build, message):
+    with pytest.raises(EdgePruneError) as caught:
+        compile_program(program(build))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_raises_or_exits_on_tabulated_values_alone_is_one_line():
+    def build():
+        width = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ))
+        return rasp.Map(lambda n: n if n else sys.exit("one\ntwo"), width).named("positive")
+
+    with pytest.raises(UnsupportedProgram, match=r"positive: .* got SystemExit: one two on \(0\)$"):
+        compile_program(program(build))
+
+
+@pytest.mark.parametrize("whole", [np.int64(2), np.uint8(2), np.array(2)])
+def test_a_length_is_a_whole_number_of_any_type(whole):
+    mine = program(max_seq_len=whole, min_seq_len=whole)
+    assert (type(mine.max_seq_len), type(mine.min_seq_len)) == (int, int)
+    assert mine == program(max_seq_len=2, min_seq_len=2)
+    assert len(mine.domain(budget=100, seed=0).inputs) == 4
+    declared = rasp_program(vocab="ab", max_seq_len=whole, min_seq_len=whole)(lambda: rasp.tokens)
+    assert replace(declared, name="mine", build=mine.build) == mine
 
 
 @pytest.mark.parametrize(
