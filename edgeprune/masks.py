@@ -7,7 +7,7 @@ The hard concrete distribution of Louizos et al. (arXiv:1712.01312), as Edge Pru
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,26 +85,33 @@ class Draw:
     """Whether the masks are."""
 
 
-Masked = Literal["edges", "nodes", "edges and nodes"]
-"""What has masks: every edge, every source (whose mask is that of all its edges), or both, which are multiplied."""
+LARGE: Final = 12.0
+"""A log_alpha beyond which a mask is as good as certain."""
+
+Masked = Literal["edges", "nodes", "edges and nodes", "edges and groups"]
+"""What has masks: every edge; every source, whose mask is that of all edges out of it; edges and sources; or edges,
+sources and destinations, whose mask is that of all edges into it. Masks that an edge has several of are multiplied."""
 
 
 class LearnedMask:
-    """log_alpha for every edge, every source, or both.
+    """log_alpha for every edge, every source, every destination, or several of these.
 
     Args:
         graph: the edges.
         hard_concrete: the distribution of one entry.
-        initial: log_alpha at the start, of edges and nodes alike.
-        of: what has masks; entries of edges come before those of nodes.
+        initial: log_alpha at the start, of all entries alike.
+        of: what has masks; entries of edges come first, then those of sources, then those of destinations.
     """
 
     def __init__(self, graph: Graph, hard_concrete: HardConcrete, *, initial: float, of: Masked = "edges") -> None:
         self.graph, self.hard_concrete, self.of = graph, hard_concrete, of
         self._cells = torch.nonzero(edge_exists(graph).flatten())[:, 0]
-        self._edges = 0 if of == "nodes" else len(self._cells)
-        count = self._edges + (0 if of == "edges" else len(graph.sources))
-        self.log_alpha: Float[Tensor, " entry"] = torch.full((count,), initial, requires_grad=True)
+        self._sizes = (
+            0 if of == "nodes" else len(self._cells),
+            0 if of == "edges" else len(graph.sources),
+            len(graph.destinations) if of == "edges and groups" else 0,
+        )
+        self.log_alpha: Float[Tensor, " entry"] = torch.full((sum(self._sizes),), initial, requires_grad=True)
 
     def draw(self, samples: int, generator: torch.Generator, *, explored: float = 1.0, rounded: bool = False) -> Draw:
         """Sample masks, differentiable in `log_alpha` unless rounded.
@@ -155,6 +162,12 @@ class LearnedMask:
         self.log_alpha.fill_(log_alpha)
 
     @torch.no_grad()
+    def keep_only(self, kept: Bool[Tensor, "source destination"]) -> None:
+        """Bring every edge that is not among `kept` to where its mask is 0."""
+        assert self._sizes[0], "edges have masks"
+        self.log_alpha[: self._sizes[0]][~kept.flatten()[self._cells]] = -LARGE
+
+    @torch.no_grad()
     def lower_to(self, log_alpha: float) -> None:
         """Bring every entry that is above `log_alpha` down to it."""
         self.log_alpha.clamp_(max=log_alpha)
@@ -164,21 +177,34 @@ class LearnedMask:
 
     def _assemble(self, entries: Float[Tensor, "*sample entry"]) -> Float[Tensor, "*sample source destination"]:
         """Masks from the values of all entries, 0 where there is no edge."""
+        edges, sources, destinations = self._by_kind(entries)
         shape = (len(self.graph.sources), len(self.graph.destinations))
         cells = entries.new_zeros(*entries.shape[:-1], math.prod(shape))
-        edges = entries[..., : self._edges] if self._edges else cells.new_ones(*cells.shape[:-1], len(self._cells))
-        mask = cells.index_copy(-1, self._cells, edges).unflatten(-1, shape)
-        return mask if self.of == "edges" else mask * entries[..., self._edges :, None]
+        mask = cells.index_copy(-1, self._cells, edges.expand(*entries.shape[:-1], -1)).unflatten(-1, shape)
+        return mask * sources[..., :, None] * destinations[..., None, :]
+
+    def _by_kind(self, entries: Float[Tensor, "*sample entry"], absent: float = 1.0) -> list[Tensor]:
+        """The values of edges, sources and destinations; `absent` for those that have no masks."""
+        counts = (len(self._cells), len(self.graph.sources), len(self.graph.destinations))
+        return [
+            part if size else part.new_full((count,), absent)
+            for part, size, count in zip(entries.split(self._sizes, -1), self._sizes, counts, strict=True)
+        ]
 
     def edge_log_alpha(self) -> Float[Tensor, "source destination"]:
-        """log_alpha of each edge, or of its source where that is less; 0 where there is no edge."""
-        values = self.log_alpha.detach()
-        cells = values.new_zeros(len(self.graph.sources), len(self.graph.destinations))
-        rows = self._cells // cells.shape[1]
-        edges = values[: self._edges] if self._edges else torch.full((len(self._cells),), math.inf)
-        nodes = torch.full((len(self._cells),), math.inf) if self.of == "edges" else values[self._edges :][rows]
-        cells.view(-1)[self._cells] = torch.minimum(edges, nodes)
-        return cells
+        """log_alpha of each edge, or of its source or destination where that is less; 0 where there is no edge."""
+        found = self.log_alpha.detach().new_zeros(len(self.graph.sources), len(self.graph.destinations))
+        found.view(-1)[self._cells] = self._least()
+        return found
+
+    def least_certain(self) -> float:
+        """The size of the log_alpha of the edge that is the least certain to be kept, or to be dropped."""
+        return float(self._least().abs().min())
+
+    def _least(self) -> Float[Tensor, " edge"]:
+        edges, sources, destinations = self._by_kind(self.log_alpha.detach(), math.inf)
+        rows, columns = self._cells // len(destinations), self._cells % len(destinations)
+        return torch.minimum(edges, torch.minimum(sources[rows], destinations[columns]))
 
     def rounded(self) -> Float[Tensor, "source destination"]:
         """The mask that keeps the entries whose mean is above one half."""

@@ -20,11 +20,12 @@ Note: deviations from the paper.
       that are needed together do not come back one by one.
     - In the end the circuit is run on many more inputs than a batch has. Where one of them shows it to be wrong,
       everything is learned anew, once, with such inputs at hand; of both circuits the one counts that fewer show wrong.
+    - Destinations have masks as well as edges and sources, so that edges can fall together. In the end, groups of edges
+      that may go only together are taken out where the circuit stays right without them.
     - A circuit that has settled is doubted, by letting its edges start over among edges that are settled (warm
       restarts: Loshchilov and Hutter, arXiv:1608.03983).
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,13 +37,14 @@ from torch import Tensor
 from torch.optim.adam import adam
 from tqdm import tqdm
 
-from edgeprune.ablation import Ablator, rows_at_once
+from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.masks import HardConcrete, LearnedMask, Masked
+from edgeprune.masks import HardConcrete, LearnedMask, Masked, mask_of
+from edgeprune.methods.final_check import FinalCheck
 from edgeprune.methods.method import Discovery, Trace
-from edgeprune.methods.objective import HardPairs, Loss, Objective, Pairs, draw_pairs
+from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
 from edgeprune.model import Mask, MaskedModel, Sources
 
 
@@ -58,12 +60,12 @@ class PenaltyConfig:
     """Steps without a change of the circuit after which it counts as settled."""
 
     rest: int = 50
-    """Steps at the penalty's full strength in which every entry is at rest, with log_alpha beyond plus or minus
-    `at_rest`, after which the circuit counts as settled too: what is hardly ever sampled otherwise does not change.
-    Asked only of rounded samples; others go on to fall by what they are short of 1."""
+    """Steps at the penalty's full strength in which every edge is at rest, its log_alpha, or the least of those of its
+    groups, beyond plus or minus `at_rest`, after which the circuit counts as settled too: what is hardly ever sampled
+    otherwise does not change. Asked only of rounded samples; others go on to fall by what they are short of 1."""
 
     at_rest: float = 4.0
-    """Size of log_alpha from which an entry is at rest: a rounded sample differs from its mean in 2 of 100. Not above
+    """Size of log_alpha from which an edge is at rest: a rounded sample differs from its mean in 2 of 100. Not above
     `largest_log_alpha`, or nothing ever rests."""
 
     second_look: bool = True
@@ -79,6 +81,10 @@ class PenaltyConfig:
     checked: int = 16384
     """Inputs, or pairs of clean and corrupted inputs, that the circuit is run on in the end, at the most. 0 for none.
     Only under the loss `worst` and the likelihood ratio, and where hard pairs are remembered."""
+
+    joint_removals: bool = True
+    """Whether, in the end, every edge and every group of edges that may go only together (see `groups.removals`) is
+    taken out of the circuit on trial, and stays out where the rest is right on all that is `checked`."""
 
     mask_samples: int = 64
     """Masks sampled a step, all run in one batched forward."""
@@ -129,8 +135,10 @@ class PenaltyConfig:
     logit_scale: float = 1.0
     """Logits are multiplied by this before a divergence."""
 
-    masked: Masked = "edges"
-    """What has masks (the paper: edges and nodes); the penalty counts edges either way."""
+    masked: Masked = "edges and groups"
+    """What has masks (the paper: edges and sources); the penalty counts edges either way. With a mask on each
+    destination, all edges into it can fall together: without one of them, the queries of a head that attends uniformly
+    are wrong, and without all of them they are right."""
 
     hard_concrete: HardConcrete = field(default_factory=HardConcrete)
     """The masks' distribution."""
@@ -193,14 +201,17 @@ def prune_with_penalty(
     bar = partial(tqdm, range(config.steps), disable=None if progress else True)
     learn(bar(desc=f"edge pruning, {ablation}"))
     if config.tells_right and config.checked and config.hard_pairs:
-        check = partial(_counterexamples, model, dataset, objective, ablator, generator, config.checked)
-        against, first = check(hard.pairs, masks.rounded()), masks.log_alpha.detach().clone()
+        check = FinalCheck(model, dataset, objective, ablator, generator, config.checked)
+        against, first = check.counterexamples(masks.rounded(), hard.pairs), masks.log_alpha.detach().clone()
         if against.shape[1]:
             hard.remember(against)
             masks.set_to(config.initial_log_alpha)
             learn(bar(desc=f"edge pruning, {ablation}, again"))
-            if check(hard.pairs, masks.rounded()).shape[1] > against.shape[1]:
+            if check.counterexamples(masks.rounded(), hard.pairs).shape[1] > against.shape[1]:
                 masks.log_alpha.data.copy_(first)
+        if config.joint_removals:
+            kept = check.without_superfluous(masks.rounded(), hard.pairs)
+            masks.keep_only(mask_of(model.graph, kept) > 0)
     return trace.discovery(ablation, masks.mean().detach())
 
 
@@ -235,7 +246,7 @@ def _learn(
             masks.log_alpha.clamp_(-config.largest_log_alpha, config.largest_log_alpha)
         trace.note(losses.mean().item(), expected)
         before, rounded = rounded, masks.rounded()
-        if not config.rounded or float(masks.log_alpha.detach().abs().min()) < config.at_rest:
+        if not config.rounded or masks.least_certain() < config.at_rest:
             restless = max(step, restless)
         if not torch.equal(before, rounded):
             changed = step
@@ -252,35 +263,6 @@ def _learn(
                 masks.lower_to(config.initial_log_alpha)
             changed, restless = step, max(step, restless)
             optimizer = Adam(masks.log_alpha, config.betas, config.epsilon)
-
-
-@torch.no_grad()
-def _counterexamples(
-    model: MaskedModel,
-    dataset: Dataset,
-    objective: Objective,
-    ablator: Ablator,
-    generator: torch.Generator,
-    count: int,
-    known: Pairs,
-    mask: Mask,
-) -> Pairs:
-    """The pairs on which a mask is wrong: of all, in random order, or of so many drawn ones and of those known."""
-    if ablator.ablation != "resample" or dataset.counterparts is not None:  # it does not matter what is put in
-        pairs = torch.cat([draw_pairs(dataset, count, generator), known], dim=1)
-    elif int(dataset.group.bincount().square().sum()) <= count:
-        every = torch.stack(dataset.pairs())
-        pairs = every[:, torch.randperm(every.shape[1], generator=generator)]
-    else:
-        walks = math.ceil(count / len(dataset))
-        drawn = torch.cat([draw_pairs(dataset, count, generator) for _ in range(walks)], dim=1)[:, :count]
-        pairs = torch.cat([drawn, known], dim=1)
-    wrong: list[Pairs] = []
-    for some in pairs.split(rows_at_once(model, dataset), dim=1):
-        batch = dataset.take(some[0], some[1])
-        outputs = model(batch.clean, mask, ablator(batch), batch.positions)
-        wrong.append(some[:, ~(objective.per_input(outputs, batch) <= 0)])
-    return torch.cat(wrong, dim=1)
 
 
 def _run_samples(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Graph
+from edgeprune.graph import Graph, Node
 from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, mask_of
 from edgeprune.methods.edge_pruning_target import keep_by_mean_sparsity
 
@@ -115,8 +115,9 @@ def test_every_edge_of_the_graph_exists_and_nothing_else():
     assert all(exists[GRAPH.position(edge)] for edge in GRAPH.edges)
 
 
-def test_expected_edges_agree_with_sampling_with_node_masks_too():
-    masks = LearnedMask(GRAPH, HARD, initial=0.3, of="edges and nodes")
+@pytest.mark.parametrize("of", ["edges and nodes", "edges and groups"])
+def test_expected_edges_agree_with_sampling_with_masks_of_groups_too(of):
+    masks = LearnedMask(GRAPH, HARD, initial=0.3, of=of)
     draw = masks.draw(20_000, torch.Generator().manual_seed(0))
     counted = (draw.mask.detach() > 0).sum((-1, -2)).double().mean()
     assert float(masks.expected_edges().detach()) == pytest.approx(float(counted), rel=0.01)
@@ -129,6 +130,26 @@ def test_a_node_mask_multiplies_the_edges_of_its_source():
         masks.log_alpha[pos] = -8.0
     assert {edge.source.kind for edge in edges_of(GRAPH, masks.rounded() > 0)} == {"tok", "a", "m"}
     assert float(masks.mean().detach()[1].sum()) == 0
+
+
+def test_a_destinations_mask_multiplies_the_edges_into_it():
+    masks = LearnedMask(GRAPH, HARD, initial=8.0, of="edges and groups")
+    with torch.no_grad():
+        masks.log_alpha[GRAPH.total + len(GRAPH.sources) + GRAPH.destination_index[Node.parse("m0")]] = -8.0
+    kept = edges_of(GRAPH, masks.rounded() > 0)
+    assert kept == {edge for edge in GRAPH.edges if str(edge.destination) != "m0"}
+    column = GRAPH.destination_index[Node.parse("m0")]
+    exists = edge_exists(GRAPH)
+    assert bool((masks.edge_log_alpha()[:, column][exists[:, column]] == -8).all())
+    assert int((masks.edge_log_alpha() == 8).sum()) == len(kept)
+
+
+def test_only_what_is_to_be_kept_is_left():
+    masks = LearnedMask(GRAPH, HARD, initial=2.0, of="edges and groups")
+    wanted = mask_of(GRAPH, GRAPH.edges[::3]) > 0
+    masks.keep_only(wanted)
+    assert torch.equal(masks.rounded() > 0, wanted)
+    assert float(masks.mean().detach()[~wanted].max()) == 0
 
 
 def test_entries_that_a_sample_does_not_draw_stand_at_their_rounded_mean():

@@ -8,9 +8,9 @@ import torch
 
 from edgeprune.ablation import Ablator
 from edgeprune.masks import mask_of
-from edgeprune.methods import edge_pruning
-from edgeprune.methods.edge_pruning import PenaltyConfig, _counterexamples, prune_with_penalty
+from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
 from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.final_check import FinalCheck
 from edgeprune.methods.objective import Objective
 from edgeprune.metrics import ATOL, largest_difference
 
@@ -47,7 +47,7 @@ def test_a_run_ends_once_the_circuit_no_longer_changes(compiled):
 
 
 def test_a_run_ends_sooner_where_every_entry_is_at_rest_and_not_before(compiled):
-    program = compiled("cancels_out")
+    program = compiled("hist")
 
     def run(**settings):
         return prune_with_penalty(program.model, program.dataset, "resample", config=PenaltyConfig(**settings))
@@ -74,9 +74,9 @@ def test_an_edge_driven_high_that_became_superfluous_falls_at_the_second_look(co
     [({"start_over": False, "checked": 0}, False), ({"start_over": False}, True), ({"checked": 0}, True)],
 )
 def test_a_circuit_that_is_wrong_on_rare_pairs_is_learned_anew(compiled, truth, settings, exact):
-    """At this seed no such pair is drawn before edges that it alone needs have fallen."""
-    program = compiled("seldom_together")
-    found = prune_with_penalty(program.model, program.dataset, "resample", seed=1, config=PenaltyConfig(**settings))
+    """With masks on edges alone, no such pair is drawn at this seed before edges that it alone needs have fallen."""
+    program, config = compiled("seldom_together"), PenaltyConfig(masked="edges", **settings)
+    found = prune_with_penalty(program.model, program.dataset, "resample", seed=1, config=config)
     assert (found.circuit == truth("seldom_together", "resample").circuit) == exact
 
 
@@ -85,8 +85,8 @@ def test_the_end_is_checked_on_enough_pairs_to_see_what_any_edge_is_for(compiled
     program, generator = compiled("seldom_together"), torch.Generator().manual_seed(0)
     true = truth("seldom_together", "resample").circuit
     objective, ablator = Objective(program.dataset, "worst"), Ablator(program.model, program.dataset, "resample")
-    none = torch.zeros(2, 0, dtype=torch.long)
-    check = partial(_counterexamples, program.model, program.dataset, objective, ablator, generator, count, none)
+    final = FinalCheck(program.model, program.dataset, objective, ablator, generator, count)
+    check = partial(final.counterexamples, known=torch.zeros(2, 0, dtype=torch.long))
     assert check(mask_of(true.graph, true.edges)).shape == (2, 0)
     masks = [mask_of(true.graph, true.edges - {edge}) for edge in true.edges]
     wrong = [check(mask) for mask in masks]
@@ -111,13 +111,13 @@ def _fewest_wrong(program, true):
 @pytest.mark.parametrize(("second", "kept"), [(2, "first"), (0, "second")])
 def test_of_two_circuits_the_one_counts_that_fewer_pairs_show_wrong(compiled, monkeypatch, second, kept):
     program, wrong = compiled("seldom_together"), iter([1, second])
-    config = PenaltyConfig(start_over=False)
+    config = PenaltyConfig(start_over=False, joint_removals=False, masked="edges")
     run = partial(prune_with_penalty, program.model, program.dataset, "resample", seed=1)
     found = {"first": run(config=replace(config, checked=0)), "second": run(config=config)}
     assert found["first"].circuit != found["second"].circuit
     with monkeypatch.context() as patch:  # what the second is learned with is what the first was found wrong on
-        true = edge_pruning._counterexamples
-        patch.setattr(edge_pruning, "_counterexamples", lambda *given: _so_many(true(*given), next(wrong)))
+        true = FinalCheck.counterexamples
+        patch.setattr(FinalCheck, "counterexamples", lambda *given: _so_many(true(*given), next(wrong)))
         again = run(config=config)
     if kept == "first":
         assert again.circuit == found["first"].circuit and torch.equal(again.scores, found["first"].scores)

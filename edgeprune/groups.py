@@ -1,0 +1,62 @@
+"""Edges that may go only together: without one of them, what is left computes something else."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from math import comb
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from edgeprune.graph import Edge, Graph
+
+SUBSETS: Final = 4096
+"""Sets of few edges that are tried, at the most: all of up to so many edges as keep below it."""
+
+Removals = Bool[Tensor, "removal edge"]
+"""What is taken out of a circuit together, one set of edges a row."""
+
+
+def removals(graph: Graph, edges: Sequence[Edge]) -> Removals:
+    """What to try to take out of a circuit of `edges` together, small sets first.
+
+    All sets of one edge, of two, three and so on, as long as there are at most `SUBSETS` of them. All edges into a
+    destination; the queries and keys of a node; all its inputs; all its outputs; any two of these.
+    """
+    groups: dict[frozenset[int], None] = {}
+    for node in graph.destinations:
+        groups[frozenset(n for n, edge in enumerate(edges) if edge.destination == node)] = None
+    for node in graph.sources:
+        inputs = [n for n, edge in enumerate(edges) if node in graph.readers[edge.destination]]
+        matched = [n for n in inputs if edges[n].destination.port in ("q", "k")]
+        outputs = [n for n, edge in enumerate(edges) if edge.source == node]
+        groups |= {frozenset(group): None for group in (matched, inputs, outputs)}
+    together = list({*groups, *(one | other for one, other in combinations(groups, 2))} - {frozenset()})
+    rows = torch.zeros(len(together), len(edges), dtype=torch.bool)
+    for row, group in enumerate(together):
+        rows[row, list(group)] = True
+    found = torch.unique(torch.cat([rows, *_small_sets(len(edges))]), dim=0)
+    return found[torch.argsort(found.sum(1), stable=True)]
+
+
+def _small_sets(count: int) -> Iterator[Removals]:
+    """All sets of one of so many edges, of two, and so on."""
+    total = 0
+    for size in range(1, count + 1):
+        total += comb(count, size)
+        if total > SUBSETS and size > 1:
+            return
+        members = torch.tensor(list(combinations(range(count), size)))
+        yield torch.zeros(len(members), count, dtype=torch.bool).scatter_(1, members, 1)
+
+
+def masks_without(
+    graph: Graph, edges: Sequence[Edge], removed: Removals
+) -> Float[Tensor, "removal source destination"]:
+    """The masks of `edges` without those that each row removes."""
+    masks = torch.zeros(len(removed), len(graph.sources), len(graph.destinations))
+    if edges:
+        rows, columns = zip(*map(graph.position, edges), strict=True)
+        masks[:, rows, columns] = (~removed).float()
+    return masks
