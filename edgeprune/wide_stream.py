@@ -80,6 +80,11 @@ class WideStream:
         # Nothing, of the mask: what is asked for on the way back is called whatever gradients are wanted.
         self._order = mask.flatten()[:0]
 
+    @property
+    def held(self) -> Written:
+        """What all sources have written, less what they are ablated to."""
+        return self._stacks.held
+
     def write(self, contribution: Float[Tensor, "_ written row d_model"]) -> None:
         """Take what the next sources of the graph's order write."""
         part = slice(self._sources, self._sources + contribution.shape[1])

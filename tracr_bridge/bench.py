@@ -300,6 +300,7 @@ def _row(given: Known, truth: Truth, found: Discovery) -> Row:
     comparison, reference = assessment.comparison, assessment.reference
     row: Row = {
         "outcome": "exact" if comparison.exact else "inexact",
+        "proof": assessment.proof,
         "status": assessment.truth.certificate.status,
         "edges": given.model.graph.total,
         "structural": len(truth.structural),

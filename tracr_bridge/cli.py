@@ -109,7 +109,7 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     _add_export_options(
         add("export", "write causal programs as checkpoints of Hugging Face with known circuits", commands.export)
     )
-    truth = add("truth", "derive and certify a program's true circuit", commands.truth)
+    truth = add("truth", "derive and certify a program's true circuits", commands.truth)
     recover = add("recover", "discover a program's circuit and compare it with the truth", commands.recover)
     _add_file_commands(add)
     language_options.add_commands(add, chosen=chosen)
@@ -137,7 +137,9 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
         help="write a page that opens offline, to look at every edge",
     )
     recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
-    truth.add_argument("--save", type=Path, metavar="FILE.json", help="write the true circuit")
+    truth.add_argument(
+        "--save", type=Path, metavar="DIR", help="write the certificate as a folder, which check_certificate.py proves"
+    )
     return parser
 
 
@@ -151,8 +153,9 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     draw.add_argument(
         "--against",
         type=Path,
-        metavar="CIRCUIT.json",
-        help="the circuit that counts as true; see truth --save",
+        metavar="TRUE",
+        help="what counts as true: a circuit's file, or the folder of a certificate, of whose circuits the nearest "
+        "counts; see truth --save",
     )
     convert = add("convert", "turn a circuit's file into another tool's, or back", commands.convert)
     convert.add_argument("file", type=Path, metavar="FILE", help="what to read")

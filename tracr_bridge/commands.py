@@ -10,6 +10,7 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
 
 if TYPE_CHECKING:
+    from edgeprune.graph import Circuit
     from edgeprune.store import SavedCircuit
     from tracr_bridge.recover import Recovery
 
@@ -84,12 +85,14 @@ def verify(options: argparse.Namespace) -> bool:
 def truth(options: argparse.Namespace) -> bool:
     """`edgeprune truth`."""
     ablation = parse_ablation(options.ablation)
-    from edgeprune.store import SavedCircuit, save_circuit, versions
     from tracr_bridge import report
+    from tracr_bridge.certificate_folder import save_certificate
     from tracr_bridge.known import find, known
 
     _use_one_thread()
     _check_outputs(options.save)
+    if options.save is not None and options.save.exists():
+        raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
     given = known(find(_told(options.program)), seed=options.seed)
     found = given.truth(ablation)
     if options.json:
@@ -97,8 +100,8 @@ def truth(options: argparse.Namespace) -> bool:
     else:
         report.print_truth(found, given.name, given.doc)
     if options.save is not None:
-        save_circuit(SavedCircuit(found.circuit, model=given.name, versions=versions()), options.save)
-        _say_where("circuit", options.save, options)
+        save_certificate(found, given.subject, options.save)
+        _say_where("certificate", options.save, options)
     return True
 
 
@@ -276,13 +279,16 @@ def draw(options: argparse.Namespace) -> bool:
     """`edgeprune draw`."""
     from edgeprune.draw import draw_comparison, save_figure
     from edgeprune.graph import compare
-    from edgeprune.store import load_circuit, load_saved
+    from edgeprune.store import load_saved
     from tracr_bridge import report
 
     _check_outputs(options.out, picture=options.out)
     saved = load_saved(options.circuit / "circuit.json" if options.circuit.is_dir() else options.circuit)
     found = saved.circuit
-    comparison = compare(found, load_circuit(options.against)) if options.against is not None else None
+    comparison = None
+    if options.against is not None:
+        comparisons = [compare(found, true) for true in _true_circuits(options.against)]
+        comparison = min(comparisons, key=lambda each: len(each.missing) + len(each.extra))
     title = ", ".join(filter(None, (saved.model, f"{found.ablation} ablation", saved.method.get("name"))))
     save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
     if options.json:
@@ -291,6 +297,27 @@ def draw(options: argparse.Namespace) -> bool:
         print(report.as_json(drawn), file=options.output)
     _say_where("picture", options.out, options)
     return comparison is None or comparison.exact
+
+
+def _true_circuits(path: Path) -> "list[Circuit]":
+    """The circuit of a file or of a run's folder; of the folder of a certificate, all that it lists."""
+    from edgeprune.graph import Circuit, Edge
+    from edgeprune.store import CircuitFileError, load_circuit, load_json
+
+    if not path.is_dir():
+        return [load_circuit(path)]
+    first = load_circuit(path / "circuit.json")
+    certificate = path / "certificate.json"
+    if not certificate.is_file():
+        return [first]
+    try:
+        listed = load_json(certificate)["claims"]["circuits"]
+        found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed]
+    except (AttributeError, KeyError, TypeError, EdgePruneError) as error:
+        raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; it is damaged: {error}") from error
+    if first not in found:
+        raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; that of circuit.json is not among them")
+    return found
 
 
 def convert(options: argparse.Namespace) -> bool:

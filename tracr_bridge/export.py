@@ -28,8 +28,7 @@ from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, InterpreterError, UnsupportedProgram
 from edgeprune.graph import ABLATIONS, Ablation, Edge, Graph, edge_names
 from edgeprune.metrics import largest_difference
-from edgeprune.model import OnlyMasked, Outputs
-from edgeprune.models.load import KINDS, load_model, without_bars
+from edgeprune.models.load import load_model, without_bars
 from edgeprune.models.transformer import Transformer
 from edgeprune.store import UnwritableFile, check_writable, versions, write_text
 from tracr_bridge.catalogue import catalogue
@@ -48,7 +47,7 @@ from tracr_bridge.model import structural_mask
 from tracr_bridge.program import Program, check_interpreter
 from tracr_bridge.report import certificate_json
 from tracr_bridge.transplant import LARGE, Family, Transplant, transplant
-from tracr_bridge.truth import derive_truth, is_true_circuit
+from tracr_bridge.truth import derive_truth, is_true
 from tracr_bridge.verify import VALUE_ATOL, compile_and_verify
 
 _CLOSE: Final = 1e-3
@@ -163,7 +162,7 @@ def _describe(
         raise UnsupportedProgram(f"Expected tokens that are words to a tokenizer; those of {program.name} are not")
     content["max_abs_diff"] = _check_outputs(compiled, family, folder, dataset)
     bar = tqdm(ABLATIONS, desc="certifying", disable=None if progress else True)
-    circuits = {a: _certify(a, model, dataset, structural, made, compiled, folder, seed=seed) for a in bar}
+    circuits = {a: _certify(a, model, dataset, structural, made, compiled, seed=seed) for a in bar}
     return content | {"circuits": circuits, "versions": dict(versions())}
 
 
@@ -174,7 +173,6 @@ def _certify(
     structural: frozenset[Edge],
     made: Transplant,
     compiled: Compiled,
-    folder: Path,
     *,
     seed: int,
 ) -> dict[str, Any]:
@@ -191,27 +189,12 @@ def _certify(
         )
     except DegenerateProgram as error:
         return {"edges": [], "refused": str(error)}
-    except AssertionError as error:  # what holds of compiled programs, and norms may break
-        raise UnsupportedProgram(f"Expected a true circuit of {name} under {ablation} ablation; {error}") from error
-    judge = Judge(_double(folder), dataset, ablation, atol=truth.certificate.atol, seed=seed)
-    if not all(is_true_circuit(judge, model.graph, circuit.edges) for circuit in truth.certificate.circuits):
+    judge = Judge(model.in_double, dataset, ablation, atol=truth.certificate.atol, seed=seed)
+    if any(is_true(judge, circuit.edges) is False for circuit in truth.certificate.circuits):
         raise UnsupportedProgram(
             f"Expected circuits that are true in double precision too; one of {name} under {ablation} ablation is not"
         )
     return {"edges": truth.circuit.names(), "certificate": certificate_json(truth.certificate)}
-
-
-class _Double(OnlyMasked):
-    """A model in double precision, whose outputs are rounded to single."""
-
-    def __call__(self, *given: Any, **named: Any) -> Outputs:
-        """See `MaskedModel`."""
-        return super().__call__(*given, **named).float()
-
-
-def _double(folder: Path) -> _Double:
-    theirs = _plain_model(folder).double()
-    return _Double(KINDS[theirs.config.model_type].adapter(theirs))
 
 
 def _plain_model(folder: Path) -> Any:

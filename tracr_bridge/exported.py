@@ -16,9 +16,9 @@ from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
 from edgeprune.store import CircuitFileError, load_json
 from tracr_bridge.judge import Judge
-from tracr_bridge.truth import Certificate, Gap, Truth, is_true_circuit
+from tracr_bridge.truth import Certificate, Gap, Truth, is_true
 
-FORMAT: Final = "edgeprune export 2"
+FORMAT: Final = "edgeprune export 3"
 
 BATCH: Final = 1024
 """Inputs run at a time."""
@@ -73,12 +73,12 @@ class Exported:
             raise DegenerateProgram(self.content["circuits"][ablation]["refused"])
         certificate = self.certificates[ablation]
         judge = Judge(self.model, self.dataset, ablation, atol=certificate.atol, seed=self.content["seed"])
-        if not all(is_true_circuit(judge, self.model.graph, circuit.edges) for circuit in certificate.circuits):
+        if any(is_true(judge, circuit.edges) is False for circuit in certificate.circuits):
             raise ModelError(
                 f"Expected circuits of {str(self.folder)!r} that are true on this machine too; one is not under "
                 f"{ablation} ablation"
             )
-        # Whatever is written, norms are taken over.
+        # Norms read all that is written, structural or not.
         return Truth(certificate.circuits[0], self.structural, certificate, judge, others_matter=True)
 
 
@@ -149,12 +149,9 @@ def digest_of_file(path: Path) -> str:
 
 def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
     """What `certificate_json` made of it."""
-    candidate, *circuits = (
-        Circuit(graph, ablation, frozenset(map(Edge.parse, edges)))
-        for edges in (entry["candidate"], *entry["circuits"])
-    )
-    told = {name: entry[name] for name in ("status", "inputs", "pairs", "exhaustive", "atol", "enumerated", "orders")}
-    return Certificate(**told, gap=Gap(**entry["gap"]), candidate=candidate, circuits=tuple(circuits))
+    circuits = tuple(Circuit(graph, ablation, frozenset(map(Edge.parse, edges))) for edges in entry["circuits"])
+    told = {name: entry[name] for name in ("status", "inputs", "pairs", "exhaustive", "atol", "margin", "choices")}
+    return Certificate(**told, gap=Gap(**entry["gap"]), circuits=circuits)
 
 
 def dataset_of(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -> Dataset:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation
@@ -14,6 +15,9 @@ from tracr_bridge.coverage import constructs
 from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, derive_truth
 from tracr_bridge.verify import compile_and_verify
+
+if TYPE_CHECKING:
+    from tracr_bridge.exported import Exported
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Known:
     dataset: Dataset
     truth: Callable[[Ablation], Truth]
     """The certified truth under an ablation; raises DegenerateProgram where nothing could fail."""
+
+    subject: "Compiled | Exported"
+    """What all this is of."""
 
     constructs: tuple[str, ...] = ()
     """Of RASP, that the program uses, where it is at hand."""
@@ -60,16 +67,17 @@ def known(subject: Program | Path, *, seed: int = 0) -> Known:
             compiled.model,
             compiled.dataset,
             partial(certify, compiled, seed=seed),
+            compiled,
             tuple(sorted(constructs(compiled.program))),
         )
     from tracr_bridge.exported import load_exported  # and with it transformers, which programs do without
 
     exported = load_exported(subject)
-    return Known(exported.name, exported.doc, exported.model, exported.dataset, exported.truth)
+    return Known(exported.name, exported.doc, exported.model, exported.dataset, exported.truth, exported)
 
 
 def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
-    """The certified true circuit of a compiled program."""
+    """The certified true circuits of a compiled program."""
     model = compiled.model
     return derive_truth(
         model,

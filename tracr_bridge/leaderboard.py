@@ -63,7 +63,7 @@ def table(
     rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings, and a line for each method and ablation, the most exact method first."""
-    headings = ("method", "ablation", "exact", "95 % interval", "failed")
+    headings = ("method", "ablation", "exact", "proved", "95 % interval", "failed")
     headings = (*headings, *(COLUMNS[name] for name in columns), "seconds")
     lines: list[tuple[str, ...]] = []
     overall = rates(rows, "method")
@@ -80,6 +80,7 @@ def table(
                 method,
                 ablation,
                 f"{rate.exact}/{rate.runs}",
+                str(rate.proved),
                 f"{low:.1%} to {high:.1%}",
                 str(outcomes(row for row in rows if (row["method"], row["ablation"]) == (method, ablation))["failed"]),
                 *("" if value is None else f"{value:.3f}" for value in averages),
@@ -92,8 +93,16 @@ def table(
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     """Rates by method, ablation and certificate, what was drawn, and every run that was not exact."""
     listed = [
-        {"method": m, "ablation": a, "status": s, "exact": rate.exact, "runs": rate.runs, "interval": rate.interval()}
-        for (m, a, s), rate in sorted(rates(rows, "method", "ablation", "status").items())
+        {
+            "method": method,
+            "ablation": ablation,
+            "status": status,
+            "exact": rate.exact,
+            "proved": rate.proved,
+            "runs": rate.runs,
+            "interval": rate.interval(),
+        }
+        for (method, ablation, status), rate in sorted(rates(rows, "method", "ablation", "status").items())
     ]
     counts = outcomes(rows)
     return {
@@ -117,7 +126,9 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     programs = len({(row["program"], row["text"]) for row in rows})
     text = [
         f"{len(rows)} runs on {programs} programs; {counts['refused']} refused, as nothing could fail on them, "
-        f"{counts['broken']} broken, as their program was. A run that failed is one that is not exact. Means are over "
+        f"{counts['broken']} broken, as their program was. A run that failed is one that is not exact. Exact runs "
+        "found a circuit that the certificate lists; as many as are proved found another one, which was proved to be "
+        "true itself. Means are over "
         "runs that found a circuit and have the measure (nothing has no minimality); `edgeprune/measures.py` defines "
         "each column.",
         "",

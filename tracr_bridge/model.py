@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edgeprune.fingerprints import salt
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.stream import Columns, Stream, Wiring, align, project
@@ -55,6 +57,7 @@ class TracrModel:
         heads = len(weights.layers[0].heads)
         self.graph = Graph.transformer(embeddings=("tok", "pos"), layers=len(weights.layers), heads=heads)
         self.weights = weights
+        self._token_ids = token_ids
         self._causal = weights.causal
         self._key_size = weights.layers[0].heads[0].query.shape[1]
         written = [weights.token[token_ids], weights.position, *(m for layer in weights.layers for m in layer.written)]
@@ -96,6 +99,34 @@ class TracrModel:
         chosen = positions[..., None].expand(*outputs.shape[:-2], -1, outputs.shape[-1])
         return outputs.gather(-2, chosen)
 
+    def fingerprints(
+        self,
+        tokens: Tokens,
+        mask: Mask,
+        ablated: Sources | None,
+        relevant: Bool[Tensor, "source batch pos"],
+        layers: int,
+    ) -> Int[Tensor, "source mask batch"]:
+        """See `JudgedModel`."""
+        written = self._write_all(tokens, mask, ablated, None, layers).written
+        assert written is not None
+        slots, positions = written.shape[:2]
+        source = self._wiring.cells[:slots] // self._wiring.d_model
+        bits = (written + 0.0).view(torch.int32 if written.dtype == torch.float32 else torch.int64).long()
+        salts = self._salts[:slots, :positions, None] * (relevant & self.is_token(tokens)).movedim(-1, 1)[source]
+        summed = (bits * salts[:, :, None]).sum(1)
+        return summed.new_zeros(self._wiring.sources, *summed.shape[1:]).index_add_(0, source, summed)
+
+    @cached_property
+    def _salts(self) -> Int[Tensor, "slot pos"]:
+        shape = (len(self._wiring.cells), len(self.weights.position))
+        return salt(shape[0] * shape[1]).view(shape)
+
+    @property
+    def in_double(self) -> "TracrModel":
+        """The same model in double precision."""
+        return TracrModel(self.weights.in_double(), token_ids=self._token_ids)
+
     def observe(self, tokens: Tokens, observer: Observer) -> Outputs:
         """A plain run that shows `observer` every head's attention scores, scaled and before masking."""
         return self._run(tokens, None, None, observer)[0]
@@ -104,6 +135,14 @@ class TracrModel:
         self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None
     ) -> tuple[Tensor, Tensor]:
         """Outputs, and what all sources wrote, slot by slot."""
+        stream = self._write_all(tokens, mask, ablated, observer, len(self._layers))
+        assert stream.written is not None
+        return _runs_first(stream.read(self._unembed)), stream.written
+
+    def _write_all(
+        self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None, layers: int
+    ) -> Stream:
+        """What the embeddings and the first layers write."""
         masked = [] if mask is None else [mask.ndim, 0 if ablated is None else ablated.ndim - 2]
         lead = max([tokens.ndim, *masked]) - 2
         stream = Stream(self._wiring, lead, mask, ablated)
@@ -112,11 +151,10 @@ class TracrModel:
         position = self._position[:, : len(ids), None]
         stream.write([align(token, lead), align(position, lead)])
         visible = align(self._visible(ids), lead)
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self._layers[:layers]):
             stream.write([self._attend(stream, head, visible, number, observer) for head in layer.heads])
             stream.write([project(layer.output, torch.relu(stream.read(layer.hidden)))])
-        assert stream.written is not None
-        return _runs_first(stream.read(self._unembed)), stream.written
+        return stream
 
     def _attend(self, stream: Stream, head: _Head, visible: Tensor, layer: int, observer: Observer | None) -> Columns:
         query, key, value = stream.read(head.query), stream.read(head.key), stream.read(head.value)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -16,7 +16,7 @@ from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
 from tracr_bridge.known import known
 from tracr_bridge.program import Program
-from tracr_bridge.truth import Truth, is_true_circuit
+from tracr_bridge.truth import Truth, is_true
 
 _T = TypeVar("_T")
 
@@ -31,7 +31,10 @@ class Assessment:
 
     comparison: Comparison
     truth: Truth
-    """With the circuit found among the true ones, if running it proved it to be one that was not known."""
+    """With the circuit found among the true ones, if it was proved to be one that was not listed."""
+
+    proof: Literal["listed", "proved"] | None
+    """Why the circuit found is true: the certificate lists it, or it was proved itself; None where it is not exact."""
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,27 @@ def _timed(run: Callable[[], _T]) -> tuple[_T, float]:
 def assess(truth: Truth, found: Circuit) -> Assessment:
     """Compare `found` with the truth; where several circuits are true, any of them is exact.
 
-    A `unique` certificate leaves no room for a true circuit that was not known, unless edges that it did not enumerate
-    may matter too. A `minimal` one does: it claimed one without enumerating, and a second makes it `ambiguous`.
+    A circuit that is not listed may be true where the list is not complete, or where edges that were not enumerated
+    may matter too. It is exact if it is proved to be faithful and subset-minimal; where that would cost too much, it is
+    not. The certificate then lists it as well, and is `ambiguous` if it was `unique`.
 
     Raises:
         CircuitMismatch: `found` is of another graph or under another ablation.
     """
     compare(found, truth.circuit)
     certificate = truth.certificate
-    listed = {circuit.edges for circuit in certificate.circuits}
-    unproved = certificate.status != "unique" or truth.others_matter
-    if found.edges not in listed and unproved and is_true_circuit(truth.judge, found.graph, found.edges):
-        circuits = tuple(sorted((*certificate.circuits, found), key=len))
-        certificate = replace(certificate, status="ambiguous", circuits=circuits)
+    proof = "listed" if any(circuit.edges == found.edges for circuit in certificate.circuits) else None
+    others_possible = not certificate.complete or truth.others_matter
+    if proof is None and others_possible and is_true(truth.judge, found.edges):
+        proof = "proved"
+        # What holds a true circuit inside is none; only a list of locally minimal circuits can have such.
+        outside = [circuit for circuit in certificate.circuits if not found.edges < circuit.edges]
+        circuits = tuple(sorted((*outside, found), key=len))
+        status = "ambiguous" if certificate.complete else certificate.status
+        certificate = replace(certificate, status=status, circuits=circuits)
         truth = replace(truth, circuit=circuits[0], certificate=certificate)
     reference = min(certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))
-    return Assessment(found, reference, compare(found, reference), truth)
+    return Assessment(found, reference, compare(found, reference), truth, proof)
 
 
 def effects(assessment: Assessment) -> dict[Edge, float]:

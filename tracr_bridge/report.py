@@ -11,25 +11,29 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune.formats import scores_by_edge
-from edgeprune.graph import edge_names
+from edgeprune.graph import Circuit, edge_names
 from edgeprune.methods import configuration
 from edgeprune.store import SavedCircuit, versions
 from tracr_bridge.recover import Recovery
-from tracr_bridge.truth import Certificate, Truth
+from tracr_bridge.truth import Certificate, Status, Truth
 from tracr_bridge.verify import Verification
 
 _WIDE: Final = 200
 """Characters in a line of a table, at the most, where no terminal says how many."""
 
-_STATUS = {
-    "unique": "unique: every subset that could be a circuit was run, and one is true",
-    "minimal": "minimal: every order of elimination ends in this circuit; subsets were too many to run",
-    "ambiguous": "ambiguous: there are several true circuits",
+_STATUS: Final[dict[Status, str]] = {
+    "unique": "unique: all true circuits were enumerated, and there is one",
+    "ambiguous": "ambiguous: all true circuits were enumerated, and there are several, none inside another",
+    "minimal": "minimal: no proper subset of a listed circuit is faithful; other circuits may be true too",
+    "locally-minimal": "locally-minimal: without any edge, or group of edges tried, a listed circuit is not faithful; "
+    "a proper subset may be",
 }
+
+_PROOF: Final = {"listed": "exact", "proved": "exact: proved itself, and not listed before"}
 
 
 def certificate_json(certificate: Certificate) -> dict[str, Any]:
-    """A certificate as JSON; `circuits` lists all true circuits found, smallest first."""
+    """A certificate as JSON; `circuits` lists all circuits that it is about, smallest first."""
     return {
         "status": certificate.status,
         "inputs": certificate.inputs,
@@ -37,9 +41,8 @@ def certificate_json(certificate: Certificate) -> dict[str, Any]:
         "exhaustive": certificate.exhaustive,
         "atol": certificate.atol,
         "gap": {"kept": certificate.gap.kept, "dropped": certificate.gap.dropped},
-        "enumerated": certificate.enumerated,
-        "orders": certificate.orders,
-        "candidate": certificate.candidate.names(),
+        "margin": certificate.margin,
+        "choices": certificate.choices,
         "circuits": [circuit.names() for circuit in certificate.circuits],
     }
 
@@ -67,6 +70,7 @@ def recovery_json(recovery: Recovery) -> dict[str, Any]:
         "method": recovery.method,
         "seed": recovery.seed,
         "exact": recovery.exact,
+        "proof": recovery.assessment.proof,
         "missing": edge_names(graph, recovery.assessment.comparison.missing),
         "extra": edge_names(graph, recovery.assessment.comparison.extra),
         "found": recovery.discovery.circuit.names(),
@@ -102,23 +106,29 @@ def as_json(value: object) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def certificate_rows(truth: Truth) -> list[tuple[str, str]]:
-    """A certificate in words, one fact a row."""
+def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tuple[str, str]]:
+    """A certificate in words, one fact a row.
+
+    Args:
+        truth: what was certified.
+        compared: of its circuits, the one that another is compared with.
+    """
     certificate, graph = truth.certificate, truth.circuit.graph
     sizes = ", ".join(str(len(circuit)) for circuit in certificate.circuits)
+    listed = f"{len(certificate.circuits)}, of {sizes} edges"
+    if compared is not None and len(certificate.circuits) > 1:
+        listed += f"; compared with the nearest, of {len(compared)}"
+    if certificate.choices:
+        listed += f"; {certificate.choices:,} choices of edges told apart"
     runs = "pairs of clean and corrupted inputs" if truth.circuit.ablation == "resample" else "inputs"
     coverage = "all there are" if certificate.exhaustive else "a seeded sample"
-    searched = (
-        f"{certificate.enumerated:,} subsets enumerated"
-        if certificate.enumerated
-        else f"{certificate.orders} orders of elimination"
-    )
-    status = _STATUS[certificate.status]
+    status = _STATUS[certificate.status] + (" (among structural edges)" if truth.others_matter else "")
     return [
-        ("status", status.replace("subset", "structural subset") if truth.others_matter else status),
-        ("true circuits", f"{len(certificate.circuits)} found, of {sizes} edges; {searched}"),
-        ("edges", f"{len(truth.circuit)} true, {len(truth.structural)} structural, {graph.total} in all"),
+        ("status", status),
+        ("circuits" if certificate.status == "locally-minimal" else "true circuits", listed),
+        ("edges", f"{len(truth.structural)} structural, {graph.total} in all"),
         ("run on", f"{certificate.pairs:,} {runs}, {coverage}"),
+        ("closest call", f"{certificate.margin:.3g}: smallest |difference - tolerance| among the verdicts"),
         ("smallest effect of a true edge", f"{certificate.gap.kept:.3g}"),
         ("left over by all other edges", f"{certificate.gap.dropped:.3g} (at most {certificate.atol:g} allowed)"),
     ]
@@ -175,12 +185,13 @@ def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:
 def summary_rows(recovery: Recovery) -> list[tuple[str, str]]:
     """A recovery in words, one fact a row."""
     missing, extra = recovery.assessment.comparison.missing, recovery.assessment.comparison.extra
-    verdict = "exact" if recovery.exact else f"not exact: {len(missing)} missing, {len(extra)} extra"
+    proof = recovery.assessment.proof
+    verdict = f"not exact: {len(missing)} missing, {len(extra)} extra" if proof is None else _PROOF[proof]
     timing = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in recovery.seconds.items())
     return [
         ("recovery", verdict),
         ("method", f"{recovery.method}, seed {recovery.seed}"),
-        *certificate_rows(recovery.assessment.truth),
+        *certificate_rows(recovery.assessment.truth, recovery.assessment.reference),
         ("took", timing),
     ]
 

@@ -51,7 +51,8 @@ class Results:
     `seconds`, the `versions` and the method's `config` that it ran with, and what was measured. Of rows of the same
     run, the last counts. Outcomes are
 
-    - `exact`, `inexact`: the method found the true circuit, or another;
+    - `exact`, `inexact`: the method found a true circuit, or another; `proof` says whether the certificate `listed` it,
+      or it was `proved` to be true by itself;
     - `failed`: it raised, ran out of time, or returned what is no circuit;
     - `refused`: there is no such run, as nothing could fail on this program under this ablation;
     - `broken`: the program cannot be compiled, or does not do what RASP says.
@@ -162,6 +163,8 @@ class Rate:
 
     exact: int
     runs: int
+    proved: int = 0
+    """Of the exact ones, those that no certificate listed: they were proved to be true by themselves."""
 
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the rate (Wilson, JASA 22, 1927); 0 to 1 where nothing was run."""
@@ -186,7 +189,8 @@ def rates(rows: Iterable[Row], *by: str) -> dict[tuple[str, ...], Rate]:
             continue
         key = tuple(row.get(name, "") for name in by)
         before = found.get(key, Rate(0, 0))
-        found[key] = Rate(before.exact + (row["outcome"] == "exact"), before.runs + 1)
+        proved = before.proved + (row.get("proof") == "proved")
+        found[key] = Rate(before.exact + (row["outcome"] == "exact"), before.runs + 1, proved)
     return found
 
 

@@ -1,6 +1,6 @@
 """Tracr's assembled model → plain arrays: embeddings, heads, MLPs and the unembedding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import haiku as hk
@@ -59,6 +59,21 @@ class Weights:
     causal: bool
     pad_id: int
     """The token id of PAD, which no position attends to."""
+
+    def in_double(self) -> "Weights":
+        """The same numbers in double precision."""
+        return _in_double(self)
+
+
+def _in_double(part: Any) -> Any:
+    """A dataclass of arrays, or a tuple of such, with every array in double precision."""
+    if isinstance(part, np.ndarray):
+        return part.astype(np.float64)
+    if isinstance(part, tuple):
+        return tuple(map(_in_double, part))  # pyright: ignore[reportUnknownArgumentType]
+    if is_dataclass(part):
+        return replace(part, **{each.name: _in_double(getattr(part, each.name)) for each in fields(part)})  # pyright: ignore
+    return part
 
 
 def extract_weights(assembled: AssembledTransformerModel) -> Weights:

@@ -4,15 +4,17 @@ Every destination has a norm of its own, over what it alone reads. A model says 
 masks share one forward, and where they are split, is said here.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edgeprune.fingerprints import fingerprint, salt
 from edgeprune.graph import Graph
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.models.sharded import gathering, sharded
@@ -73,6 +75,11 @@ class Transformer:
         """Where weights are."""
         return self._unembed.device
 
+    @property
+    def in_double(self) -> "Transformer":
+        """The same model in double precision."""
+        return type(self)(copy.deepcopy(self.weights).double())  # pyright: ignore[reportCallIssue]  # as adapters take it
+
     @torch.no_grad()
     def sources(self, tokens: Tokens) -> Sources:
         """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
@@ -100,6 +107,32 @@ class Transformer:
         mask = None if mask is None else ranks.alike(mask)
         positions = None if positions is None else ranks.own(positions, -2)
         return ranks.gather(self._run_all(ranks.own(tokens, -2), mask, ablated, positions), batch)
+
+    @torch.no_grad()
+    def fingerprints(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Float[Tensor, "run source destination"],
+        ablated: Float[Tensor, "source batch pos d_model"] | None,
+        relevant: Bool[Tensor, "source batch pos"],
+        layers: int,
+    ) -> Int[Tensor, "source run batch"]:
+        """A number for what every source of the first `layers` writes to each input in a masked run; the others have 0.
+
+        It is the same for runs in which a source writes the same, bit by bit, at the positions that are relevant.
+        """
+        rows, width = tokens.numel(), self._unembed.shape[1]
+        at_once = max(1, _ROOM // (len(self.graph.sources) * rows * width))
+        salts = salt(tokens.shape[-1]) * relevant[:, None]
+        found = list[Tensor]()
+        for some in mask.to(self._unembed).split(at_once):
+            by_row = None if ablated is None else ablated.flatten(1, 2)[None]
+            stream = WideStream((len(some), rows, width), some, by_row)
+            self._write_all(stream, tokens[None].to(self._unembed.device), layers)
+            each = fingerprint(stream.held.unflatten(2, tokens.shape)).transpose(0, 1).cpu()
+            each[[node.layer >= layers for node in self.graph.sources]] = 0  # memory that was not written to
+            found.append((each * salts).sum(-1))
+        return torch.cat(found, 1)
 
     def _run_all(
         self, tokens: Tokens, mask: Mask | None, ablated: Sources | None, positions: Positions | None
@@ -146,10 +179,10 @@ class Transformer:
             read = read.expand(runs, -1, -1, -1).gather(2, chosen)
         return F.linear(read, self._unembed)
 
-    def _write_all(self, stream: Stream, tokens: Int[Tensor, "run batch pos"]) -> None:
-        """Everything but the logits."""
+    def _write_all(self, stream: Stream, tokens: Int[Tensor, "run batch pos"], layers: int | None = None) -> None:
+        """Everything but the logits, of the first layers or of all."""
         stream.write(self._embed(tokens).flatten(1, 2)[:, None])
-        for block in self._blocks:
+        for block in self._blocks[:layers]:
             block(stream, tokens.shape[-1])
 
 

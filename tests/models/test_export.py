@@ -23,6 +23,7 @@ from edgeprune.models.load import KINDS
 from edgeprune.store import CircuitFileError, UnwritableFile
 from tracr_bridge import export as exporting
 from tracr_bridge import rasp_program, recover
+from tracr_bridge.behaviours import minimal_circuits
 from tracr_bridge.bench import Run, named_subject, run_subject
 from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.cli import main
@@ -33,7 +34,7 @@ from tracr_bridge.judge import Judge
 from tracr_bridge.known import find, known
 from tracr_bridge.strategies import rasp_programs
 from tracr_bridge.transplant import LARGE, transplant
-from tracr_bridge.truth import is_true_circuit
+from tracr_bridge.truth import is_true
 
 FAMILIES = ("gpt2", "llama")
 QUICK = ("induction", "depth", "share_of_others")
@@ -77,10 +78,11 @@ def test_plain_transformers_gives_what_rasp_says(exported):
 
 
 def test_circuits_are_true_where_they_are_run(exported):
-    """Through the adapter, by masks: sufficient, and not with any one edge less."""
+    """Through the adapter, by masks: faithful, and no proper subset is."""
     for ablation, circuits in exported.circuits.items():
         judge = Judge(exported.model, exported.dataset, ablation, atol=ATOL)
-        assert circuits and all(is_true_circuit(judge, exported.model.graph, each.edges) for each in circuits)
+        assert circuits and exported.certificates[ablation].complete
+        assert all(is_true(judge, each.edges) is True for each in circuits)
         assert is_exact(exported, circuits[0])
         less = Circuit(exported.model.graph, ablation, frozenset(sorted(circuits[0].edges)[1:]))
         assert not is_exact(exported, less)
@@ -114,7 +116,7 @@ def test_other_methods_run_on_them(exported, name):
 
 def test_what_is_written_says_what_it_is(exported):
     content = exported.content
-    assert content["format"] == "edgeprune export 2" and content["max_abs_diff"] < 1e-3
+    assert content["format"] == "edgeprune export 3" and content["max_abs_diff"] < 1e-3
     assert {node.kind for node in exported.model.graph.sources} == {"embed", "a", "m"}
     assert content["circuits"].keys() == set(ABLATIONS)
     for each in content["circuits"].values():
@@ -351,7 +353,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, capsys):
     path = made.folder / "circuit.json"
     content = json.loads(path.read_text())
     for change, message in (
-        ({"format": "edgeprune export 9"}, "a file of format 'edgeprune export 2'"),
+        ({"format": "edgeprune export 9"}, "a file of format 'edgeprune export 3'"),
         ({"structural": content["structural"][1:]}, "it was changed"),
         ({"circuits": {}}, "it was changed"),
         ({"digest": ""}, "it was changed"),
@@ -385,7 +387,7 @@ def test_a_circuit_that_is_not_true_here_is_refused(tmp_path, monkeypatch):
     made.model.weights.transformer.h[0].mlp.c_proj.weight.data.zero_()
     with pytest.raises(ModelError, match="true on this machine too; one is not under resample"):
         made.truth("resample")
-    monkeypatch.setattr("tracr_bridge.exported.is_true_circuit", lambda *_: False)
+    monkeypatch.setattr("tracr_bridge.exported.is_true", lambda *_: False)
     subject, runs = named_subject(str(made.folder)), [Run("zero", "acdc", 0), Run("mean", "acdc", 0)]
     rows = list(run_subject(subject, runs, 60.0))
     assert [row["outcome"] for row in rows] == ["broken", "broken"] and "on this machine" in rows[0]["reason"]
@@ -393,14 +395,27 @@ def test_a_circuit_that_is_not_true_here_is_refused(tmp_path, monkeypatch):
 
 def test_circuits_are_run_in_double_precision(tmp_path, monkeypatch):
     made = export(load_program("next_to"), "gpt2", tmp_path / "made")
-    double = exporting._double(made.folder)
-    assert {each.dtype for each in double._model.weights.parameters()} == {torch.float64}
-    assert double(made.dataset.tokens).dtype == torch.float32
-    monkeypatch.setattr(
-        exporting, "is_true_circuit", lambda judge, _graph, _edges: judge.model.__class__ is not type(double)
-    )
+    double = made.model.in_double
+    assert {each.dtype for each in double.weights.parameters()} == {torch.float64}
+    assert {each.dtype for each in made.model.weights.parameters()} == {torch.float32}
+    assert double(made.dataset.tokens).dtype == double.in_double(made.dataset.tokens).dtype == torch.float64
+    torch.testing.assert_close(double(made.dataset.tokens).float(), made.model(made.dataset.tokens))
+
+    def in_single_alone(judge, _edges):
+        return judge.model.sources(made.dataset.tokens[:1]).dtype == torch.float32
+
+    monkeypatch.setattr(exporting, "is_true", in_single_alone)
     with pytest.raises(UnsupportedProgram, match="in double precision too; one of next_to under zero ablation is not"):
         export(load_program("next_to"), "llama", tmp_path / "refused")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_certificate_holds_in_double_precision_from_the_start(tmp_path, family):
+    made = export(load_program("next_to"), family, tmp_path / "made")
+    for ablation, certificate in made.certificates.items():
+        judge = Judge(made.model.in_double, made.dataset, ablation, atol=ATOL)
+        found = minimal_circuits(judge, sorted(made.structural))
+        assert found is not None and {each.edges for each in certificate.circuits} == set(found.circuits)
 
 
 def test_biases_of_a_gpt2_do_something(tmp_path):
@@ -460,8 +475,10 @@ def test_circuits_that_are_not_listed_are_run_before_they_are_called_false(tmp_p
     true, outside = made.circuits["zero"][0].edges, min(set(made.model.graph.edges) - made.structural)
     other = Circuit(made.model.graph, "zero", true - {min(true)} | {outside})
     assert not is_exact(made, other)
-    monkeypatch.setattr(recover, "is_true_circuit", lambda _judge, _graph, edges: edges == other.edges)
-    assert is_exact(made, other)
+    monkeypatch.setattr(recover, "is_true", lambda _judge, edges: edges == other.edges)
+    assessment = recover.assess(made.truth("zero"), other)
+    assert assessment.comparison.exact and assessment.proof == "proved"
+    assert assessment.truth.certificate.status == "ambiguous"
 
 
 def test_numbers_that_are_not_small_beside_the_constant_are_refused(tmp_path):

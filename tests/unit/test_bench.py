@@ -31,6 +31,7 @@ ROW = {
     "code": "c",
     "outcome": "exact",
     "status": "unique",
+    "proof": "listed",
     "edges": 10,
     "iou": 1.0,
     "auroc": None,
@@ -60,6 +61,18 @@ def test_a_run_that_failed_is_one_that_is_not_exact():
     shown = {line[0]: dict(zip(headings, line, strict=True)) for line in lines}
     assert [shown[ROW["method"]][name] for name in ("exact", "failed", "IoU")] == ["1/2", "1", "1.000"]
     assert [shown["never"][name] for name in ("exact", "failed", "IoU", "seconds")] == ["0/1", "1", "", ""]
+
+
+def test_exact_runs_that_no_certificate_lists_are_counted_apart():
+    rows = [ROW, ROW | {"proof": "proved", "status": "minimal"}, ROW | {"proof": None, "outcome": "inexact"}]
+    assert rates(rows, "method") == {(ROW["method"],): Rate(2, 3, proved=1)}
+    headings, (line,) = table(rows, ())
+    shown = dict(zip(headings, line, strict=True))
+    assert (shown["exact"], shown["proved"]) == ("2/3", "1")
+    told = {
+        rate["status"]: (rate["exact"], rate["proved"], rate["runs"]) for rate in leaderboard.as_json(rows)["rates"]
+    }
+    assert told == {"unique": (1, 0, 2), "minimal": (1, 1, 1)}
 
 
 def test_a_mean_is_over_the_rows_that_have_the_number():
@@ -214,14 +227,14 @@ def test_a_row_says_all_about_its_run(tmp_path):
     found = {(row["program"], row["ablation"], row["method"]): row for row in rows}
     assert len(found) == len(rows) == 8
     exact = found["hist", "zero", "acdc"]
-    assert exact["outcome"] == "exact"
+    assert exact["outcome"] == "exact" and exact["proof"] == "listed"
     assert exact["versions"].keys() >= {"edgeprune", "torch", "jax", "tracr-pypi", "python"}
     assert exact["config"]["threshold"] == 0.01
     assert exact["seconds"].keys() == {"certify", "discover"}
     assert [exact[name] for name in ("iou", "node_iou", "auroc", "best_threshold_exact")] == [1, 1, 1, 1]
     assert exact["faithfulness"] == pytest.approx(1, abs=1e-3)
     wrong = found["hist", "zero", "random"]
-    assert wrong["outcome"] == "inexact"
+    assert wrong["outcome"] == "inexact" and wrong["proof"] is None
     assert wrong["iou"] < 1
     assert len(wrong["missing"]) + wrong["found"] - len(wrong["extra"]) == wrong["true"]
     assert found["length", "resample", "acdc"]["outcome"] == "refused"
@@ -362,13 +375,13 @@ def test_the_leaderboard_puts_the_most_exact_method_first_and_draws_what_it_says
     assert dict(zip(headings, lines[0], strict=True))["AUROC"] == "0.900"
     leaderboard.write(rows, tmp_path)
     written = (tmp_path / "leaderboard.md").read_text()
-    assert "| better | mean | 2/2 |" in written
+    assert "| better | mean | 2/2 | 0 |" in written
     for name in ("exact", "auroc", "seconds"):
         assert f"]({name}.svg)" in written
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     page = (tmp_path / "leaderboard.html").read_text()
     assert page.count("<svg") == 3
-    assert "<td>better</td><td>mean</td><td>2/2</td>" in page
+    assert "<td>better</td><td>mean</td><td>2/2</td><td>0</td>" in page
 
 
 def test_a_leaderboard_of_nothing_is_one_too(tmp_path):

@@ -78,11 +78,12 @@ def test_truth_lists_edges_and_the_certificate(capsys, program_file):
     assert found["edges"] == ["tok->a0.h0.v", "a0.h0->logits"]
     assert (found["structural"], found["total"]) == (6, 13)
     certificate = found["certificate"]
-    assert {"status", "inputs", "pairs", "exhaustive", "atol", "gap"} <= certificate.keys()
+    assert {"status", "inputs", "pairs", "exhaustive", "atol", "gap", "margin", "choices"} <= certificate.keys()
+    assert certificate["circuits"] == [found["edges"]] and 0 < certificate["margin"] <= certificate["atol"]
     assert certificate["status"] == "unique"
     assert certificate["pairs"] == 2**2 + 4**2
     status, out, _ = run(capsys, "truth", program_file())
-    assert "unique: every subset that could be a" in out
+    assert "unique: all true circuits were enumerated" in out and "closest call" in out
 
 
 def test_recover_compares_and_draws(capsys, program_file, tmp_path):
@@ -104,7 +105,7 @@ def test_recover_compares_and_draws(capsys, program_file, tmp_path):
     )
     found = json.loads(out)
     assert status == 0
-    assert found["exact"] is True
+    assert (found["exact"], found["proof"]) == (True, "listed")
     assert (found["missing"], found["extra"]) == ([], [])
     assert found["found"] == found["truth"]
     assert found["seconds"].keys() == {"compile", "truth", "discover"}
@@ -138,8 +139,9 @@ def test_several_ablations_are_recovered_side_by_side(capsys, program_file, tmp_
 
 
 def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, tmp_path):
-    true, found, graph, edges, back = (str(tmp_path / f"{n}.json") for n in ("true", "found", "graph", "edges", "back"))
-    assert run(capsys, "truth", program_file(), "--save", true)[0] == 0
+    found, graph, edges, back = (str(tmp_path / f"{name}.json") for name in ("found", "graph", "edges", "back"))
+    assert run(capsys, "truth", program_file(), "--save", str(tmp_path / "certificate"))[0] == 0
+    true = str(tmp_path / "certificate" / "circuit.json")
     assert run(capsys, "recover", program_file(), "--method", "random", "--save", found)[0] == 1
     saved = load_saved(Path(found))
     assert (saved.model, saved.method["name"], saved.method["seed"]) == ("mine", "random", 0)
@@ -165,6 +167,53 @@ def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, t
         status, _, err = run(capsys, "convert", edges, back, *arguments)
         assert status == 2
         assert message in err
+
+
+def test_a_certificate_is_saved_as_a_folder_that_is_there_or_not(capsys, program_file, tmp_path):
+    folder = tmp_path / "certificate"
+    status, _, err = run(capsys, "truth", program_file(), "--json", "--save", str(folder))
+    assert status == 0 and str(folder) in err
+    assert {file.name for file in folder.iterdir()} == {
+        "certificate.json", "circuit.json", "domain.npz", "weights.npz"
+    }  # fmt: skip
+    before = (folder / "certificate.json").read_bytes()
+    for taken in (folder, tmp_path / "mine.py", tmp_path / "no" / "folder"):
+        status, out, err = run(capsys, "truth", program_file(), "--save", str(taken))
+        assert (status, out, err.count("\n")) == (2, "", 1) and "Expected a" in err
+    assert (folder / "certificate.json").read_bytes() == before
+
+
+def test_a_circuit_is_drawn_against_the_nearest_of_a_certificate(capsys, tmp_path):
+    folder, picture = tmp_path / "certificate", str(tmp_path / "p.svg")
+    assert run(capsys, "truth", "cancels_out", "--ablation", "resample", "--save", str(folder))[0] == 0
+    content = json.loads((folder / "circuit.json").read_text())
+    listed = json.loads((folder / "certificate.json").read_text())["claims"]["circuits"]
+    assert len(listed) == 2
+    found = tmp_path / "found.json"
+    for edges, exact in ((listed[0], True), (listed[1], True), (listed[1][1:], False)):
+        found.write_text(json.dumps(content | {"edges": edges}))
+        status, out, _ = run(capsys, "draw", str(found), "-o", picture, "--against", str(folder), "--json")
+        assert (status, json.loads(out)["exact"]) == (0 if exact else 1, exact)
+    assert "missing" in (tmp_path / "p.svg").read_text()
+    certificate = json.loads((folder / "certificate.json").read_text())
+    for claims in ({}, {"circuits": 3}, {"circuits": [["tok->nowhere"]]}, {"circuits": listed[1:]}):
+        (folder / "certificate.json").write_text(json.dumps(certificate | {"claims": claims}))
+        status, _, err = run(capsys, "draw", str(found), "-o", picture, "--against", str(folder))
+        assert (status, err.count("\n")) == (2, 1) and "Expected circuits in" in err
+    (folder / "certificate.json").unlink()  # as the folder of any run
+    found.write_text(json.dumps(content))
+    assert run(capsys, "draw", str(found), "-o", picture, "--against", str(folder))[0] == 0
+
+
+def test_a_recovery_with_several_true_circuits_says_the_sizes_of_all_and_of_the_one_compared(capsys):
+    _, out, _ = run(capsys, "recover", "cancels_out", "--ablation", "resample", "--method", "exact", "--json")
+    sizes = [len(circuit) for circuit in json.loads(out)["certificate"]["circuits"]]
+    compared = len(json.loads(out)["truth"])
+    assert len(sizes) == 2 and compared in sizes
+    _, out, _ = run(capsys, "recover", "cancels_out", "--ablation", "resample", "--method", "exact")
+    said = " ".join(out.replace("│", " ").split())
+    assert f"2, of {sizes[0]}, {sizes[1]} edges; compared with the nearest, of {compared}" in said
+    assert "true, " not in said
 
 
 def test_recover_prints_tables_and_fails_with_1_where_it_does_not_hold(capsys, program_file, monkeypatch):

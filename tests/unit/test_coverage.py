@@ -60,9 +60,33 @@ def test_a_program_has_the_constructs_that_are_written_in_it():
 
     assert constructs(small) == {
         "tokens alone", "Map", "Map that ignores its input", "SelectorWidth", "~ selector",
-        "selector on computed sequences", "SequenceMap", "SequenceMap that ignores an input", "categorical output",
+        "selector on computed sequences", "selector on a constant", "SequenceMap",
+        "SequenceMap that ignores an input", "categorical output",
         "causal", "restricted domain", "1 head", "3 layers",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "queries", "predicate", "always", "constant"),
+    [
+        (rasp.indices, rasp.indices, rasp.Comparison.TRUE, True, False),
+        (rasp.tokens, rasp.indices, lambda key, query: key in ("a", "b"), True, False),
+        (rasp.indices, rasp.indices, rasp.Comparison.LEQ, False, False),
+        (rasp.tokens, rasp.Map(lambda index: "a", rasp.indices), rasp.Comparison.EQ, False, True),
+        (rasp.Map(lambda token: "a", rasp.tokens), rasp.tokens, rasp.Comparison.LEQ, True, True),
+    ],
+)
+def test_heads_that_attend_uniformly_are_told_by_what_they_select(keys, queries, predicate, always, constant, causal):
+    @rasp_program(vocab=("a", "b"), max_seq_len=3, causal=causal)
+    def small() -> rasp.SOp:
+        """The width of a selector, at each "a"."""
+        width = rasp.SelectorWidth(rasp.Select(keys, queries, predicate)).named("width")
+        return rasp.SequenceMap(lambda token, n: n if token == "a" else 0, rasp.tokens, width).named("small")
+
+    found = constructs(small)
+    assert ("selector that is always true" in found) == (always or (causal and predicate is rasp.Comparison.LEQ))
+    assert ("selector on a constant" in found) == constant
 
 
 def test_functions_without_a_name_of_their_own_are_told_too():

@@ -270,8 +270,8 @@ def test_a_wrong_certificate_is_noticed():
     edges = truth.circuit.edges
     assert edges < truth.structural
     for wrong, message in [
-        (truth.structural, "certified, yet not sufficient and irreducible"),
-        (frozenset(sorted(edges)[1:]), "certified, yet not sufficient and irreducible"),
+        (truth.structural, "(?s)what is certified does not hold\n.*circuit 1 is faithful without some edges: "),
+        (frozenset(sorted(edges)[1:]), "(?s)what is certified does not hold\n.*circuit 1 is not faithful: "),
         (edges | {Edge.parse("pos->logits")}, "edges that can carry nothing: pos->logits"),
     ]:
         circuits = (Circuit(truth.circuit.graph, "resample", wrong),)
@@ -279,6 +279,28 @@ def test_a_wrong_certificate_is_noticed():
         suite._truths[program, "resample"] = spoiled
         with pytest.raises(CheckFailed, match=message):
             suite.check_truth(program, "resample")
+
+
+def test_a_circuit_that_is_not_listed_is_noticed():
+    suite, program = Suite(), load_program("cancels_out")
+    truth = suite.truth(program, "resample")
+    one, other = truth.certificate.circuits
+    suite.check_truth(program, "resample")
+    for status, circuits, message in (
+        ("unique", (one,), "a true circuit is not listed"),
+        ("ambiguous", (one, replace(other, edges=one.edges | other.edges)), "circuit 2"),
+    ):
+        certificate = replace(truth.certificate, status=status, circuits=circuits)
+        suite._truths[program, "resample"] = replace(truth, certificate=certificate)
+        with pytest.raises(CheckFailed, match=message):
+            suite.check_truth(program, "resample")
+
+
+def test_a_check_that_cannot_be_run_is_no_check(monkeypatch, tmp_path):
+    (tmp_path / "broken.py").write_text("raise SystemExit('out of order')")
+    monkeypatch.setattr("tracr_bridge.suite.CHECKER", tmp_path / "broken.py")
+    with pytest.raises(CheckFailed, match="it cannot be checked: out of order"):
+        Suite().check_truth(load_program(NAME), "zero")
 
 
 def test_models_that_differ_are_noticed():

@@ -1,0 +1,426 @@
+"""Certificates as folders: a checker that shares no code with us accepts them, and refuses planted faults."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeprune.errors import DegenerateProgram
+from edgeprune.graph import ABLATIONS, Circuit
+from edgeprune.masks import mask_of
+from edgeprune.store import UnwritableFile, load_circuit
+from tracr_bridge import certificate_folder
+from tracr_bridge.catalogue import catalogue
+from tracr_bridge.certificate_folder import save_certificate
+from tracr_bridge.cli import main
+
+CHECKER = Path(certificate_folder.__file__).with_name("check_certificate.py")
+
+ONLY_NUMPY = """
+import runpy, sys
+
+class OnlyNumpy:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "numpy"}:
+            raise ImportError(f"{name} is neither of Python nor NumPy")
+
+sys.meta_path.insert(0, OnlyNumpy())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+HOLD = [
+    *((name, ablation) for name in ("xproportion", "ignored_input", "cancels_out", "hist") for ablation in ABLATIONS),
+    ("twin_heads", "zero"),
+    ("end_pair", "zero"),
+]
+"""Programs with one true circuit and with several, with uniform heads, and a domain that is all there is."""
+
+
+def check(*folders, options=()) -> tuple[int, str]:
+    """The checker's exit code and output, from a Python that can import NumPy alone."""
+    command = [sys.executable, "-I", "-c", ONLY_NUMPY, str(CHECKER), *options, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def change(folder, *, said=None, domain=None, weights=None) -> None:
+    """Change what a folder says, its domain and its weights in place, and make all digests anew."""
+    content = json.loads((folder / "certificate.json").read_text())
+    if said is not None:
+        said(content)
+    circuit = json.loads((folder / "circuit.json").read_text())
+    circuit |= {"edges": content["claims"]["circuits"][0], "ablation": content["ablation"]}
+    (folder / "circuit.json").write_text(json.dumps(circuit))
+    for name, act in (("domain.npz", domain), ("weights.npz", weights)):
+        if act is not None:
+            with np.load(folder / name) as packed:
+                arrays = dict(packed)
+            act(arrays)
+            np.savez_compressed(folder / name, **arrays)
+    content["files"] = {name: digest((folder / name).read_bytes()) for name in content["files"]}
+    del content["digest"]
+    content["digest"] = digest(json.dumps(content, sort_keys=True).encode())
+    (folder / "certificate.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def saved(compiled, truth, tmp_path_factory):
+    """`saved(program, ablation)`: a folder, written once."""
+    made = {}
+
+    def save(name, ablation):
+        if (name, ablation) not in made:
+            made[name, ablation] = tmp_path_factory.mktemp("saved") / f"{name}-{ablation}"
+            save_certificate(truth(name, ablation), compiled(name), made[name, ablation])
+        return made[name, ablation]
+
+    return save
+
+
+@pytest.fixture
+def planted(saved, tmp_path):
+    """`planted(program, ablation, **changes)`: what the checker says of a changed copy, which it refuses."""
+
+    def plant(name, ablation, **changes):
+        copy = tmp_path / "copy"
+        shutil.copytree(saved(name, ablation), copy)
+        change(copy, **changes)
+        code, output = check(copy)
+        assert code == 1, output
+        return output
+
+    return plant
+
+
+def test_the_checker_is_one_short_file():
+    assert len(CHECKER.read_text().splitlines()) < 300
+
+
+def test_what_we_certify_holds(saved):
+    folders = [saved(*case) for case in HOLD]
+    code, output = check(*folders)
+    assert code == 0
+    assert [line.rpartition(": ")[2] for line in output.splitlines() if "holds" in line] == [
+        json.loads((folder / "certificate.json").read_text())["claims"]["status"] for folder in folders
+    ]
+    assert "refused" not in output and "unchecked" not in output
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", catalogue())
+def test_certificates_of_all_programs_hold(compiled, truth, tmp_path, name):
+    for ablation in ABLATIONS:
+        try:
+            found = truth(name, ablation)
+        except DegenerateProgram:
+            continue
+        save_certificate(found, compiled(name), tmp_path / ablation)
+    code, output = check(*tmp_path.iterdir())
+    assert code == 0, output
+
+
+def test_a_copy_that_nobody_changed_but_for_its_digests_holds(saved, tmp_path):
+    shutil.copytree(saved("xproportion", "zero"), tmp_path / "copy")
+    change(tmp_path / "copy")
+    assert check(tmp_path / "copy") == (0, f"{tmp_path / 'copy'}: holds: unique\n")
+
+
+def test_an_edge_too_many_is_refused(planted):
+    def say(content):
+        circuit = content["claims"]["circuits"][0]
+        circuit.append(next(name for name in content["structural"] if name not in circuit))
+        say.extra = circuit[-1]
+
+    output = planted("xproportion", "zero", said=say)
+    assert f"circuit 1 is faithful without some edges: {say.extra} (outputs differ by " in output
+
+
+def test_an_edge_too_few_is_refused(planted):
+    output = planted("xproportion", "zero", said=lambda content: content["claims"]["circuits"][0].pop())
+    assert "circuit 1 is not faithful: " in output
+    assert " off on [" in output
+
+
+def test_a_pair_left_out_is_refused(planted):
+    def leave_out(domain):
+        domain["pairs"] = domain["pairs"][:, 1:]
+
+    def say(content):
+        content["domain"]["pairs"] -= 1
+
+    output = planted("hist", "resample", domain=leave_out, said=say)
+    assert "pairs are 7379, 7379 are stated, 7380 are all" in output
+
+
+def test_a_pair_that_is_there_twice_in_place_of_another_is_refused(planted):
+    def repeat(domain):
+        domain["pairs"][:, 0] = domain["pairs"][:, 1]
+
+    assert "7380 are all, each once" in planted("hist", "resample", domain=repeat)
+
+
+def test_a_row_counted_from_the_end_is_refused(planted):
+    def alias(domain):
+        domain["pairs"][:, 0] = domain["pairs"][:, 1] - len(domain["tokens"])
+
+    assert "a group, or a pair, is not of one length" in planted("hist", "resample", domain=alias)
+
+
+def test_another_tolerance_is_refused_unless_it_is_asked_for(planted, saved, tmp_path):
+    def say(content):
+        content["criterion"]["tolerance"] = 0.02
+        content["claims"]["margin"] = 0.0
+
+    assert "the tolerance is not 0.01" in planted("hist", "zero", said=say)
+    assert check(tmp_path / "copy", options=["--tolerance", "0.02"])[0] == 0
+
+
+@pytest.mark.parametrize(("name", "ablation"), [("cancels_out", "mean"), ("twin_heads", "zero")])
+@pytest.mark.parametrize("dropped", [0, 1])
+@pytest.mark.parametrize("status", ["ambiguous", "unique"])
+def test_one_of_two_circuits_dropped_is_refused(planted, saved, name, ablation, dropped, status):
+    gone = json.loads((saved(name, ablation) / "certificate.json").read_text())["claims"]["circuits"][dropped]
+
+    def say(content):
+        del content["claims"]["circuits"][dropped]
+        content["claims"]["status"] = status
+
+    output = planted(name, ablation, said=say)
+    listed = next(line for line in output.splitlines() if "a true circuit is not listed: " in line)
+    assert {*listed.partition("listed: ")[2].rpartition(" (")[0].split(", ")} == {*gone}
+    assert ("does not list 1 circuits" in output) == (status == "ambiguous")
+
+
+def test_a_status_raised_from_minimal_to_unique_is_refused(planted, saved, tmp_path):
+    def minimal(content):
+        content["claims"]["status"] = "minimal"
+        del content["claims"]["circuits"][1]
+
+    copy = tmp_path / "minimal"
+    shutil.copytree(saved("cancels_out", "mean"), copy)
+    change(copy, said=minimal)
+    assert check(copy) == (0, f"{copy}: holds: minimal\n")
+    change(copy, said=lambda content: content["claims"].update(status="unique"))
+    code, output = check(copy)
+    assert code == 1
+    assert "a true circuit is not listed: " in output
+
+
+@pytest.mark.parametrize("name", ["unembed.weight", "a0.value.weight", "m0.output.weight", "token.weight"])
+def test_a_weight_changed_is_refused(planted, name):
+    def alter(weights):
+        weights[name] *= 1.1
+
+    assert "the full model's outputs differ by " in planted("hist", "zero", weights=alter)
+
+
+def larger_circuit(found) -> list[str]:
+    """A faithful set from which no single edge can go, and yet no true circuit: an elimination ends there."""
+    graph, judge = found.circuit.graph, found.judge
+    for seed in range(50):
+        kept = set(found.structural)
+        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed)).tolist()
+        for edge in [sorted(found.structural)[index] for index in order] * 3:
+            if edge in kept and bool(judge.reproduces(mask_of(graph, kept - {edge})[None])):
+                kept.remove(edge)
+        if len(kept) > len(found.circuit.edges):
+            return Circuit(graph, found.circuit.ablation, frozenset(kept)).names()
+    raise AssertionError("every order ends in a true circuit")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("ignored_input", "unique"), ("end_pair", "minimal"), ("end_pair", "locally-minimal")]
+)
+def test_a_superset_that_no_single_edge_can_leave_is_refused(planted, truth, name, status):
+    """Where a head attends uniformly its queries and keys go together, and none of them alone."""
+    names = larger_circuit(truth(name, "zero"))
+    output = planted(name, "zero", said=lambda content: content["claims"].update(circuits=[names], status=status))
+    refused = next(line for line in output.splitlines() if "circuit 1 is faithful without some edges: " in line)
+    assert len(refused.partition("edges: ")[2].split(", ")) > 1
+
+
+def test_a_circuit_beside_a_larger_one_that_holds_it_is_refused(planted):
+    def say(content):
+        circuits = content["claims"]["circuits"]
+        circuits.append([*circuits[0], next(name for name in content["structural"] if name not in circuits[0])])
+        content["claims"]["status"] = "ambiguous"
+
+    assert "circuit 2 holds another one" in planted("xproportion", "zero", said=say)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_an_input_left_out_is_refused(planted, ablation):
+    def leave_out(domain):
+        for name in domain:
+            domain[name] = domain[name][:-1]
+
+    def say(content):
+        content["domain"]["inputs"] -= 1
+        content["domain"]["pairs"] -= 1
+
+    output = planted("hist", ablation, domain=leave_out, said=say)
+    assert "inputs are 119, 119 are stated, 120 are all" in output
+
+
+def test_an_input_that_is_there_twice_is_refused(planted):
+    def repeat(domain):
+        for name in domain:
+            domain[name][-1] = domain[name][-2]
+
+    assert "an input is there twice" in planted("hist", "zero", domain=repeat)
+
+
+@pytest.mark.parametrize(("said", "renamed"), [("zero", "mean"), ("mean", "zero")])
+def test_an_ablation_renamed_is_refused(planted, said, renamed):
+    output = planted("hist", said, said=lambda content: content.update(ablation=renamed))
+    assert ("circuit 1 is faithful without some edges" if said == "zero" else "circuit 1 is not faithful") in output
+
+
+def test_an_ablation_that_there_is_none_of_is_refused(planted):
+    assert "ablation 'none', is not known" in planted(
+        "hist", "zero", said=lambda content: content.update(ablation="none")
+    )
+
+
+def test_a_structural_edge_left_out_is_refused(planted):
+    def say(content):
+        listed, circuit = content["structural"], content["claims"]["circuits"][0]
+        say.gone = next(name for name in listed if name not in circuit)
+        listed.remove(say.gone)
+
+    output = planted("xproportion", "zero", said=say)
+    assert f"{say.gone} carries something, and is not listed as structural" in output
+
+
+def test_an_edge_of_a_circuit_that_is_not_structural_is_refused(planted):
+    def say(content):
+        say.gone = content["claims"]["circuits"][0][0]
+        content["structural"].remove(say.gone)
+
+    output = planted("xproportion", "zero", said=say)
+    assert f"a circuit has edges that are not listed as structural: {say.gone}" in output
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"margin": 0.02}, "the margin is no more than 0.01"),
+        ({"gap": {"kept": 0.2, "dropped": 0.0}}, "not as stated"),
+        ({"status": "ambiguous"}, "a certificate 'ambiguous' does not list 1 circuits"),
+    ],
+)
+def test_claims_that_are_not_so_are_refused(planted, claims, message):
+    assert message in planted("hist", "zero", said=lambda content: content["claims"].update(claims))
+
+
+@pytest.mark.parametrize("name", ["certificate.json", "circuit.json", "domain.npz", "weights.npz"])
+def test_a_file_that_was_changed_is_refused_by_its_digest(saved, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(saved("hist", "zero"), copy)
+    if name.endswith("json"):
+        (copy / name).write_text((copy / name).read_text().replace('"hist"', '"other"'))
+    else:
+        with np.load(copy / name) as packed:
+            np.savez(copy / name, **packed)  # the same arrays, packed otherwise
+    code, output = check(copy)
+    assert (code, output) == (1, f"{copy}: refused: {name} was changed\n")
+
+
+def test_what_cannot_be_afforded_is_said(saved):
+    folder = saved("xproportion", "zero")
+    code, output = check(folder, options=["--subsets", "4"])
+    assert code == 0
+    assert "holds: unique" in output
+    assert "unchecked: whether a true circuit is not listed: there are more than 4 live subsets" in output
+    code, output = check(folder, options=["--rows", "10"])
+    assert code == 0
+    assert "unchecked: whether circuit 1 is faithful without some edges: there are more than 10 masked inputs" in output
+
+
+def test_a_domain_of_valid_inputs_alone_is_said_to_be_one(saved):
+    assert "unchecked: other inputs or pairs" in check(saved("induction", "zero"))[1]
+
+
+def unusable(path, what):
+    if what == "nothing":
+        shutil.rmtree(path)
+    elif what == "a link":
+        (path / "domain.npz").rename(path.parent / "elsewhere.npz")
+        (path / "domain.npz").symlink_to(path.parent / "elsewhere.npz")
+    elif what == "a pickle":
+        change(path, domain=lambda domain: domain.update(tokens=domain["tokens"].astype(object)))
+    elif what == "no JSON":
+        (path / "certificate.json").write_text("{")
+    elif what == "a list":
+        (path / "certificate.json").write_text("[]")
+    elif what == "no weights":
+        change(path, weights=lambda weights: weights.pop("unembed.weight"))
+    else:
+        change(path, said=lambda content: content["model"].update(layers=9))
+
+
+@pytest.mark.parametrize("what", ["nothing", "a link", "a pickle", "no JSON", "a list", "no weights", "more layers"])
+def test_an_unusable_folder_is_one_line(saved, tmp_path, what):
+    copy = tmp_path / "copy"
+    shutil.copytree(saved("hist", "zero"), copy)
+    unusable(copy, what)
+    code, output = check(copy)
+    assert code == 2
+    assert output.startswith(f"{copy}: unusable: ") and output.count("\n") == 1
+
+
+def test_one_json_object_tells_all(saved, tmp_path):
+    folder, missing = str(saved("hist", "zero")), str(tmp_path / "missing")
+    code, output = check(folder, missing, options=["--json"])
+    found = json.loads(output)["certificates"]
+    assert code == 2
+    assert found[folder] == {"refused": [], "unusable": [], "holds": ["unique"], "unchecked": []}
+    assert found[missing]["unusable"]
+
+
+# Writing
+
+
+def test_a_folder_holds_no_more_than_is_said_and_can_be_drawn(saved, truth, tmp_path):
+    folder = saved("hist", "zero")
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "certificate.json",
+        "circuit.json",
+        "domain.npz",
+        "weights.npz",
+    ]
+    assert load_circuit(folder / "circuit.json") == truth("hist", "zero").circuit
+    assert main(["draw", str(folder / "circuit.json"), "-o", str(tmp_path / "hist.svg")]) == 0
+    assert (tmp_path / "hist.svg").is_file()
+
+
+def test_what_there_is_already_is_left_alone(compiled, truth, tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    for path in (there, tmp_path / "no" / "folder"):
+        with pytest.raises(UnwritableFile):
+            save_certificate(truth("hist", "zero"), compiled("hist"), path)
+    assert list(tmp_path.iterdir()) == [there]
+    assert list(there.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_finished_leaves_nothing(compiled, truth, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(certificate_folder.os, "rename", fail)
+    with pytest.raises(UnwritableFile, match="No space left"):
+        save_certificate(truth("hist", "zero"), compiled("hist"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,191 @@
+"""The judge: verdicts on either side of the tolerance, in both precisions, on every pair, and what they rest on."""
+
+import pytest
+import torch
+
+from edgeprune.data import Dataset
+from edgeprune.graph import Edge, Graph
+from edgeprune.masks import mask_of
+from tracr_bridge.judge import CLOSE, Judge
+
+GRAPH = Graph((Edge.parse("tok->logits").source,), (Edge.parse("tok->logits").destination,))
+EDGE = GRAPH.edges[0]
+ATOL = 1e-2
+
+
+class Stub:
+    """Outputs are `base`; without its only edge, off by what `off` says for each clean and corrupted token.
+
+    `errs` is what single precision adds to that.
+    """
+
+    def __init__(self, off, *, base=0.0, errs=0.0, double=False) -> None:
+        self.graph, self._off, self._base, self._errs, self._double = GRAPH, off, base, errs, double
+
+    @property
+    def in_double(self) -> "Stub":
+        return Stub(self._off, base=self._base, errs=self._errs, double=True)
+
+    def _kind(self):
+        return torch.float64 if self._double else torch.float32
+
+    def fingerprints(self, tokens, mask, ablated, relevant, layers):
+        raise NotImplementedError
+
+    def sources(self, tokens):
+        return tokens[None, ..., None].to(self._kind())
+
+    def __call__(self, tokens, mask=None, ablated=None, positions=None):
+        if mask is None:
+            return torch.full((*tokens.shape, 1), self._base, dtype=self._kind())
+        other = tokens if ablated is None else ablated[0, ..., 0].long()
+        off = self._off[tokens, other].double() + (0 if self._double else self._errs)
+        change = (1 - mask[..., 0, 0].double())[..., None, None] * off
+        return (self._base + change)[..., None].to(self._kind())
+
+
+def dataset(count: int, base: float = 0.0) -> Dataset:
+    """Inputs of one token, 0 to `count - 1`, all of which are scored."""
+    tokens = torch.arange(count)[:, None]
+    one = torch.ones(count, 1, dtype=torch.bool)
+    return Dataset(tokens, one, torch.full((count, 1, 1), base), torch.zeros(count, dtype=torch.long), logits=False)
+
+
+def judge_of(off, ablation="zero", **how) -> Judge:
+    """Of a stub that is off by a number, or by one for each clean and corrupted token."""
+    count = 3 if isinstance(off, float) else len(off)
+    off = torch.full((count, count), off, dtype=torch.float64) if isinstance(off, float) else off
+    return Judge(Stub(off, **how), dataset(count, how.get("base", 0.0)), ablation, atol=ATOL)
+
+
+EMPTY = mask_of(GRAPH, [])[None]
+
+
+def kept(judge: Judge) -> bool:
+    return bool(judge.reproduces(EMPTY))
+
+
+@pytest.mark.parametrize("apart", [1e-7, 1e-5, 1e-3, 5e-3])
+@pytest.mark.parametrize("double", [False, True])
+def test_just_above_the_tolerance_fails_and_just_below_passes(apart, double):
+    for off, holds in ((ATOL - apart, True), (ATOL + apart, False)):
+        judge = judge_of(off, double=double)
+        assert kept(judge) == holds
+        assert judge.margin == pytest.approx(apart, rel=1e-4)
+        assert bool(judge.reproduces(mask_of(GRAPH, [EDGE])[None]))
+
+
+@pytest.mark.parametrize("errs", [-6e-4, 6e-4])
+def test_a_close_call_is_decided_in_double_precision(errs):
+    """Single precision errs by more than the difference is from the tolerance."""
+    for off, holds in ((ATOL - 1e-4, True), (ATOL + 1e-4, False)):
+        judge = judge_of(off, errs=errs)
+        assert kept(judge) == holds
+        assert judge.margin == pytest.approx(1e-4, rel=1e-3)
+        assert float(judge.differences(EMPTY)) == pytest.approx(off)
+    assert not kept(judge_of(ATOL - CLOSE, errs=2.1 * CLOSE))  # no close call, as far as single precision tells
+
+
+def test_large_outputs_are_compared_in_double_precision_too():
+    """At two hundred thousand, a step of single precision is .0156."""
+    assert not kept(judge_of(1e-3, errs=0.0156))
+    assert kept(judge_of(1e-3, errs=0.0156, base=2e5))
+    assert not kept(judge_of(0.02, errs=-0.0156, base=2e5))
+
+
+@pytest.mark.parametrize("offs", [(0.004,), (0.004, 0.0075), (0.004, 0.02), (0.004, 0.02, 0.013), (0.02, 0.5)])
+def test_the_margin_is_the_smallest_distance_to_the_tolerance_of_all_verdicts(offs, monkeypatch):
+    judge = judge_of(0.0)
+
+    def run(masks, places):
+        worst = torch.tensor([offs[round(float(mask.sum()))] for mask in masks]).double()
+        return worst, torch.zeros(len(masks), dtype=torch.long)
+
+    monkeypatch.setattr(judge, "_run", run)
+    assert judge.reproduces(torch.arange(len(offs)).float()[:, None, None]).tolist() == [off <= ATOL for off in offs]
+    assert judge.margin == pytest.approx(min(abs(off - ATOL) for off in offs), rel=1e-4)
+
+
+def test_a_mask_that_fails_by_little_on_one_pair_is_measured_on_all():
+    off = torch.zeros(600, 600)
+    judge = judge_of(off)
+    first, last = judge.rows_of_pairs[0, 0], judge.rows_of_pairs[0, -1]
+    off[first], off[last] = 0.012, 0.5
+    assert not kept(judge)
+    assert judge.margin == pytest.approx(0.49, rel=1e-3)
+    assert float(judge.differences(EMPTY)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_a_difference_on_a_single_pair_of_many_is_found_wherever_it_is(ablation):
+    count = 300 if ablation == "zero" else 30
+    for number in range(0, count * (1 if ablation == "zero" else count), 7):
+        off = torch.zeros(count, count)
+        pair = (number, number) if ablation == "zero" else divmod(number, count)
+        off[pair] = 1.0
+        judge = judge_of(off, ablation)
+        assert judge.exhaustive and judge.pairs == (count if ablation == "zero" else count**2)
+        assert not kept(judge), pair
+        (found,) = judge.counterexamples
+        assert tuple(judge.rows_of_pairs[:, found].tolist()) == pair
+        assert float(judge.differences(EMPTY)) == 1.0
+
+
+def test_what_one_mask_failed_on_is_run_first_for_the_next():
+    off = torch.zeros(5000, 5000)
+    off[4321, 4321] = 1.0
+    judge = judge_of(off)
+    assert not kept(judge)
+    before = judge.rows
+    assert not kept(judge)
+    assert judge.rows - before == 1
+    assert judge.counterexamples and bool(~judge.seems_to_reproduce(EMPTY))
+
+
+def test_more_pairs_than_are_run_are_said_to_be_a_sample(monkeypatch):
+    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 50)
+    off = torch.zeros(20, 20)
+    judge = judge_of(off, "resample")
+    assert (judge.exhaustive, judge.pairs, judge.total_pairs) == (False, 50, 400)
+    assert judge_of(off).exhaustive
+    again = judge_of(off, "resample")
+    assert torch.equal(judge.rows_of_pairs, again.rows_of_pairs)
+    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 400)
+    all_pairs = judge_of(off, "resample")
+    assert all_pairs.exhaustive
+    assert len({tuple(pair) for pair in all_pairs.rows_of_pairs.T.tolist()}) == 400
+
+
+def test_places_are_scored_positions_of_some_pairs(compiled):
+    program = compiled("hist")
+    judge = Judge(program.model, program.dataset, "zero", atol=ATOL)
+    every = judge.places()
+    assert len(every.pairs) == judge.pairs
+    assert torch.equal(every.scored, program.dataset.scored[judge.rows_of_pairs[0]])
+    some = judge.places(torch.tensor([3, 1]))
+    masks = torch.stack([mask_of(program.model.graph, []), mask_of(program.model.graph, program.model.structural)])
+    one = judge.places(torch.tensor([3]))
+    one.scored[:] = False
+    assert judge.differences(masks, one).tolist() == [0, 0]
+    assert (judge.differences(masks, some) <= judge.differences(masks)).all()
+
+
+def test_nothing_that_is_infinite_or_no_number_reproduces():
+    for value in (float("nan"), float("inf")):
+        off = torch.full((2, 2), value).double()
+        assert not kept(judge_of(off))
+
+
+def test_fingerprints_tell_apart_what_differs_in_a_bit(compiled):
+    program = compiled("hist")
+    graph = program.model.graph
+    judge = Judge(program.model, program.dataset, "zero", atol=ATOL)
+    every = torch.ones(len(graph.sources), dtype=torch.bool)
+    masks = torch.stack([mask_of(graph, kept) for kept in (program.model.structural, program.model.structural, [])])
+    first, same, other = judge.fingerprints(masks, judge.places(), every, 1)
+    assert torch.equal(first, same)
+    embeddings = [graph.source_index[node] for node in graph.sources if node.kind in ("tok", "pos")]
+    assert torch.equal(first[embeddings], other[embeddings])
+    assert not torch.equal(first, other)
+    none = judge.fingerprints(masks, judge.places(), every, 0)
+    assert (none[:, [n for n in range(len(graph.sources)) if n not in embeddings]] == 0).all()

@@ -1,0 +1,68 @@
+"""Circuits from which no edge and no group of edges can be taken out: where there is too much to enumerate."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from edgeprune.graph import Edge
+from edgeprune.groups import masks_without, removals
+from tracr_bridge.behaviours import Kept
+from tracr_bridge.judge import Judge
+
+Removals = Bool[Tensor, "removal edge"]
+"""Edges that are taken out together, one set a row."""
+
+ORDERS: Final = 8
+"""Seeded orders in which edges and groups are taken out."""
+
+
+def eliminate(judge: Judge, edges: Sequence[Edge], *, seed: int, orders: int = ORDERS) -> list[frozenset[Edge]]:
+    """Circuits at which seeded orders of elimination end, all orders run abreast.
+
+    Each order takes edges and groups of edges out one after the other, from all of `edges`, where the rest still
+    reproduces, until none can go.
+
+    On the way a few pairs stand for all. Only where an order ends is everything run: a pair on which that fails joins
+    the few, and the order starts again. So what is handed back is proved, and most of what is run fails at once.
+    """
+    rng = np.random.default_rng(seed)
+    moves = removals(judge.model.graph, edges)
+    ranking = torch.from_numpy(np.stack([rng.permutation(len(moves)) for _ in range(orders)]))
+    kept = torch.ones(orders, len(edges), dtype=torch.bool)
+    unproved = torch.arange(orders)
+    while len(unproved):
+        known = len(judge.counterexamples)
+        kept[unproved] = _take_out(judge, edges, moves, ranking[unproved])
+        ends, end_of = torch.unique(kept, dim=0, return_inverse=True)
+        unproved = torch.nonzero(~judge.reproduces(masks_without(judge.model.graph, edges, ~ends))[end_of])[:, 0]
+        assert not len(unproved) or len(judge.counterexamples) > known, "a pair fails in one batch and not in another"
+    return [_edges(edges, row) for row in torch.unique(kept, dim=0)]
+
+
+def _take_out(judge: Judge, edges: Sequence[Edge], moves: Removals, ranking: Tensor) -> Kept:
+    """Where each order of elimination (`[order, move]`) ends, as far as the judge's first pairs tell.
+
+    At its end nothing can go, which is certain; that what is left reproduces everywhere is not.
+    """
+    kept = torch.ones(len(ranking), len(edges), dtype=torch.bool)
+    lanes = torch.arange(len(ranking))
+    changed = True
+    while changed:
+        before = kept.clone()
+        for step in ranking.T:
+            trial = kept & ~moves[step]
+            alive = lanes[(trial != kept).any(1)]
+            distinct, lane_of = torch.unique(trial[alive], dim=0, return_inverse=True)
+            if len(distinct):
+                verdict = judge.seems_to_reproduce(masks_without(judge.model.graph, edges, ~distinct))[lane_of]
+                kept[alive[verdict]] = trial[alive[verdict]]
+        changed = bool((kept != before).any())
+    return kept
+
+
+def _edges(edges: Sequence[Edge], row: Tensor) -> frozenset[Edge]:
+    return frozenset(edge for edge, keep in zip(edges, row.tolist(), strict=True) if keep)
