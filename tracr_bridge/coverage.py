@@ -40,6 +40,8 @@ CONSTRUCTS: Final = (
     "selector | selector",
     "~ selector",
     "selector on computed sequences",
+    "selector that is always true",
+    "selector on a constant",
     "expression used twice",
     "two expressions of one value",
     "categorical output",
@@ -144,7 +146,7 @@ def _of_expression(expression: rasp.RASPExpr, values: _Values) -> set[str]:
         return {"numerical Aggregate", *(["Aggregate of nothing: 0"] if empty else [])}
     if isinstance(expression, rasp.SelectorWidth):
         return {"SelectorWidth"}
-    return _of_selector(expression) if isinstance(expression, rasp.Select) else set()
+    return _of_selector(expression, values) if isinstance(expression, rasp.Select) else set()
 
 
 def _of_map(expression: rasp.Map, values: _Values) -> set[str]:
@@ -163,7 +165,7 @@ def _of_map(expression: rasp.Map, values: _Values) -> set[str]:
     return found
 
 
-def _of_selector(expression: rasp.Select) -> set[str]:
+def _of_selector(expression: rasp.Select, values: _Values) -> set[str]:
     found: set[str] = set()
     predicate: Any = expression.predicate
     if isinstance(predicate, rasp.Comparison):
@@ -174,8 +176,15 @@ def _of_selector(expression: rasp.Select) -> set[str]:
         found.add("Select by a predicate of one's own")
     if any(e.children for e in (expression.keys, expression.queries)):
         found.add("selector on computed sequences")
+    # Whatever the predicate is: under a causal mask, the rows of one that is always true are not.
+    if values.of(expression) == values.of(_EVERYWHERE):
+        found.add("selector that is always true")
+    if any(len(set(values.of(e))) == 1 for e in (expression.keys, expression.queries)):
+        found.add("selector on a constant")
     return found
 
+
+_EVERYWHERE: Final = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.TRUE)
 
 _COMBINED: Final[dict[str, str]] = {
     rasp.selector_and.__name__: "selector & selector",

@@ -11,7 +11,7 @@ from tracr.rasp import rasp
 
 from tracr_bridge.program import CausalInterpreter, Interpreter, Tokens
 
-CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold")
+CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold", "_from_end", "_with_length")
 NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled", "_parallel")
 """What writes an expression, simplest first."""
 
@@ -62,6 +62,10 @@ class Writer:
 
     lines: list[str] = field(default_factory=list)
     written: list[_Expression] = field(default_factory=list)
+    lengths: list[_Expression] = field(default_factory=list)
+    """Widths of selectors that are always true."""
+
+    constants: list[_Expression] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         kind = CausalInterpreter if self.causal else Interpreter
@@ -98,9 +102,9 @@ class Writer:
 
     def _categorical(self, depth: int, fits: Callable[[_Expression], bool]) -> _Expression:
         known = [e for e in self.written if rasp.is_categorical(e.sop) and fits(e)]
-        leaf = self.draw(st.integers(0, 5 if depth > 0 and self.left > 0 else 2))
+        leaf = self.draw(st.integers(0, 11 if depth > 0 and self.left > 0 else 2))
         if leaf > 2:
-            new = self.computed(depth)
+            new = self._constant() if leaf == 11 else self._length() if leaf > 6 else self.computed(depth)
             return new if fits(new) else self._tokens
         if leaf == 2 and known:
             return self.draw(st.sampled_from(known))
@@ -126,29 +130,28 @@ class Writer:
         if first.whole and second.whole:
             choices += ["lambda x, y: max(x, y)", "lambda x, y: (x - y) % 3", "lambda x, y: x + y"]
         function = self.draw(st.sampled_from(choices))
-        values = _image(function, first.values, second.values)
-        if len(values) > _MOST_VALUES:
-            function = choices[0]
-            values = _image(function, first.values, second.values)
-        code = f"rasp.SequenceMap({function}, {first.name}, {second.name})"
-        return self._write(code, values=values, at_bos=first.at_bos and second.at_bos)
+        few = len(_image(function, first.values, second.values)) <= _MOST_VALUES
+        return self._of_two(function if few else choices[0], first, second)
 
     def _width(self, depth: int) -> _Expression:
-        selector, at_bos = self._selector(depth)
-        return self._write(f"rasp.SelectorWidth({selector})", values=tuple(range(self.length + 1)), at_bos=at_bos)
+        return self._width_of(self._selector(depth))
+
+    def _width_of(self, selector: tuple[str, bool]) -> _Expression:
+        code, at_bos = selector
+        return self._write(f"rasp.SelectorWidth({code})", values=tuple(range(self.length + 1)), at_bos=at_bos)
 
     def _aggregate(self, depth: int) -> _Expression:
         """A categorical aggregate: whatever is selected, it has one value."""
+        moved = self._movable(depth)
+        # Of several equal values RASP takes the mean, which words do not have and None would spoil.
+        mean = moved.whole and not moved.undefined and self.draw(st.booleans())
+        selector, at_bos = self._of_one_value(depth, moved) if mean else self._at_one_position(depth)
+        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values, at_bos=at_bos)
+
+    def _movable(self, depth: int) -> _Expression:
         # Tracr has no room for more values in a head than the head has keys to look for.
         moved = self.categorical(depth, attended=True)
-        if len(moved.values) > self.length + 1:
-            moved = self._indices
-        # Of several equal values RASP takes the mean, which words do not have and None would spoil.
-        if moved.whole and not moved.undefined and self.draw(st.booleans()):
-            selector, at_bos = self._of_one_value(depth, moved)
-        else:
-            selector, at_bos = self._at_one_position(depth)
-        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values, at_bos=at_bos)
+        return moved if len(moved.values) <= self.length + 1 else self._indices
 
     def _threshold(self, depth: int) -> _Expression:
         read = self.numerical(depth)
@@ -158,38 +161,103 @@ class Writer:
         bound = self.draw(st.sampled_from(bounds))
         return self._write(f"rasp.Map(lambda x: x > {bound}, {read.name})", values=(False, True), at_bos=True)
 
+    def _from_end(self, depth: int) -> _Expression:
+        """What stands at a place counted from the end."""
+        moved = self._movable(depth)
+        selector, at_bos = self._last()
+        return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values, at_bos=at_bos)
+
+    def _with_length(self, depth: int) -> _Expression:
+        """A function of something and the length."""
+        read, length = self.categorical(depth), self._length()
+        read = self._tokens if read.sop is length.sop else read
+        one = self.draw(st.sampled_from(read.values))
+        pairs = self.draw(st.sets(st.tuples(st.sampled_from(read.values), st.sampled_from(length.values)), min_size=1))
+        choices = [f"lambda x, n: x if n % 2 else {one!r}", f"lambda x, n: (x, n) in {_listed(pairs)}"]
+        if read.whole:
+            choices += ["lambda x, n: x == n", "lambda x, n: 2 * x > n", "lambda x, n: (n - x) % 3"]
+        function = self.draw(st.sampled_from(choices))
+        return self._of_two(function, read, length)
+
+    def _of_two(self, function: str, first: _Expression, second: _Expression) -> _Expression:
+        values = _image(function, first.values, second.values)
+        code = f"rasp.SequenceMap({function}, {first.name}, {second.name})"
+        return self._write(code, values=values, at_bos=first.at_bos and second.at_bos)
+
+    def _length(self) -> _Expression:
+        """The width of a selector that is always true; under a causal mask, the number of positions so far."""
+        if self.lengths and self.draw(st.booleans()):
+            return self.draw(st.sampled_from(self.lengths))
+        self.lengths.append(self._width_of(self._everywhere()))
+        return self.lengths[-1]
+
+    def _constant(self) -> _Expression:
+        """A map that gives one value, whatever it reads."""
+        if self.constants and self.draw(st.booleans()):
+            return self.draw(st.sampled_from(self.constants))
+        read = self.draw(st.sampled_from((self._tokens, self._indices, *self.constants)))
+        value = self.draw(st.sampled_from(read.values))
+        self.constants.append(self._write(f"rasp.Map(lambda x: {value!r}, {read.name})", values=(value,)))
+        return self.constants[-1]
+
     # Selectors
 
     # Each with whether its queries have a value at BOS, so that what is computed with it has one there too.
 
     def _selector(self, depth: int) -> tuple[str, bool]:
         """Any selector at all."""
+        form = self.draw(st.sampled_from((*["plain"] * 5, "&", "|", "~", *["everywhere"] * 2)))
+        if form == "everywhere" and depth > 0:
+            return self._everywhere()
         keys, queries = self.categorical(depth, attended=True), self.categorical(depth)
-        pairs = self.draw(st.sets(st.tuples(st.sampled_from(keys.values), st.sampled_from(queries.values)), min_size=1))
-        choices = [f"lambda key, query: (key, query) in {_listed(pairs)}"]
-        defined = not keys.undefined and not queries.undefined
-        if defined:
-            value = self.draw(st.sampled_from(keys.values))
-            choices = ["rasp.Comparison.TRUE", f"lambda key, query: key == {value!r}", *choices]
-        if defined and {type(v) for v in keys.values} == {type(v) for v in queries.values}:
-            choices += 2 * [f"rasp.Comparison.{name}" for name in ("EQ", "LT", "LEQ", "GT", "GEQ", "NEQ")]
-        one, other = (
-            f"rasp.Select({keys.name}, {queries.name}, {self.draw(st.sampled_from(choices))})" for _ in range(2)
-        )
-        form = self.draw(st.sampled_from((*["plain"] * 7, "and", "or", "not" if defined else "plain")))
-        combined = {"plain": one, "and": f"({one} & {other})", "or": f"({one} | {other})", "not": f"~{one}"}[form]
-        if not self._rests_on_bos(combined, keys, queries):
-            return self._at_one_position(depth)
-        return combined, queries.at_bos
+        selector = self._select(keys, queries)
+        if form in ("&", "|"):
+            selector = f"({selector} {form} {self._select(keys, queries)})"
+        if form == "~" and not keys.undefined and not queries.undefined:
+            selector = f"~{selector}"
+        rests = self._rests_on_bos(selector, keys, queries)
+        return (selector, queries.at_bos) if rests else self._at_one_position(depth)
+
+    def _select(self, keys: _Expression, queries: _Expression) -> str:
+        """A selector with any predicate. What it needs is drawn last, so that a simple one is short to shrink to."""
+        choices = ["in"]
+        if not keys.undefined and not queries.undefined:
+            choices = ["==", "rasp.Comparison.TRUE", "in"]
+            if {type(v) for v in keys.values} == {type(v) for v in queries.values}:
+                choices += 2 * [f"rasp.Comparison.{name}" for name in ("EQ", "LT", "LEQ", "GT", "GEQ", "NEQ")]
+        predicate = self.draw(st.sampled_from(choices))
+        if predicate == "==":
+            predicate = f"lambda key, query: key == {self.draw(st.sampled_from(keys.values))!r}"
+        if predicate == "in":
+            pair = st.tuples(st.sampled_from(keys.values), st.sampled_from(queries.values))
+            predicate = f"lambda key, query: (key, query) in {_listed(self.draw(st.sets(pair, min_size=1)))}"
+        return f"rasp.Select({keys.name}, {queries.name}, {predicate})"
+
+    def _everywhere(self) -> tuple[str, bool]:
+        """A selector that is always true: its head attends uniformly."""
+        keys, queries = self._alike(), self._alike()
+        choices = ["rasp.Comparison.TRUE", f"lambda key, query: key >= {keys.values[0]!r}"]
+        if keys.values == queries.values and len(keys.values) == 1:
+            choices.append("rasp.Comparison.EQ")
+        return f"rasp.Select({keys.name}, {queries.name}, {self.draw(st.sampled_from(choices))})", queries.at_bos
+
+    def _alike(self) -> _Expression:
+        """The tokens, the positions or a constant."""
+        kind = self.draw(st.integers(0, 9 if self.left > 1 else 6))
+        return self._constant() if kind > 6 else self._indices if kind > 0 else self._tokens
+
+    def _last(self) -> tuple[str, bool]:
+        """A selector of the last position, or of one before it."""
+        length, back = self._length(), self.draw(st.integers(1, min(3, self.length)))
+        return f"rasp.Select(rasp.indices, {length.name}, lambda key, query: key == query - {back})", length.at_bos
 
     def _of_one_value(self, depth: int, keys: _Expression) -> tuple[str, bool]:
         """A selector of those keys that have one value, which depends on the query."""
         queries = self.categorical(depth)
         table = self.draw(_tables(queries.values, st.sampled_from(keys.values)))
         selector = f"rasp.Select({keys.name}, {queries.name}, lambda key, query: key == {table!r}.get(query))"
-        if not self._rests_on_bos(selector, keys, queries):
-            return self._at_one_position(depth)
-        return selector, queries.at_bos
+        rests = self._rests_on_bos(selector, keys, queries)
+        return (selector, queries.at_bos) if rests else self._at_one_position(depth)
 
     def _at_one_position(self, depth: int) -> tuple[str, bool]:
         """A selector of one position for each value of the queries."""
@@ -222,12 +290,13 @@ class Writer:
     def _to_number(self, depth: int) -> _Expression:
         read = self.categorical(depth, defined=True)
         # Nothing below 0, to which Tracr would clip it.
-        table = dict.fromkeys(read.values, 0) | self.draw(_tables(read.values, st.sampled_from((1, 2, 0.5, 10))))
+        first = dict.fromkeys(read.values, 0) | {read.values[0]: 1}
+        table = first | self.draw(_tables(read.values, st.sampled_from((1, 2, 0.5, 10, 0))))
         return self._write_number(f"rasp.Map(lambda x: {table!r}[x], {read.name})", values=tuple(table.values()))
 
     def _fraction(self, depth: int) -> _Expression:
         """A numerical aggregate, of 0 and 1 alone."""
-        selector, _ = self._selector(depth)
+        selector, _ = self._last() if depth > 0 and self.draw(st.integers(0, 2)) > 1 else self._selector(depth)
         read = self.categorical(depth, defined=True, attended=True)
         chosen = self.draw(st.sets(st.sampled_from(read.values), min_size=1))
         function = f"lambda x: int(x in {_listed(chosen)})"
@@ -244,10 +313,10 @@ class Writer:
         return self._write_number(code, values=values)
 
     def _parallel(self, depth: int) -> _Expression:
-        """A sum of several numerical aggregates of tokens and positions alone, which are heads of one layer."""
-        total = self._fraction(0)
-        for _ in range(self.draw(st.integers(1, 3))):
-            other = self._fraction(0)
+        """A sum of numbers that come from tokens and positions alone: most are aggregates, and heads of one layer."""
+        term = st.builds(lambda: self._fraction(0) if self.draw(st.integers(0, 9)) else self._to_number(0))
+        total, *others = self.draw(st.lists(term, min_size=1, max_size=4))
+        for other in others:
             values = tuple({x + y: None for x in total.values for y in other.values})
             code = f"rasp.LinearSequenceMap({total.name}, {other.name}, 1, 1)"
             total = self._write_number(code, values=values)

@@ -15,11 +15,13 @@ from edgeprune.methods import find_method
 from edgeprune.store import load_circuit, save_circuit
 from tracr_bridge.compile import compile_program
 from tracr_bridge.coverage import CONSTRUCTS, constructs
+from tracr_bridge.judge import Judge
 from tracr_bridge.known import certify
 from tracr_bridge.program import expressions_of
 from tracr_bridge.recover import assess
 from tracr_bridge.sample import draw_programs
 from tracr_bridge.strategies import inputs_for, program_from, rasp_programs
+from tracr_bridge.suite import refused
 from tracr_bridge.verify import verify
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -50,6 +52,27 @@ def test_draws_are_valid_named_and_varied(drawn):
 
 def test_draws_have_every_common_construct(drawn):
     assert set(CONSTRUCTS) - set().union(*map(constructs, drawn)) <= RARE
+
+
+def test_many_draws_have_a_head_that_attends_uniformly(drawn):
+    always = [program for program in drawn if "selector that is always true" in constructs(program)]
+    assert len(always) >= len(drawn) / 3
+    assert sum(map(has_head_to_drop_whole, always[:20])) >= 4
+
+
+def has_head_to_drop_whole(program):
+    """Whether the query and key edges of some head can go together under zero ablation, and none of them alone."""
+    compiled = compile_program(program)
+    graph, structural = compiled.model.graph, compiled.model.structural
+    judge = Judge(compiled.model, compiled.dataset, "zero", atol=1e-2)
+    read = {edge: edge.destination.owner for edge in structural if edge.destination.port in ("q", "k")}
+    for head in set(read.values()):
+        edges = [edge for edge, owner in read.items() if owner == head]
+        without = [mask_of(graph, structural - set(gone)) for gone in (edges, *([edge] for edge in edges))]
+        together, *alone = judge.reproduces(torch.stack(without)).tolist()
+        if together and not any(alone):
+            return True
+    return False
 
 
 def test_the_same_seed_draws_the_same_programs(drawn):
@@ -85,6 +108,8 @@ def test_inputs_are_of_the_domain(data):
         pytest.param("categorical Aggregate", 2, marks=pytest.mark.sweep),
         pytest.param("numerical Aggregate", 2, marks=pytest.mark.sweep),
         pytest.param("LinearSequenceMap", 3, marks=pytest.mark.sweep),
+        pytest.param("selector that is always true", 2, marks=pytest.mark.sweep),
+        pytest.param("selector on a constant", 2, marks=pytest.mark.sweep),
     ],
 )
 def test_a_planted_failure_shrinks_to_few_expressions_a_small_vocabulary_and_short_inputs(construct, expressions):
@@ -120,7 +145,7 @@ def test_rasp_tracr_and_torch_agree(examples):
 
 @some
 @pytest.mark.parametrize("ablation", ["zero", "resample"])
-def test_certified_circuits_reproduce_lose_something_with_each_edge_and_are_found(examples, ablation, tmp_path):
+def test_certified_circuits_are_true_as_a_checker_has_it_too_and_are_found(examples, ablation, tmp_path):
     def holds(program):
         compiled = compile_program(program)
         try:
@@ -132,10 +157,13 @@ def test_certified_circuits_reproduce_lose_something_with_each_edge_and_are_foun
             without = [mask_of(circuit.graph, circuit.edges - {edge}) for edge in circuit.edges]
             whole, *fewer = truth.judge.differences(torch.stack([circuit_mask(circuit), *without])).tolist()
             assert whole <= truth.certificate.atol < min(fewer)
+        assert truth.certificate.margin <= min(abs(each - truth.certificate.atol) for each in (whole, *fewer))
+        assert refused(truth, compiled) == []
         save_circuit(truth.circuit, tmp_path / "circuit.json")
         assert load_circuit(tmp_path / "circuit.json") == truth.circuit
         found = find_method("edge-pruning")(compiled.model, compiled.dataset, ablation, seed=0).circuit
-        assert assess(truth, found).comparison.exact
+        assessment = assess(truth, found)
+        assert assessment.comparison.exact and assessment.proof is not None
 
     for_all(holds, examples)
 
