@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-FORMAT = "edgeprune export 2"
+FORMAT = "edgeprune export 3"
 
 
 def score(content: dict, ablation: str, found: set[str]) -> int:

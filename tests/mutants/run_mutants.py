@@ -29,7 +29,9 @@ COPIED = ("edgeprune", "tracr_bridge", "programs", "tests", "examples", "_edgepr
 SUITE = (
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
-    "tests/unit/test_compile.py", "tests/unit/test_truth.py", "tests/unit/test_methods.py",
+    "tests/unit/test_compile.py", "tests/unit/test_verify.py", "tests/unit/test_judge.py",
+    "tests/property/test_true_circuits.py", "tests/unit/test_behaviours.py", "tests/unit/test_truth.py",
+    "tests/unit/test_groups.py", "tests/unit/test_methods.py", "tests/unit/test_suite.py",
     "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_transformers.py",
     "tests/models/test_tasks.py", "tests/models/test_pruning_run.py", "tests/unit/test_bench.py",
     "tests/models/test_compare.py", "tests/models/test_parallel.py",
@@ -65,10 +67,17 @@ OWN = {
     "tracr_bridge/results": "tests/unit/test_bench.py",
     "tracr_bridge/model": "tests/property/test_model.py",
     "tracr_bridge/compile": "tests/unit/test_compile.py",
-    "tracr_bridge/verify": "tests/unit/test_compile.py",
+    "tracr_bridge/verify": "tests/unit/test_verify.py",
     "tracr_bridge/truth": "tests/unit/test_truth.py",
-    "tracr_bridge/judge": "tests/unit/test_truth.py",
+    "tracr_bridge/behaviours": "tests/property/test_true_circuits.py",
+    "tracr_bridge/elimination": "tests/unit/test_truth.py",
+    "tracr_bridge/judge": "tests/unit/test_judge.py",
+    "tracr_bridge/check_certificate": "tests/unit/test_check_certificate.py",
+    "edgeprune/groups": "tests/unit/test_groups.py",
+    "edgeprune/methods/final_check": "tests/unit/test_groups.py",
+    "edgeprune/masks": "tests/property/test_masks.py",
     "tracr_bridge/recover": "tests/unit/test_truth.py",
+    "tracr_bridge/suite": "tests/unit/test_suite.py",
 }
 """What is run before all else, by where the bug is: the order alone, to be done sooner."""
 
