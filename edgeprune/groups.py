@@ -36,6 +36,8 @@ def removals(graph: Graph, edges: Sequence[Edge]) -> Removals:
     rows = torch.zeros(len(together), len(edges), dtype=torch.bool)
     for row, group in enumerate(together):
         rows[row, list(group)] = True
+    if not edges:
+        return rows
     found = torch.unique(torch.cat([rows, *_small_sets(len(edges))]), dim=0)
     return found[torch.argsort(found.sum(1), stable=True)]
 

@@ -7,7 +7,6 @@ subset-minimal partial circuits alone are kept. `docs/truth.md` proves that no t
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,7 +24,7 @@ from tracr_bridge.units import Unit, in_order
 WIDEST: Final = 12
 """Edges into one node that are enumerated, at the most."""
 
-MOST_CHOICES: Final = 1 << 19
+MOST_CHOICES: Final = 1 << 18
 """Partial circuits that are held at one node, at the most."""
 
 ROW_BUDGET: Final = 8_000_000
@@ -36,6 +35,9 @@ _FEW: Final = 1024
 
 _UNMERGED: Final = 128
 """Partial circuits on the whole domain up to which it does not pay to look for equal behaviours."""
+
+_TOO_MUCH: Final = 2
+"""Places at which there is too much to search, before anything was learned at another, after which to give up."""
 
 _IN_VAIN: Final = 4
 """Places in a row that tell of no more necessary edges before the whole domain is run."""
@@ -70,12 +72,16 @@ def minimal_circuits(judge: Judge, edges: Sequence[Edge]) -> Found | None:
     circuit lacks, and which behaviours there no choice completes.
     """
     search = _Search(judge, edges)
-    in_vain = 0
+    in_vain = too_much = 0
     try:
         while (few := search.live_subsets()) is None and in_vain < _IN_VAIN:
             before = search.undecided
-            with suppress(_GaveUp):
+            try:
                 search.search_place(search.next_place())
+            except _GaveUp:
+                too_much += 1
+            if too_much == _TOO_MUCH and search.undecided == len(edges):
+                return None  # the whole domain has more behaviours than a place
             in_vain = 0 if search.undecided < before else in_vain + 1
         return Found(search.smallest(search.candidates() if few is None else few), search.choices)
     except _GaveUp:

@@ -196,8 +196,9 @@ def _seconds(rows: Sequence[Row]) -> Figure:
         places = [row["edges"] for row in mine]
         marker = "osv^D*Pxph<>"[number % 12]
         axes.scatter(places, [row["seconds"]["discover"] for row in mine], s=14, marker=marker, label=method, alpha=0.7)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    if scored(rows):  # nothing at all has no logarithm
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     axes.set_xlabel("edges of the graph")
     axes.set_ylabel("seconds")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)

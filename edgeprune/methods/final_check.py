@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from edgeprune.ablation import Ablator, rows_at_once
 from edgeprune.data import Dataset
@@ -14,6 +16,9 @@ from edgeprune.groups import Removals, masks_without, removals
 from edgeprune.masks import edges_of
 from edgeprune.methods.objective import Objective, Pairs, draw_pairs
 from edgeprune.model import Mask, MaskedModel
+
+Known = Int[Tensor, "2 known"]
+"""Pairs, as `Pairs`, that showed some mask to be wrong."""
 
 _FIRST: Final = 32
 """Inputs on which a removal is tried before many more are run."""
@@ -40,7 +45,7 @@ class FinalCheck:
     """Inputs, or pairs of clean and corrupted inputs, at the most."""
 
     @torch.no_grad()
-    def counterexamples(self, mask: Mask, known: Pairs) -> Pairs:
+    def counterexamples(self, mask: Mask, known: Known) -> Pairs:
         """The pairs on which a mask is wrong: of all, in random order, or of so many drawn ones and of those known."""
         dataset = self.dataset
         if self.ablator.ablation != "resample" or dataset.counterparts is not None:  # it does not matter what is put in
@@ -59,7 +64,7 @@ class FinalCheck:
             wrong.append(some[:, ~(self.objective.per_input(outputs, batch) <= 0)])
         return torch.cat(wrong, dim=1)
 
-    def without_superfluous(self, mask: Mask, known: Pairs) -> frozenset[Edge]:
+    def without_superfluous(self, mask: Mask, known: Known) -> frozenset[Edge]:
         """The edges of a mask that are left once no edge and no group of edges can go; large groups go first.
 
         A removal is tried on a few inputs and on known pairs, then on all. A pair on which it is wrong becomes known.
@@ -80,14 +85,15 @@ class FinalCheck:
                 return edges
 
     @torch.no_grad()
-    def _right_on_few(self, edges: Sequence[Edge], removed: Removals, known: Pairs) -> list[int]:
+    def _right_on_few(self, edges: Sequence[Edge], removed: Removals, known: Known) -> list[int]:
         """The removals after which edges are right on known pairs and on a few drawn inputs, a few of these first."""
         pairs = torch.cat([known, draw_pairs(self.dataset, _FIRST, self.generator)], dim=1)
         right = torch.arange(len(removed))
         for some in (pairs[:, :_FEWEST], pairs[:, _FEWEST:]):
+            if not len(right):
+                break
             batch = self.dataset.take(some[0], some[1])
-            ablated = self.ablator(batch)
-            verdicts = [torch.zeros(0, dtype=torch.bool)]
+            ablated, verdicts = self.ablator(batch), list[Tensor]()
             for part in removed[right].split(_ROWS // max(1, some.shape[1])):
                 masks = masks_without(self.model.graph, edges, part)
                 outputs = self.model(batch.clean, masks, ablated, batch.positions)

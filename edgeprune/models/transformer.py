@@ -149,6 +149,9 @@ class Transformer:
             () if positions is None else positions.shape[:-2],
         )
         runs, ids = math.prod(lead), _by_run(tokens, 2, lead)
+        if not runs:  # no masks, no outputs
+            shape = (*lead, *(tokens if positions is None else positions).shape[-2:], self.vocabulary_size)
+            return torch.zeros(shape, device=asked, dtype=torch.promote_types(self._unembed.dtype, torch.float32))
         parts = (
             None if positions is None else _by_run(positions, 2, lead),
             None if mask is None else _by_run(mask, 2, lead),

@@ -111,7 +111,7 @@ def test_memory_of_each_process_is_what_is_planned(case, together):
 def test_masks_are_those_of_one_process(alone, together, name):
     one, several = (load_file(out / name / "checkpoint.safetensors")["log_alpha"] for out in (alone[0], together[0]))
     assert one.std() > 0.5  # of 20 steps
-    torch.testing.assert_close(several, one, atol=1e-5, rtol=0)
+    torch.testing.assert_close(several, one, atol=5e-5, rtol=0)
 
 
 def test_every_file_is_written_once_and_whole(alone, together):

@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
+from edgeprune.data import Dataset
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.groups import masks_without, removals
 from edgeprune.masks import mask_of
@@ -12,7 +14,9 @@ from edgeprune.metrics import ATOL
 from tracr_bridge import behaviours
 from tracr_bridge.behaviours import minimal_circuits
 from tracr_bridge.judge import Judge
+from tracr_bridge.model import TracrModel
 from tracr_bridge.units import in_order
+from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
 
 def judge_of(compiled, name: str, ablation="zero") -> Judge:
@@ -110,6 +114,34 @@ def test_the_subset_minimal_sets_of_each_group_are_kept():
         expected = {(row, g) for row, g in rows if not any(other < row and g == h for other, h in rows)}
         assert {rows[number] for number in kept} == expected and len(kept) == len(expected)
     assert len(behaviours._minimal_of_each(torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.long))) == 0
+
+
+def idle_chain(scale: float) -> TracrModel:
+    """Outputs are the token's column; m0 writes another, which m1 reads, and makes nothing of: its ReLU is at 0."""
+    column = np.eye(3, dtype=np.float32)
+    none = HeadWeights(*[np.zeros((3, 1), np.float32)] * 3, np.zeros((1, 3), np.float32))
+    first = LayerWeights((none,), column[:, :1] * scale, column[1:2])
+    second = LayerWeights((none,), -column[:, 1:2], column[2:])
+    token = np.zeros((4, 3), np.float32)
+    token[:, 0] = range(4)
+    unembed = column[:, :1] + column[:, 2:]
+    weights = Weights(token, np.zeros((2, 3), np.float32), (first, second), unembed, causal=False, pad_id=3)
+    return TracrModel(weights, token_ids=[0, 1, 2])
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
+def test_what_waits_to_be_read_is_part_of_a_behaviour(monkeypatch, scale):
+    """tok->m0 and m0->m1 change nothing that m1 writes, but something has to read it once they are kept."""
+    model = idle_chain(scale)
+    tokens, scored = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[False, True]] * 2)
+    dataset = Dataset(tokens, scored, model(tokens), torch.zeros(2, dtype=torch.long), logits=False)
+    edges = [Edge.parse(name) for name in ("tok->m0", "m0->m1", "m1->logits", "tok->logits")]
+    assert set(edges) == model.structural
+    monkeypatch.setattr(behaviours, "_FEW", 0)
+    monkeypatch.setattr(behaviours, "_UNMERGED", 0)
+    monkeypatch.setattr(behaviours, "_IN_VAIN", 0)
+    found = minimal_circuits(Judge(model, dataset, "zero", atol=ATOL), edges)
+    assert found is not None and found.circuits == [frozenset({edges[3]})]
 
 
 GRAPHS = [

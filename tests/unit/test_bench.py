@@ -385,6 +385,8 @@ def test_the_leaderboard_puts_the_most_exact_method_first_and_draws_what_it_says
 
 
 def test_a_leaderboard_of_nothing_is_one_too(tmp_path):
+    leaderboard.write([ROW | {"outcome": "failed"}], tmp_path)
+    assert "| m | zero | 0/1 | 0 |" in (tmp_path / "leaderboard.md").read_text()
     leaderboard.write([], tmp_path)
     assert "0 runs on 0 programs" in (tmp_path / "leaderboard.md").read_text()
 
