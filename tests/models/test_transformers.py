@@ -344,3 +344,10 @@ def test_heads_that_share_a_key_read_it_through_one_destination():
     ours = LlamaModel(llama(llama_config()))
     names = [str(node) for node in ours.graph.destinations if node.layer == 1]
     assert names == [*(f"a1.h{i}.q" for i in range(4)), "a1.h0.k", "a1.h1.k", "a1.h0.v", "a1.h1.v", "m1"]
+
+
+@families
+def test_no_masks_give_no_outputs(family):
+    ours, clean = family.ours(), tokens(3, 5)
+    assert ours(clean, masks(ours, 2)[:0]).shape == (0, 3, 5, ours.vocabulary_size)
+    assert ours(clean, masks(ours, 2)[:0], positions=torch.tensor([[4]] * 3)).shape == (0, 3, 1, ours.vocabulary_size)
