@@ -167,6 +167,8 @@ class PenaltyConfig:
             faults.append("rounded=False for the path gradient, which does not pass through rounding")
         if self.rounded and not self.at_rest > self.initial_log_alpha:  # or all would rest from the start
             faults.append(f"at_rest > initial_log_alpha, got {self.at_rest} and {self.initial_log_alpha}")
+        if self.joint_removals and self.masked == "nodes":
+            faults.append("joint_removals=False where sources alone have masks, as edges are removed one by one")
         if self.mask_samples < 2:
             faults.append(f"mask_samples >= 2, got {self.mask_samples}")
         for name in ("hard_pairs", "checked"):

@@ -1,4 +1,4 @@
-"""The last stage of Edge Pruning: a circuit is run on many more inputs than it was learned on, and made minimal."""
+"""The last stage of Edge Pruning: a circuit is run on many more inputs than it was learned on, and cut down."""
 
 import math
 from collections.abc import Sequence
