@@ -1,23 +1,49 @@
-"""Fingerprints: equal for values that are equal bit by bit, and different for all others but one in 2^64."""
+"""Fingerprints: equal for values that are equal bit by bit, and for others as if drawn at random from 2^64.
 
+Whatever is fingerprinted in parts (columns, positions, inputs, sources) is scrambled anew at each level, with salts of
+that level: sums of products alone would be equal for values that changed places.
+"""
+
+from enum import IntEnum
 from typing import Final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_SEED: Final = 20240624
+_FACTORS: Final = (-49064778989728563, -4265267296055464877)
+"""Of the finaliser of MurmurHash3 (Appleby, 2008), as signed integers."""
+
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers that are as many bytes long."""
 
 
-def fingerprint(values: Float[Tensor, "*rest column"]) -> Int[Tensor, "*rest"]:
-    """The fingerprint of each row of columns: the sum of its bits times fixed random numbers, modulo 2^64."""
-    bits = (values + 0.0).contiguous().view(_BITS[values.dtype.itemsize]).long()  # -0.0 + 0.0 is 0.0
-    return (bits * salt(values.shape[-1])).sum(-1)
+class Level(IntEnum):
+    """What is summed up; each has salts of its own."""
+
+    COLUMN = 20240624
+    POSITION = 20240625
+    INPUT = 20240626
+    SOURCE = 20240627
+    UNREAD = 20240628
 
 
-def salt(count: int, seed: int = 0) -> Int[Tensor, " count"]:
-    """Odd random numbers, the same ones for the same seed."""
-    generator = torch.Generator().manual_seed(_SEED + seed)
-    return torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1
+def bits_of(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The bits of each value, as a number; 0.0 and -0.0 have the same."""
+    return (values + 0.0).contiguous().view(_BITS[values.dtype.itemsize]).long()  # -0.0 + 0.0 is 0.0
+
+
+def scrambled(numbers: Int[Tensor, "*shape"], salts: Int[Tensor, "*salted"]) -> Int[Tensor, "*shape"]:
+    """A number for each number and its salt, which looks random, and differs where one of the two does."""
+    mixed = numbers + salts
+    for factor in _FACTORS:
+        mixed ^= (mixed >> 33) & 0x7FFFFFFF
+        mixed *= factor
+    mixed ^= (mixed >> 33) & 0x7FFFFFFF
+    return mixed
+
+
+def salt(count: int, level: Level) -> Int[Tensor, " count"]:
+    """Random numbers, the same ones for the same level."""
+    generator = torch.Generator().manual_seed(level)
+    return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from edgeprune.fingerprints import salt
+from edgeprune.fingerprints import Level, salt, scrambled
 from edgeprune.graph import Edge, Node
 from tracr_bridge.judge import Judge, Places
 from tracr_bridge.units import Unit, in_order
@@ -277,17 +277,16 @@ class _Search:
         """
         self._check_budget(len(kept) * len(places.pairs))
         to_be_read = [self._graph.source_index[node] for node in self._to_be_read[number]]
-        salts = salt(len(to_be_read))
         layers = 1 + max(node.layer for unit in self._units[: number + 1] for node in unit.sources)
         parts = [
             self._judge.fingerprints(masks, places, self._spreading, layers)[:, to_be_read]
             for masks in self._masks(kept)
         ]
-        behaviour = (torch.cat(parts) * salts).sum(1)
+        behaviour = scrambled(torch.cat(parts), salt(len(to_be_read), Level.SOURCE)).sum(1)
         pending = [
             readers for readers in self._gone_through[number] if not readers.isdisjoint(self._to_be_read[number])
         ]
-        for readers, unread in zip(pending, salt(len(pending), 1), strict=True):
+        for readers, unread in zip(pending, salt(len(pending), Level.UNREAD), strict=True):
             behaviour += self._unread(kept, readers).long() * unread
         return behaviour
 

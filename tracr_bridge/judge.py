@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
-from edgeprune.fingerprints import salt
+from edgeprune.fingerprints import Level, salt, scrambled
 from edgeprune.graph import Ablation
 from edgeprune.metrics import largest_difference
 from edgeprune.model import Mask, MaskedModel, Sources, Tokens
@@ -190,12 +190,13 @@ class Judge:
             layers: how many are run.
         """
         found = torch.zeros(len(masks), len(self.model.graph.sources), dtype=torch.long)
-        for number, some in enumerate(places.split(_PAIRS)):
+        salts = salt(len(places.pairs), Level.INPUT).split(_PAIRS)
+        for of_inputs, some in zip(salts, places.split(_PAIRS), strict=True):
             batch, ablated = self._batch(some.pairs)
-            order, relevant = salt(len(some.pairs), 1 + number), some.scored | spreading[:, None, None]
+            relevant = some.scored | spreading[:, None, None]
             for part in torch.arange(len(masks)).split(_ROWS // len(some.pairs)):
                 each = self.model.fingerprints(batch.clean, masks[part], ablated, relevant, layers)
-                found[part] += (each * order).sum(-1).T
+                found[part] += scrambled(each, of_inputs).sum(-1).T
             self.rows += len(masks) * len(some.pairs)
         return found
 

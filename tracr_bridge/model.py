@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edgeprune.fingerprints import salt
+from edgeprune.fingerprints import Level, bits_of, salt, scrambled
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.stream import Columns, Stream, Wiring, align, project
@@ -112,15 +112,14 @@ class TracrModel:
         assert written is not None
         slots, positions = written.shape[:2]
         source = self._wiring.cells[:slots] // self._wiring.d_model
-        bits = (written + 0.0).view(torch.int32 if written.dtype == torch.float32 else torch.int64).long()
-        salts = self._salts[:slots, :positions, None] * (relevant & self.is_token(tokens)).movedim(-1, 1)[source]
-        summed = (bits * salts[:, :, None]).sum(1)
+        counted = (relevant & self.is_token(tokens)).movedim(-1, 1)[source]
+        summed = (scrambled(bits_of(written), self._salts[:slots, :positions, None, None]) * counted[:, :, None]).sum(1)
         return summed.new_zeros(self._wiring.sources, *summed.shape[1:]).index_add_(0, source, summed)
 
     @cached_property
     def _salts(self) -> Int[Tensor, "slot pos"]:
         shape = (len(self._wiring.cells), len(self.weights.position))
-        return salt(shape[0] * shape[1]).view(shape)
+        return salt(shape[0] * shape[1], Level.COLUMN).view(shape)
 
     @property
     def in_double(self) -> "TracrModel":

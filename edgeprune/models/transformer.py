@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edgeprune.fingerprints import fingerprint, salt
+from edgeprune.fingerprints import Level, bits_of, salt, scrambled
 from edgeprune.graph import Graph
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.models.sharded import gathering, sharded
@@ -123,15 +123,16 @@ class Transformer:
         """
         rows, width = tokens.numel(), self._unembed.shape[1]
         at_once = max(1, _ROOM // (len(self.graph.sources) * rows * width))
-        salts = salt(tokens.shape[-1]) * relevant[:, None]
+        columns, places = salt(width, Level.COLUMN), salt(tokens.shape[-1], Level.POSITION)
+        written = torch.tensor([node.layer < layers for node in self.graph.sources])  # the rest is not run
+        counted = relevant[:, None] & written[:, None, None, None]
         found = list[Tensor]()
         for some in mask.to(self._unembed).split(at_once):
             by_row = None if ablated is None else ablated.flatten(1, 2)[None]
             stream = WideStream((len(some), rows, width), some, by_row)
             self._write_all(stream, tokens[None].to(self._unembed.device), layers)
-            each = fingerprint(stream.held.unflatten(2, tokens.shape)).transpose(0, 1).cpu()
-            each[[node.layer >= layers for node in self.graph.sources]] = 0  # memory that was not written to
-            found.append((each * salts).sum(-1))
+            each = scrambled(bits_of(stream.held.cpu()), columns).sum(-1).unflatten(2, tokens.shape).transpose(0, 1)
+            found.append((scrambled(each, places) * counted).sum(-1))
         return torch.cat(found, 1)
 
     def _run_all(

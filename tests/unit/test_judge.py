@@ -187,5 +187,4 @@ def test_fingerprints_tell_apart_what_differs_in_a_bit(compiled):
     embeddings = [graph.source_index[node] for node in graph.sources if node.kind in ("tok", "pos")]
     assert torch.equal(first[embeddings], other[embeddings])
     assert not torch.equal(first, other)
-    none = judge.fingerprints(masks, judge.places(), every, 0)
-    assert (none[:, [n for n in range(len(graph.sources)) if n not in embeddings]] == 0).all()
+    assert torch.equal(*judge.fingerprints(masks[1:], judge.places(), every, 0))  # nothing that masks touch is run
