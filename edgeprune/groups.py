@@ -12,7 +12,10 @@ from torch import Tensor
 from edgeprune.graph import Edge, Graph
 
 SUBSETS: Final = 4096
-"""Sets of few edges that are tried, at the most: all of up to so many edges as keep below it."""
+"""Small sets that are tried, at the most: all of one edge, and of two, three and so on as long as they keep below."""
+
+PAIRS: Final = 1 << 14
+"""Pairs of groups that are tried, at the most; where there are more, none is."""
 
 Removals = Bool[Tensor, "removal edge"]
 """What is taken out of a circuit together, one set of edges a row."""
@@ -22,7 +25,8 @@ def removals(graph: Graph, edges: Sequence[Edge]) -> Removals:
     """What to try to take out of a circuit of `edges` together, small sets first.
 
     All sets of one edge, of two, three and so on, as long as there are at most `SUBSETS` of them. All edges into a
-    destination; the queries and keys of a node; all its inputs; all its outputs; any two of these.
+    destination; the queries and keys of a node; all its inputs; all its outputs; any two of these, if there are at most
+    `PAIRS` such pairs.
     """
     groups: dict[frozenset[int], None] = {}
     for node in graph.destinations:
@@ -32,7 +36,9 @@ def removals(graph: Graph, edges: Sequence[Edge]) -> Removals:
         matched = [n for n in inputs if edges[n].destination.port in ("q", "k")]
         outputs = [n for n, edge in enumerate(edges) if edge.source == node]
         groups |= {frozenset(group): None for group in (matched, inputs, outputs)}
-    together = list({*groups, *(one | other for one, other in combinations(groups, 2))} - {frozenset()})
+    groups.pop(frozenset(), None)
+    pairs = combinations(groups, 2) if comb(len(groups), 2) <= PAIRS else ()
+    together = list({*groups, *(one | other for one, other in pairs)})
     rows = torch.zeros(len(together), len(edges), dtype=torch.bool)
     for row, group in enumerate(together):
         rows[row, list(group)] = True

@@ -30,6 +30,12 @@ MOST_CHOICES: Final = 1 << 18
 ROW_BUDGET: Final = 8_000_000
 """Masked inputs that one search may run, at the most."""
 
+MOST_CIRCUITS: Final = 1024
+"""True circuits that are listed, at the most."""
+
+_EQUAL: Final = 1 << 14
+"""Partial circuits of one behaviour among which the subset-minimal ones are looked for, at the most."""
+
 _FEW: Final = 1024
 """Live subsets up to which each is run: to look for equal behaviours would cost more."""
 
@@ -45,6 +51,9 @@ _IN_VAIN: Final = 4
 _MASKS: Final = 4096
 """Masks that are built at a time."""
 
+_COMPARED: Final = 1024
+"""Sets that are compared with others at a time."""
+
 Kept = Bool[Tensor, "set edge"]
 """Sets of edges, one a row."""
 
@@ -58,7 +67,7 @@ class Found:
 
     circuits: list[frozenset[Edge]]
     choices: int
-    """Partial circuits whose behaviour was looked at."""
+    """Partial circuits that were built on the way; those that were built again count again."""
 
 
 class _GaveUp(Exception):
@@ -220,7 +229,9 @@ class _Search:
                 some = some[~(some | ~smaller).all(1)]
             for masks, part in zip(self._masks(some), some.split(_MASKS), strict=True):
                 found += list(part[self._judge.reproduces(masks)])
-            self._check_budget()
+                self._check_budget()
+                if len(found) > MOST_CIRCUITS:
+                    raise _GaveUp
         return [frozenset(e for e, keep in zip(self._edges, row.tolist(), strict=True) if keep) for row in found]
 
     def next_place(self) -> Places:
@@ -359,16 +370,24 @@ def _common_of_each(sets: Kept, number: Int[Tensor, " set"]) -> Bool[Tensor, "di
 
 
 def _minimal_of_each(sets: Kept, group: Int[Tensor, " set"]) -> Int[Tensor, " minimal"]:
-    """The rows of the sets that are distinct, and no superset of another, among those of their group."""
+    """The rows of the sets that are distinct, and no superset of another, among those of their group.
+
+    Raises:
+        _GaveUp: a group has too many.
+    """
     kept: list[Tensor] = []
     order = torch.argsort(group, stable=True)
     for rows in order.split(torch.bincount(group)[torch.bincount(group) > 0].tolist()):
+        if len(rows) > _EQUAL:
+            raise _GaveUp
         if len(rows) > 1:
+            rows = rows[torch.argsort(sets[rows].sum(1), stable=True)]
             some = sets[rows].float()
-            sizes = some.sum(1)
-            inside = (some @ some.T == sizes[:, None]) & (
-                (sizes[:, None] < sizes) | torch.ones(len(rows), len(rows)).bool().triu(1)
-            )
-            rows = rows[~inside.any(0)]
+            minimal = torch.zeros(len(rows), dtype=torch.bool)
+            for start in range(0, len(rows), _COMPARED):  # a subset comes before what holds it
+                part = some[start : start + _COMPARED]
+                inside = part @ some[: start + len(part)].T == some[: start + len(part)].sum(1)
+                minimal[start : start + len(part)] = ~inside.tril(start - 1).any(1)
+            rows = rows[minimal].sort().values
         kept.append(rows)
     return torch.cat(kept) if kept else order

@@ -109,7 +109,7 @@ def _describe(truth: Truth, subject: "Compiled | Exported") -> tuple[dict[str, A
         "family": family,
         "ablation": truth.circuit.ablation,
         "criterion": {
-            "distance": "largest absolute difference before decoding",
+            "distance": "largest absolute difference",
             "over": "scored positions of all inputs or pairs",
             "tolerance": certificate.atol,
         },

@@ -1,18 +1,16 @@
 """Check certificates of true circuits, from their folders and with NumPy alone: `check_certificate.py DIR [DIR ...]`.
 
-A destination reads the sum over earlier sources of z * clean + (1 - z) * ablated, z = 1 where an edge is kept; in
-float64. A set of edges is **faithful** if no output at a scored position of any input (or pair) is further than the
-tolerance from the full model's, and a **true circuit** if besides no proper subset is. Searches leave out **dead**
-edges, from which no kept edges lead on to the logits: outputs are the same without them, so that a faithful set has a
-faithful subset that is **live**; and **inert** edges, the same clean and ablated under every mask: no true circuit has
-one. Exit 0: all that was checked holds; 1: something is refused; 2: nothing is refused, but a folder is unusable.
+A destination reads the sum over earlier sources of z * clean + (1 - z) * ablated in float64, where z = 1 keeps an edge.
+Edges are **faithful** if no output at a scored position of any input (or pair) is off by more than the tolerance, and a
+**true circuit** if no proper subset is. Searches leave out **dead** edges, from which no kept ones lead to the logits,
+and **inert** ones, the same clean and ablated under every mask. Exit 0: all checked holds; 1: refused; 2: unusable.
 """
 
 import argparse
-import hashlib
 import io
 import json
 from functools import reduce
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +18,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 FILES: Final = ("certificate.json", "circuit.json", "domain.npz", "weights.npz")
+STATED: Final = ["edgeprune certificate 1", "largest absolute difference", "scored positions of all inputs or pairs"]
 KINDS: Final = ("refused", "unusable", "holds", "unchecked")
-LARGEST: Final = 2**26  # bytes of a file, and of all that is packed in it
-ROOM: Final = 2**20  # numbers that a source writes in one forward
+LARGEST, ROOM = 2**26, 2**20  # bytes of a file and of all that is packed in it; numbers of a source in one forward
 PARTS: Final = {  # tokens, positions, norm, logits; a layer's norm, q, k, v, output; norm, MLP, what it gates, output
     "tracr": "token position  unembed  a{0}.query a{0}.key a{0}.value a{0}.output  m{0}.hidden  m{0}.output",
     "gpt2": "wte wpe ln_f lm_head {1}ln_1 {1}attn.c_attn   {1}attn.c_proj {1}ln_2 {1}mlp.c_fc  {1}mlp.c_proj",
@@ -49,8 +47,8 @@ class Model:
             ports, (rows, constant) = [self.linear(part) for part in parts[1:4] if part], self.linear(parts[4])
             if family == "gpt2":
                 ports = [(ports[0][0][:, own], ports[0][1][own]) for own in np.split(np.arange(ports[0][1].size), 3)]
-            for name, head in ((f"a{n}.h{head}", head) for head in heads):
-                self.writes[name], self.ports[name] = (rows[head * self.size : (head + 1) * self.size], 0.0), []
+            for head, own in enumerate(np.split(rows, len(heads))):
+                self.writes[name := f"a{n}.h{head}"], self.ports[name] = (own, 0.0), []
                 for letter, (weight, bias) in zip("qkv", ports, strict=True):
                     shared = head * weight.shape[1] // (len(heads) * self.size)  # heads may share keys and values
                     own, to = slice(shared * self.size, (shared + 1) * self.size), f"a{n}.h{shared}.{letter}"
@@ -114,12 +112,13 @@ class Check:
         said, circuit = json.loads(data[FILES[0]]), json.loads(data[FILES[1]])
         digests = {**said["files"], FILES[0]: said.pop("digest")}
         data[FILES[0]] = json.dumps(said, sort_keys=True).encode()
-        for name, content in data.items():
-            self.refuse(hashlib.sha256(content).hexdigest() != digests[name], f"{name} was changed")
+        self.refused += [f"{name} was changed" for name in data if sha256(data[name]).hexdigest() != digests[name]]
         self.said, self.claims, self.ablation = said, said["claims"], said["ablation"]
-        known = said["format"] == "edgeprune certificate 1" and self.ablation in ("zero", "mean", "resample")
-        self.refuse(not known, f"format {said['format']!r}, or ablation {self.ablation!r}, is not known")
-        self.refuse({*circuit["edges"]} != {*self.claims["circuits"][0]}, "circuit.json is not the first circuit")
+        self.refuse(self.ablation not in ("zero", "mean", "resample"), f"ablation {self.ablation!r} is not known")
+        same = [said["format"], *said["criterion"].values()] == [*STATED, self.most]
+        self.refuse(not same, f"the format or the criterion is not known, or the tolerance is not {self.most:g}")
+        own = {"ablation": self.ablation, "graph": said["graph"], "model": said["subject"]}
+        self.refuse(circuit != circuit | own | {"edges": self.claims["circuits"][0]}, "circuit.json is not circuit 1")
         domain, weights = (np.load(io.BytesIO(data[name]), allow_pickle=False) for name in FILES[2:])
         if sum(part.file_size for packed in (domain, weights) for part in packed.zip.infolist()) > LARGEST:
             raise ValueError(f"expected arrays of at most {LARGEST:,} bytes")
@@ -135,15 +134,15 @@ class Check:
         self.to = {to: sum(1 << bit for _, bit in inputs) for to, inputs in self.into.items()}
         self.of = {name: sum(1 << bit for source, _, bit in edges if source == name) for name in model.ports}
         self.circuits = [sum(1 << b for b, n in enumerate(self.names) if n in c) for c in self.claims["circuits"]]
-        others = {name for circuit in self.claims["circuits"] for name in circuit} - {*self.names}
-        self.refuse(others, f"a circuit has edges that are not listed as structural: {', '.join(sorted(others))}")
+        wrong = [n for each in self.claims["circuits"] for n in each if n not in self.names or each.count(n) > 1]
+        self.refuse(wrong, f"a circuit has edges that are not structural, or that it has twice: {', '.join(wrong)}")
         self.target = self.run(self.zero, self.tokens, self.clean)[0]
         self.ablated = {name: values * (self.ablation == "resample") for name, values in self.clean.items()}
         for name, rows in ((n, self.group == g) for n in self.clean for g in {*self.group} if self.ablation == "mean"):
             self.ablated[name][rows] = self.clean[name][rows].mean(0)
         self.check_domain()
         self.check_circuits()
-        found["holds"] += [self.claims["status"]] if not self.refused else []
+        found["holds"] += [self.claims["status"] + " in what was checked" * bool(self.unchecked)] * (not self.refused)
 
     def run(self, codes: Array, tokens: Array, ablated: dict[str, Array]) -> Array:
         """Outputs of each code. Sources that `ablated` lacks are put there, with what they write: they stay so."""
@@ -186,34 +185,32 @@ class Check:
                         raise OverflowError(f"more than {self.limit.rows:,} masked inputs")
                 if len(some):
                     edges = ", ".join(name for bit, name in enumerate(self.names) if (int(some[0]) ^ code) >> bit & 1)
-                    apart = self.worst(some[:1], self.order)[0][0]
-                    self.refused.append(f"{text}: {edges} (outputs differ by {apart:.4g})")
+                    self.refused.append(f"{text}: {edges} ({self.worst(some[:1], self.order)[0][0]:.4g} off)")
                     return True
         except OverflowError as error:
             self.unchecked.append(f"whether {text}: there are {error}")
         return False
 
     def live(self, allowed: int) -> Array:
-        """All live subsets of `allowed` in which no circuit lies that is listed, built back from the logits."""
+        """All subsets of `allowed` without dead edges in which no listed circuit lies, built back from the logits."""
         codes = self.zero
         for to in reversed([*dict.fromkeys(to for ports in self.model.ports.values() for to in ports)]):
             out = sum(self.of[name] for name, ports in self.model.ports.items() if to in ports)
             alive = (codes & out).astype(bool) | (to == "logits")
             bits = [1 << bit for _, bit in self.into[to] if allowed >> bit & 1]
             if int((~alive).sum()) + (int(alive.sum()) << len(bits)) > self.limit.subsets:
-                raise OverflowError(f"more than {self.limit.subsets:,} live subsets")
+                raise OverflowError(f"more than {self.limit.subsets:,} sets without dead edges")
             choices = reduce(lambda made, bit: np.concatenate([made, made | bit]), bits, self.zero)
             codes = np.concatenate([(codes[alive][:, None] | choices).ravel(), codes[~alive]])
         return codes[~np.any([(codes & code) == code for code in self.circuits], 0)]
 
     def varying(self) -> Array:
-        """All live sets of edges that are not inert: what their source writes varies, or depends on such edges."""
+        """All sets of edges that are not inert: what their source writes varies, or depends on such edges."""
         varying, first = 0, [int(np.argmax(self.group == group)) for group in self.group]
         for bit, (source, to) in enumerate(self.model.edges[name] for name in self.names):
-            change = self.clean[source] - self.clean[source][first] * (self.ablation != "zero")
-            varies = self.model.family != "tracr" or np.abs(self.model.read(to, change)).max() > 1e-9  # norms read all
-            varies = varies or any(varying & self.to[port] for port in self.model.ports[source])
-            varying |= bool(varies) << bit
+            x = (values := self.clean[source]) - values[first] * (self.ablation != "zero")
+            varies = self.model.family != "tracr" or self.model.read(to, x * (abs(x) > 1e-13 * abs(values))).any()
+            varying |= bool(varies or any(varying & self.to[port] for port in self.model.ports[source])) << bit
         return self.live(varying)
 
     def check_domain(self) -> None:
@@ -231,51 +228,54 @@ class Check:
         self.refuse(len(np.unique(tokens, axis=0)) < len(tokens), "an input is there twice")
         whole = sum(len(vocabulary) ** n for n in range(low, high + 1))
         whole = whole if said["exhaustive"] and not said["restricted"] else len(tokens)
-        text = f"inputs are {len(tokens)}, {said['inputs']} are stated, {whole} are all"
-        self.refuse(not len(tokens) == said["inputs"] == whole, text)
+        stated = (len(tokens), said["inputs"], whole)
+        self.refuse(len({*stated}) > 1, "inputs are {}, {} are stated, {} are all".format(*stated))
         whole = int((np.bincount(lengths) ** 2).sum()) if self.ablation == "resample" else len(tokens)
         wrong = said["all_pairs"] and not len(np.unique(self.pairs, axis=1)[0]) == len(clean) == whole
         text = f"pairs are {len(clean)}, {said['pairs']} are stated, {whole} are all, each once"
         self.refuse(wrong or len(clean) != said["pairs"], text)
         apart, scale = (np.abs(x)[self.scored].max() for x in (self.target - self.stated, self.stated))
         self.refuse(not apart <= self.most / 10 + 1e-5 * scale, f"the full model's outputs differ by {apart:.4g}")
-        self.refuse(self.said["criterion"]["tolerance"] != self.most, f"the tolerance is not {self.most:g}")
+        self.unchecked += ["positions that are not scored"] * int(self.scored.sum() < (lengths - 1).sum())
         same = [*graph["sources"], "logits"] == [*model.ports] and {*graph["destinations"]} == {*model.reads}
         self.refuse(not same or sorted(self.names) != sorted(listed), "the graph, or an edge, is not the model's")
         self.unchecked += ["other inputs or pairs"] * (said["restricted"] or not said["exhaustive"] * said["all_pairs"])
         self.unchecked += ["sets with edges that are not structural: norms read them too"] * (model.family != "tracr")
         for name, (source, to) in model.edges.items() if model.family == "tracr" else ():
             rows = model.writes[source][0][[c["bos"], *vocabulary] if source == "tok" else slice(None)]
-            carries = name not in listed and model.read(to, rows).any()
-            self.refuse(carries, f"{name} carries something, and is not listed as structural")
+            self.refuse(name not in listed and model.read(to, rows).any(), f"{name} carries something, but is unlisted")
 
     def check_circuits(self) -> None:
         """Circuits are true, none is inside another, and where all are said to be listed, there is no other one."""
         status, many, margin, stated = self.claims["status"], len(self.circuits), np.inf, self.claims["gap"]
         fits = {"unique": many == 1, "ambiguous": many > 1, "minimal": many, "locally-minimal": many}[status]
         self.refuse(not fits, f"a certificate {status!r} does not list {many} circuits")
-        ports = [[self.to[to] for to in ports] for ports in self.model.ports.values()]  # of heads q and k first
-        groups = {*self.of.values(), *map(sum, ports), *(sum(each[:2]) for each in ports)}
+        groups = {*self.of.values(), *self.to.values(), *(1 << bit for bit in range(len(self.names)))}
+        groups |= {sum(self.to[to] for to in ports[:n]) for ports in self.model.ports.values() for n in (2, 3)}  # q, k
+        self.unchecked += ["other sets than two edges or groups of a circuit"] * (status == "locally-minimal")
         for number, code in enumerate(self.circuits, 1):
-            fewer = [code & ~(1 << bit) for bit in range(len(self.names)) if code >> bit & 1]
-            worst, where = self.worst(np.array([code, *fewer], self.zero.dtype), self.order)
+            apart, where = self.worst(self.zero + code, self.order)
+            fewer = np.array([code & ~(1 << bit) for bit in range(len(self.names)) if code >> bit & 1], self.zero.dtype)
+            effects, whole = self.worst(fewer, self.order[:64])[0], set[int]()
+            while (least := int(effects.argmin())) not in whole:  # the others do more, on a few pairs already
+                effects[least], whole = self.worst(fewer[[least]], self.order)[0][0], whole | {least}
             on = " corrupted by ".join(map(str, self.tokens[self.pairs[:, where[0]]].tolist()))
-            self.refuse(worst[0] > self.most, f"circuit {number} is not faithful: {worst[0]:.4g} off on {on}")
-            margin, gap = min(margin, np.abs(worst - self.most).min()), {"kept": worst[1:].min(), "dropped": worst[0]}
-            wrong = any(not abs(gap[name] - stated[name]) <= 1e-3 * gap[name] + self.most / 10 for name in gap)
-            self.refuse(number == 1 and wrong, f"the gap is {gap['kept']:.4g}, {gap['dropped']:.4g}, not as stated")
+            self.refuse(apart[0] > self.most, f"circuit {number} is not faithful: {apart[0]:.4g} off on {on}")
+            gap, text = (effects.min(), apart[0]), f"circuit {number} is faithful without some edges"
+            margin = min(margin, *np.abs(np.subtract(gap, self.most)))
+            same = np.allclose(gap, (stated["kept"], stated["dropped"]), 1e-3, self.most / 10)
+            self.refuse(number == 1 and not same, f"the gap is {gap[0]:.4g}, {gap[1]:.4g}, not as stated")
             self.refuse(sum(each & code == each for each in self.circuits) > 1, f"circuit {number} holds another one")
-            left = {*fewer, *(code & ~(one | other) for one in groups for other in groups)} - {code}
-            text = f"circuit {number} is faithful without some edges"
+            left = {code & ~(one | other) for one in groups for other in groups} - {code}
             found = self.search(text, code, lambda left=left: np.array([*left], self.zero.dtype))
             if not found and status != "locally-minimal":
                 self.search(text, code, lambda code=code: self.live(code))
-        self.refuse(not self.claims["margin"] * 0.999 - 1e-6 <= margin, f"the margin is no more than {margin:.4g}")
+        self.refuse(not 0 <= self.claims["margin"] <= margin / 0.999 + 1e-6, f"the margin is no more than {margin:.4g}")
         if "minimal" not in status:
             self.search("a true circuit is not listed", 0, self.varying)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Check folders, and say line by line what is refused, and what was not checked."""
     parser = argparse.ArgumentParser(description="Check certificates of true circuits, from their folders alone.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
@@ -283,12 +283,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10**8, help="masked inputs of one certificate, at the most")
     parser.add_argument("--tolerance", type=float, default=0.01, help="that certificates are to state")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     results, lines = {str(folder): {kind: list[str]() for kind in KINDS} for folder in options.folders}, list[str]()
     for folder, found in results.items():
         try:
             Check(Path(folder), options, found)
-        except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a folder holds, the next one is checked
             found["unusable"].append(f"{type(error).__name__}: {' '.join(str(error).split())}")
         lines += [f"{folder}: {kind}: {text}" for kind in KINDS for text in found[kind]]
     print(json.dumps({"certificates": results}) if options.json else "\n".join(lines))

@@ -111,7 +111,7 @@ class Judge:
         """Masked inputs run so far: what certification costs, whatever the machine."""
 
         self.margin = math.inf
-        """The smallest distance of a difference to the tolerance, among all verdicts so far, if below the tolerance."""
+        """The smallest |difference - tolerance| among the verdicts of `reproduces` so far; exact where below `atol`."""
 
     @property
     def pairs(self) -> int:

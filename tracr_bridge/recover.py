@@ -16,7 +16,7 @@ from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
 from tracr_bridge.known import known
 from tracr_bridge.program import Program
-from tracr_bridge.truth import Truth, is_true
+from tracr_bridge.truth import Truth, gap_of, is_true, margin_of
 
 _T = TypeVar("_T")
 
@@ -124,7 +124,7 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
 
     A circuit that is not listed may be true where the list is not complete, or where edges that were not enumerated
     may matter too. It is exact if it is proved to be faithful and subset-minimal; where that would cost too much, it is
-    not. The certificate then lists it as well, and is `ambiguous` if it was `unique`.
+    not. The certificate then lists it as well, and is `minimal` if its list was said to be complete.
 
     Raises:
         CircuitMismatch: `found` is of another graph or under another ablation.
@@ -138,8 +138,14 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
         # What holds a true circuit inside is none; only a list of locally minimal circuits can have such.
         outside = [circuit for circuit in certificate.circuits if not found.edges < circuit.edges]
         circuits = tuple(sorted((*outside, found), key=len))
-        status = "ambiguous" if certificate.complete else certificate.status
-        certificate = replace(certificate, status=status, circuits=circuits)
+        gap = gap_of(truth.judge, circuits[0])
+        certificate = replace(
+            certificate,
+            status="minimal" if certificate.complete else certificate.status,
+            circuits=circuits,
+            gap=gap,
+            margin=min(certificate.margin, margin_of(truth.judge, gap)),
+        )
         truth = replace(truth, circuit=circuits[0], certificate=certificate)
     reference = min(certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))
     return Assessment(found, reference, compare(found, reference), truth, proof)

@@ -57,6 +57,7 @@ def truth_json(truth: Truth, program: str) -> dict[str, Any]:
         "structural": len(truth.structural),
         "structural_edges": edge_names(graph, truth.structural),
         "total": graph.total,
+        "others_matter": truth.others_matter,
         "certificate": certificate_json(truth.certificate),
     }
 
@@ -76,6 +77,7 @@ def recovery_json(recovery: Recovery) -> dict[str, Any]:
         "found": recovery.discovery.circuit.names(),
         "truth": recovery.assessment.reference.names(),
         "total": graph.total,
+        "others_matter": recovery.assessment.truth.others_matter,
         "certificate": certificate_json(recovery.assessment.truth.certificate),
         "seconds": {phase: round(seconds, 3) for phase, seconds in recovery.seconds.items()},
     }
@@ -119,7 +121,7 @@ def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tupl
     if compared is not None and len(certificate.circuits) > 1:
         listed += f"; compared with the nearest, of {len(compared)}"
     if certificate.choices:
-        listed += f"; {certificate.choices:,} choices of edges told apart"
+        listed += f"; {certificate.choices:,} partial circuits built"
     runs = "pairs of clean and corrupted inputs" if truth.circuit.ablation == "resample" else "inputs"
     coverage = "all there are" if certificate.exhaustive else "a seeded sample"
     status = _STATUS[certificate.status] + (" (among structural edges)" if truth.others_matter else "")

@@ -2,15 +2,17 @@
 
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Final
 
 from edgeprune.graph import Ablation, edge_names
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
+from tracr_bridge import check_certificate
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.certificate_folder import save_certificate
 from tracr_bridge.compile import Compiled, compile_program
@@ -19,9 +21,6 @@ from tracr_bridge.program import Program
 from tracr_bridge.recover import Assessment, assess, effects
 from tracr_bridge.truth import Truth
 from tracr_bridge.verify import verify
-
-CHECKER: Final = Path(__file__).with_name("check_certificate.py")
-"""Proves certificates anew from their folders, in double precision; it imports nothing of ours."""
 
 _AFFORDABLE: Final = ("--subsets", "16384", "--rows", "200000")
 """What the checker may enumerate and run, for each certificate to be checked in about a second."""
@@ -139,18 +138,13 @@ class Suite:
 
 def refused(truth: Truth, compiled: Compiled) -> list[str]:
     """What an independent check of a certificate finds wrong, in words."""
-    with tempfile.TemporaryDirectory() as parent:
+    with tempfile.TemporaryDirectory() as parent, redirect_stdout(StringIO()) as output:
         folder = Path(parent) / "certificate"
         save_certificate(truth, compiled, folder)
-        command = [sys.executable, "-I", str(CHECKER), str(folder), "--json", *_AFFORDABLE]
-        command += ["--tolerance", str(truth.certificate.atol)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        found: dict[str, list[str]] = json.loads(ran.stdout)["certificates"][str(folder)]
-    except ValueError:
-        return [f"it cannot be checked: {ran.stderr.strip()[-500:]}"]
+        code = check_certificate.main([str(folder), "--json", "--tolerance", str(truth.certificate.atol), *_AFFORDABLE])
+    found: dict[str, list[str]] = json.loads(output.getvalue())["certificates"][str(folder)]
     wrong = [*found["refused"], *found["unusable"]]
-    return wrong or ([] if ran.returncode == 0 else ["it is refused without a reason"])
+    return wrong or ([] if code == 0 else ["it is refused without a reason"])
 
 
 def _search_path(method: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, UnsupportedProgram
 from edgeprune.graph import Ablation, Circuit, Edge
+from edgeprune.groups import masks_without, removals
 from edgeprune.masks import mask_of
 from edgeprune.metrics import ATOL
 from tracr_bridge.behaviours import minimal_circuits
@@ -37,7 +38,7 @@ ROUNDING: Final = 0.25
 
 @dataclass(frozen=True)
 class Gap:
-    """How clear the cut between true and other edges is; both before decoding, over the whole domain."""
+    """How clear the cut is between the edges of the smallest circuit and all others; before decoding, on all inputs."""
 
     kept: float
     """The smallest difference that taking one edge out of the circuit makes."""
@@ -66,7 +67,7 @@ class Certificate:
     """The smallest |difference - tolerance| among the verdicts that all this rests on."""
 
     choices: int
-    """Partial circuits that were told apart by their behaviour; 0 where they were too many."""
+    """Partial circuits that were built to find all true ones; 0 where they were too many."""
 
     circuits: tuple[Circuit, ...]
     """Every circuit found, smallest first."""
@@ -143,7 +144,7 @@ def derive_truth(
     circuits = tuple(
         Circuit(graph, ablation, kept) for kept in sorted(found, key=lambda kept: (len(kept), sorted(kept)))
     )
-    gap = _gap(judge, circuits[0])
+    gap = gap_of(judge, circuits[0])
     certificate = Certificate(
         status=status,
         inputs=len(dataset),
@@ -151,7 +152,7 @@ def derive_truth(
         exhaustive=whole_domain and judge.exhaustive,
         atol=atol,
         gap=gap,
-        margin=min(judge.margin, abs(gap.kept - atol), abs(gap.dropped - atol)),
+        margin=margin_of(judge, gap),
         choices=choices,
         circuits=circuits,
     )
@@ -184,7 +185,7 @@ def _check_ends(judge: Judge, edges: Sequence[Edge], name: str) -> None:
 
 
 def _search(judge: Judge, edges: Sequence[Edge], seed: int) -> tuple[Status, list[frozenset[Edge]], int]:
-    """Circuits within `edges`, how far they are proved, and the choices of edges that were told apart."""
+    """Circuits within `edges`, how far they are proved, and the partial circuits that were built."""
     found = minimal_circuits(judge, edges)
     if found is not None:
         assert found.circuits, "a faithful set has a subset-minimal one inside"
@@ -194,7 +195,12 @@ def _search(judge: Judge, edges: Sequence[Edge], seed: int) -> tuple[Status, lis
     proved = {circuit for each in inside if each is not None for circuit in each.circuits}
     if proved:
         return "minimal", list(proved), 0
-    return "locally-minimal", [end for end in ends if not any(other < end for other in ends)], 0
+    ends = [end for end in ends if not any(other < end for other in ends)]
+    moves = removals(judge.model.graph, edges)
+    for end in ends:
+        gone = torch.tensor([edge not in end for edge in edges])
+        judge.reproduces(masks_without(judge.model.graph, edges, moves | gone))  # by how much each fails counts
+    return "locally-minimal", ends, 0
 
 
 def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> frozenset[Edge]:
@@ -219,7 +225,13 @@ def _without_one(edges: Iterable[Edge]) -> list[list[Edge]]:
     return [[other for other in edges if other != edge] for edge in edges]
 
 
-def _gap(judge: Judge, circuit: Circuit) -> Gap:
+def gap_of(judge: Judge, circuit: Circuit) -> Gap:
+    """What taking one edge out of a circuit does at the least, and what the circuit itself leaves over."""
     sets = [circuit.edges, *_without_one(circuit.edges)]
     differences = judge.differences(torch.stack([mask_of(circuit.graph, kept) for kept in sets])).tolist()
     return Gap(kept=min(differences[1:]), dropped=differences[0])
+
+
+def margin_of(judge: Judge, gap: Gap) -> float:
+    """The smallest |difference - tolerance| among a judge's verdicts so far and in a gap."""
+    return min(judge.margin, abs(gap.kept - judge.atol), abs(gap.dropped - judge.atol))

@@ -478,7 +478,7 @@ def test_circuits_that_are_not_listed_are_run_before_they_are_called_false(tmp_p
     monkeypatch.setattr(recover, "is_true", lambda _judge, edges: edges == other.edges)
     assessment = recover.assess(made.truth("zero"), other)
     assert assessment.comparison.exact and assessment.proof == "proved"
-    assert assessment.truth.certificate.status == "ambiguous"
+    assert assessment.truth.certificate.status == "minimal"
 
 
 def test_numbers_that_are_not_small_beside_the_constant_are_refused(tmp_path):

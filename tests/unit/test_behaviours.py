@@ -116,6 +116,23 @@ def test_the_subset_minimal_sets_of_each_group_are_kept():
     assert len(behaviours._minimal_of_each(torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.long))) == 0
 
 
+def test_many_sets_of_one_group_are_compared_some_at_a_time_and_too_many_are_not(monkeypatch):
+    sets = torch.arange(1, 1 << 10)[:, None] >> torch.arange(10) & 1 == 1
+    group = torch.zeros(len(sets), dtype=torch.long)
+    for compared in (1, 100, 1 << 10):
+        monkeypatch.setattr(behaviours, "_COMPARED", compared)
+        assert behaviours._minimal_of_each(sets, group).tolist() == [(1 << n) - 1 for n in range(10)]
+    monkeypatch.setattr(behaviours, "_EQUAL", len(sets) - 1)
+    with pytest.raises(behaviours._GaveUp):
+        behaviours._minimal_of_each(sets, group)
+
+
+def test_more_circuits_than_anyone_would_list_are_too_many(compiled, truth, monkeypatch):
+    edges = sorted(compiled("shuffle_dyck1").model.structural)
+    monkeypatch.setattr(behaviours, "MOST_CIRCUITS", 1)
+    assert minimal_circuits(judge_of(compiled, "shuffle_dyck1"), edges) is None
+
+
 def idle_chain(scale: float) -> TracrModel:
     """Outputs are the token's column; m0 writes another, which m1 reads, and makes nothing of: its ReLU is at 0."""
     column = np.eye(3, dtype=np.float32)

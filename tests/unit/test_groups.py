@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from edgeprune import groups
 from edgeprune.ablation import Ablator
 from edgeprune.graph import Edge, Graph, live_edges
 from edgeprune.groups import masks_without, removals
@@ -50,6 +51,18 @@ def test_each_set_is_tried_once_small_ones_first_and_none_is_empty():
     assert [len(each) for each in found] == sorted(map(len, found))
     assert min(map(len, found)) == 1
     assert removals(GRAPH, []).shape == (0, 0)
+
+
+def test_of_many_groups_no_pairs_are_tried(monkeypatch):
+    """Their number grows with the square of the number of groups, and each is as wide as all edges."""
+    graph = Graph.transformer(embeddings=("embed",), layers=6, heads=6)
+    edges = list(graph.edges)
+    moves = removals(graph, edges)
+    assert len(moves) < len(edges) + len(graph.destinations) + 3 * len(graph.sources)
+    few = edges[:40]
+    every = removals(graph, few)
+    monkeypatch.setattr(groups, "PAIRS", 0)
+    assert len(removals(graph, few)) < len(every) < len(removals(graph, few)) + 3000
 
 
 def test_queries_of_heads_that_share_a_key_are_not_mixed_up():

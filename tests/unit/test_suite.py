@@ -16,6 +16,7 @@ from edgeprune.graph import Circuit, Edge
 from edgeprune.masks import edge_exists
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
+from tracr_bridge import suite as suite_module
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.suite import CheckFailed, Suite
 
@@ -296,10 +297,15 @@ def test_a_circuit_that_is_not_listed_is_noticed():
             suite.check_truth(program, "resample")
 
 
-def test_a_check_that_cannot_be_run_is_no_check(monkeypatch, tmp_path):
-    (tmp_path / "broken.py").write_text("raise SystemExit('out of order')")
-    monkeypatch.setattr("tracr_bridge.suite.CHECKER", tmp_path / "broken.py")
-    with pytest.raises(CheckFailed, match="it cannot be checked: out of order"):
+def test_a_check_that_cannot_be_made_is_no_check(monkeypatch):
+    save = suite_module.save_certificate
+
+    def losing(truth, compiled, folder):
+        save(truth, compiled, folder)
+        (folder / "weights.npz").unlink()
+
+    monkeypatch.setattr(suite_module, "save_certificate", losing)
+    with pytest.raises(CheckFailed, match=r"expected a file weights\.npz"):
         Suite().check_truth(load_program(NAME), "zero")
 
 

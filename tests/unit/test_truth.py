@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tracr.compiler import lib
 from tracr.rasp import rasp
 
 from edgeprune.ablation import Ablator
+from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, UnsupportedProgram
 from edgeprune.graph import ABLATIONS, Circuit, Edge, Graph
 from edgeprune.masks import mask_of
@@ -23,8 +25,10 @@ from tracr_bridge.cli import main
 from tracr_bridge.compile import compile_program
 from tracr_bridge.judge import Judge
 from tracr_bridge.known import certify
+from tracr_bridge.model import TracrModel
 from tracr_bridge.recover import assess, effects
-from tracr_bridge.truth import derive_truth, inert_edges, is_faithful, is_true
+from tracr_bridge.truth import derive_truth, gap_of, inert_edges, is_faithful, is_true
+from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
 
@@ -164,6 +168,33 @@ def test_what_is_too_much_to_prove_is_said_to_be_locally_minimal(compiled, truth
     assert is_true(found.judge, found.circuit.edges) is None
 
 
+def nearly_cancelling() -> tuple[TracrModel, Dataset]:
+    """m0 adds 3, m1 takes off 2.985: without both, outputs are .015 off, which is .005 above the tolerance."""
+    column = np.eye(4, dtype=np.float32)
+    none = HeadWeights(*[np.zeros((4, 1), np.float32)] * 3, np.zeros((1, 4), np.float32))
+    layers = tuple(
+        LayerWeights((none,), column[:, :1], factor * column[to : to + 1]) for factor, to in ((3, 2), (-2.985, 3))
+    )
+    token = np.zeros((4, 4), np.float32)
+    token[1, 0] = token[2, 1] = 1
+    weights = Weights(
+        token, np.zeros((2, 4), np.float32), layers, column[:, 1:].sum(1)[:, None], causal=False, pad_id=3
+    )
+    model = TracrModel(weights, token_ids=[0, 1, 2])
+    tokens, scored = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[False, True]] * 2)
+    return model, Dataset(tokens, scored, model(tokens), torch.zeros(2, dtype=torch.long), logits=False)
+
+
+@pytest.mark.parametrize("proved", [True, False])
+def test_a_margin_is_of_groups_too(monkeypatch, proved):
+    model, dataset = nearly_cancelling()
+    if not proved:
+        monkeypatch.setattr(truth_module, "minimal_circuits", lambda judge, edges: None)
+    certificate = derive_truth(model, dataset, model.structural, list(model.read), "zero").certificate
+    assert certificate.status == ("unique" if proved else "locally-minimal")
+    assert certificate.margin == pytest.approx(0.005, abs=1e-4)
+
+
 def test_an_order_of_elimination_that_a_few_pairs_misled_starts_again(compiled, truth, monkeypatch):
     rounds = list[int]()
     take_out = elimination._take_out
@@ -204,8 +235,8 @@ def test_a_circuit_that_is_listed_is_exact_and_one_that_is_proved_is_told_apart(
     for before, after, others_matter in (
         ("minimal", "minimal", False),
         ("locally-minimal", "locally-minimal", False),
-        ("unique", "ambiguous", True),
-        ("ambiguous", "ambiguous", True),
+        ("unique", "minimal", True),
+        ("ambiguous", "minimal", True),
     ):
         assessment = assess(claimed(found, before, one, others_matter=others_matter), other)
         assert (assessment.proof, assessment.reference) == ("proved", other)
@@ -213,6 +244,18 @@ def test_a_circuit_that_is_listed_is_exact_and_one_that_is_proved_is_told_apart(
         assert assessment.truth.certificate.status == after
         assert assessment.truth.certificate.circuits == (one, other)
         assert assess(assessment.truth, other).proof == "listed"
+
+
+def test_what_is_said_of_a_circuit_that_was_proved_is_of_that_circuit(truth):
+    """The gap is of the smallest circuit listed, and the margin covers all verdicts."""
+    found = truth("shuffle_dyck1", "zero")
+    smaller, larger = found.certificate.circuits
+    alone = replace(claimed(found, "minimal", larger), circuit=larger)
+    alone = replace(alone, certificate=replace(alone.certificate, gap=gap_of(found.judge, larger), margin=0.009))
+    certificate = assess(alone, smaller).truth.certificate
+    assert certificate.circuits == (smaller, larger)
+    assert certificate.gap == gap_of(found.judge, smaller) != alone.certificate.gap
+    assert certificate.margin == min(found.judge.margin, 0.009) < 0.01
 
 
 def test_a_complete_list_leaves_no_room_for_another_circuit(truth):
