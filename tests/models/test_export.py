@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,21 +91,30 @@ def test_circuits_are_true_where_they_are_run(exported):
         assert float(empty) > 0.1
 
 
+def recoveries(family: str, quick: str) -> Any:
+    """Every program at seed 0, and those in QUICK at seeds 1 to 4; one run of a family is not for the sweep."""
+    runs: list[Any] = []
+    for name, of in (case.values[0] for case in CASES):
+        for seed in (range(5) if name in QUICK else range(1)) if of == family else ():
+            marks = [] if (name, seed) == (quick, 0) else pytest.mark.sweep
+            runs.append(pytest.param((name, of), seed, id=f"{name}-{of}-{seed}", marks=marks))
+    return pytest.mark.parametrize(("exported", "seed"), runs, indirect=["exported"])
+
+
 class _Recovery:
     """A class for each family: several processes that run tests take a class each."""
 
-    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(1, 5))])
     def test_edge_pruning_recovers_them(self, exported, seed):
         for ablation in ABLATIONS:
             found = METHODS["edge-pruning"](exported.model, exported.dataset, ablation, seed=seed)
             assert is_exact(exported, found.circuit), (ablation, found.circuit.names())
 
 
-@pytest.mark.parametrize("exported", [case for case in CASES if "gpt2" in case.id], indirect=True)
+@recoveries("gpt2", "induction")
 class TestRecoveryOfGpt2(_Recovery): ...
 
 
-@pytest.mark.parametrize("exported", [case for case in CASES if "llama" in case.id], indirect=True)
+@recoveries("llama", "depth")
 class TestRecoveryOfLlama(_Recovery): ...
 
 

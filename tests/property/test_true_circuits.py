@@ -29,7 +29,7 @@ from tracr_bridge.model import TracrModel
 from tracr_bridge.truth import derive_truth, is_faithful, is_true
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
-MOST = 8
+MOST = 7
 """Edges whose subsets are all run, at the most; 10 where there is time."""
 
 Sets = set[frozenset[Edge]]

@@ -12,6 +12,7 @@ import torch
 from tracr.compiler import lib
 from tracr.rasp import rasp
 
+from edgeprune import groups
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, UnsupportedProgram
@@ -140,8 +141,10 @@ def test_every_circuit_of_an_ambiguous_certificate_is_true(compiled, truth):
 
 
 def budgets(monkeypatch, **limits):
+    """Of the search; elimination, which has to do instead, tries fewer small sets, as they are most of its time."""
     for name, limit in limits.items():
         monkeypatch.setattr(behaviours, name, limit)
+    monkeypatch.setattr(groups, "SUBSETS", 64)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +209,7 @@ def test_an_order_of_elimination_that_a_few_pairs_misled_starts_again(compiled, 
     def give_up(judge, edges):
         judge._counterexamples.clear()  # what other searches have taught it
 
+    budgets(monkeypatch)
     monkeypatch.setattr(elimination, "_take_out", counted)
     monkeypatch.setattr(truth_module, "minimal_circuits", give_up)
     monkeypatch.setattr("tracr_bridge.judge._FIRST", 1)
