@@ -19,6 +19,9 @@ Removals = Bool[Tensor, "removal edge"]
 ORDERS: Final = 8
 """Seeded orders in which edges and groups are taken out."""
 
+_AT_ONCE: Final = 4096
+"""Moves that are tried at a time."""
+
 
 def eliminate(judge: Judge, edges: Sequence[Edge], *, seed: int, orders: int = ORDERS) -> list[frozenset[Edge]]:
     """Circuits at which seeded orders of elimination end, all orders run abreast.
@@ -49,19 +52,32 @@ def _take_out(judge: Judge, edges: Sequence[Edge], moves: Removals, ranking: Ten
     At its end nothing can go, which is certain; that what is left reproduces everywhere is not.
     """
     kept = torch.ones(len(ranking), len(edges), dtype=torch.bool)
-    lanes = torch.arange(len(ranking))
-    changed = True
-    while changed:
-        before = kept.clone()
-        for step in ranking.T:
-            trial = kept & ~moves[step]
-            alive = lanes[(trial != kept).any(1)]
-            distinct, lane_of = torch.unique(trial[alive], dim=0, return_inverse=True)
-            if len(distinct):
-                verdict = judge.seems_to_reproduce(masks_without(judge.model.graph, edges, ~distinct))[lane_of]
-                kept[alive[verdict]] = trial[alive[verdict]]
-        changed = bool((kept != before).any())
+    while bool((possible := _possible(judge, edges, moves, kept)).any()):
+        in_order = possible.gather(1, ranking)
+        for step in torch.nonzero(in_order.any(0))[:, 0].tolist():
+            trial = kept & ~moves[ranking[:, step]]
+            alive = torch.nonzero(in_order[:, step] & (trial != kept).any(1))[:, 0]
+            verdict = _reproduces(judge, edges, trial[alive])
+            kept[alive[verdict]] = trial[alive[verdict]]
     return kept
+
+
+def _possible(judge: Judge, edges: Sequence[Edge], moves: Removals, kept: Kept) -> Bool[Tensor, "order move"]:
+    """Which moves can be made next, each alone."""
+    distinct, of = torch.unique(kept, dim=0, return_inverse=True)
+    found = torch.zeros(len(distinct), len(moves), dtype=torch.bool)
+    for row, each in zip(found, distinct, strict=True):
+        takes = torch.nonzero((moves & each).any(1))[:, 0]
+        row[takes] = torch.cat([_reproduces(judge, edges, each & ~moves[some]) for some in takes.split(_AT_ONCE)])
+    return found[of]
+
+
+def _reproduces(judge: Judge, edges: Sequence[Edge], kept: Kept) -> Bool[Tensor, " set"]:
+    """Whether each set seems to reproduce the model; equal ones are run once."""
+    if not len(kept):
+        return torch.zeros(0, dtype=torch.bool)
+    distinct, of = torch.unique(kept, dim=0, return_inverse=True)
+    return judge.seems_to_reproduce(masks_without(judge.model.graph, edges, ~distinct))[of]
 
 
 def _edges(edges: Sequence[Edge], row: Tensor) -> frozenset[Edge]:
