@@ -1,6 +1,6 @@
 """What certifying costs: this toolkit on all shipped programs, or on some; beside a naive version, in one process.
 
-    python benchmarks/certify.py                                    all programs under zero and resample, minutes
+    python benchmarks/certify.py --ablations zero mean resample     all programs, minutes; how many have which status
     python benchmarks/certify.py --program shuffle_dyck1 --naive    one of them beside the naive version, half a minute
     python benchmarks/certify.py --program shuffle_dyck1 --naive --ablations zero resample          10 minutes
 
@@ -10,6 +10,7 @@ and one input (pair) at a time. Ours goes on to prove the true circuits, which t
 
 import argparse
 import time
+from collections import Counter
 
 import torch
 
@@ -80,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     naive_seconds = ours_seconds = 0.0
-    rows = 0
+    rows, statuses = 0, Counter[str]()
     for name in options.program or catalogue():
         compiled = compile_program(load_program(name))
         for ablation in options.ablations:
@@ -88,6 +89,7 @@ def main() -> None:
             if truth is None:
                 continue
             ours_seconds, rows = ours_seconds + seconds, rows + truth.judge.rows
+            statuses[truth.certificate.status] += 1
             if options.naive:
                 start = time.perf_counter()
                 necessary = naively_necessary(compiled, ablation)
@@ -96,6 +98,7 @@ def main() -> None:
                 print(f"{'':24} {ablation:9} {naive:7.2f} s naive: {len(necessary)} edges are necessary one by one")
                 naive_seconds += naive
     print(f"together: {ours_seconds:.1f} s, {rows:,} masked inputs")
+    print("certificates:", ", ".join(f"{count} {status}" for status, count in statuses.most_common()))
     if options.naive:
         print(f"naive: {naive_seconds:.1f} s, ratio {naive_seconds / ours_seconds:.0f}")
 

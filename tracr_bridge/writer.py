@@ -272,9 +272,13 @@ class Writer:
     def _rests_on_bos(self, selector: str, keys: _Expression, queries: _Expression) -> bool:
         """Whether Tracr attends to BOS wherever nothing is selected, as it means to.
 
-        Its widths are less than nothing at BOS: who looks for a width of 0 there, and finds none, sees all but BOS.
+        Its widths are less than nothing at BOS, wherever they are moved: who looks for a width of 0 there, and finds
+        none, sees all but BOS.
         """
-        if not isinstance(keys.sop, rasp.SelectorWidth):
+        moved = keys.sop
+        while isinstance(moved, rasp.Aggregate):
+            moved = moved.sop
+        if not isinstance(moved, rasp.SelectorWidth):
             return True
         selects: Callable[[Any, Any], bool] = eval(selector, self._names()).predicate
         for run, tokens in self._runs:

@@ -23,6 +23,7 @@ from tracr_bridge.sample import draw_programs
 from tracr_bridge.strategies import inputs_for, program_from, rasp_programs
 from tracr_bridge.suite import refused
 from tracr_bridge.verify import verify
+from tracr_bridge.writer import Writer
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 few = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=SLOW)
@@ -33,6 +34,20 @@ RARE = {"7 layers", "8 layers"}
 
 def lines_of(program) -> list[str]:
     return [line for line in program.source.splitlines() if ".named(" in line]
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_width_of_0_is_looked_for_nowhere_that_tracr_has_less_than_nothing_at_bos(times):
+    """There a head that finds no such width attends to all but BOS; so it does where widths were moved on the way."""
+    writer = Writer(None, vocab=(0, 1), shortest=1, length=3, causal=False, left=9)
+    everywhere = "rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.TRUE)"
+    keys = width = writer._write(f"rasp.SelectorWidth({everywhere})", values=range(4))
+    for _ in range(times):
+        keys = writer._write(f"rasp.Aggregate({everywhere}, {keys.name})", values=range(4))
+    for looked_for, rests in ((0, False), (3, True)):
+        predicate = f"lambda key, query: (key, query) in (({looked_for}, 2), ({looked_for}, 3))"
+        selector = f"rasp.Select({keys.name}, {width.name}, {predicate})"
+        assert writer._rests_on_bos(selector, keys, width) == rests
 
 
 @pytest.fixture(scope="module")
