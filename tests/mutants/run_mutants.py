@@ -30,8 +30,9 @@ SUITE = (
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
     "tests/unit/test_compile.py", "tests/unit/test_verify.py", "tests/unit/test_judge.py",
-    "tests/property/test_true_circuits.py", "tests/unit/test_behaviours.py", "tests/unit/test_truth.py",
-    "tests/unit/test_groups.py", "tests/unit/test_methods.py", "tests/unit/test_suite.py",
+    "tests/unit/test_fingerprints.py", "tests/property/test_true_circuits.py", "tests/unit/test_behaviours.py",
+    "tests/unit/test_truth.py", "tests/unit/test_check_certificate.py", "tests/unit/test_groups.py",
+    "tests/unit/test_methods.py", "tests/unit/test_suite.py",
     "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_transformers.py",
     "tests/models/test_tasks.py", "tests/models/test_pruning_run.py", "tests/unit/test_bench.py",
     "tests/models/test_compare.py", "tests/models/test_parallel.py",
@@ -78,6 +79,8 @@ OWN = {
     "edgeprune/masks": "tests/property/test_masks.py",
     "tracr_bridge/recover": "tests/unit/test_truth.py",
     "tracr_bridge/suite": "tests/unit/test_suite.py",
+    "tracr_bridge/writer": "tests/recovery/test_random_programs.py",
+    "edgeprune/fingerprints": "tests/unit/test_fingerprints.py",
 }
 """What is run before all else, by where the bug is: the order alone, to be done sooner."""
 
