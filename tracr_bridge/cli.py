@@ -138,7 +138,7 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     )
     recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
     truth.add_argument(
-        "--save", type=Path, metavar="DIR", help="write the certificate as a folder, which check_certificate.py proves"
+        "--save", type=Path, metavar="DIR", help="write the certificate as a folder, which check_certificate.py checks"
     )
     return parser
 

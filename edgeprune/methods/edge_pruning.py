@@ -41,7 +41,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.masks import HardConcrete, LearnedMask, Masked, mask_of
+from edgeprune.masks import LARGE, HardConcrete, LearnedMask, Masked, mask_of
 from edgeprune.methods.final_check import FinalCheck
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.methods.objective import HardPairs, Loss, Objective, draw_pairs
@@ -117,7 +117,7 @@ class PenaltyConfig:
     initial_log_alpha: float = 2.0
     """Start of every log_alpha: a rounded sample keeps the edge with probability 0.88."""
 
-    largest_log_alpha: float = 12.0
+    largest_log_alpha: float = LARGE
     """log_alpha is kept within plus and minus this."""
 
     rounded: bool = True

@@ -37,7 +37,7 @@ def score(content: dict, ablation: str, found: set[str]) -> int:
     print(", all there are" if certificate["exhaustive"] else ", a sample")
     if found == nearest:
         return 0
-    if certificate["status"] == "unique" and found <= set(content["structural"]):
+    if certificate["status"] in ("unique", "ambiguous") and found <= set(content["structural"]):
         return 1
     print("Another circuit than those listed may be true: only running it would tell.")
     return 3

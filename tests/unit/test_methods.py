@@ -100,6 +100,7 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
         {"hard_pairs": -1},
         {"at_rest": 2.0},
         {"learning_rate": float("nan")},
+        {"joint_removals": True, "masked": "nodes"},
     ],
 )
 def test_an_impossible_penalty_setting_is_refused(fault):
