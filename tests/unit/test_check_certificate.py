@@ -402,36 +402,29 @@ def test_what_else_could_leave_a_local_minimum_is_said_to_be_unchecked(saved, tm
     assert "unchecked: other sets than two edges or groups of a circuit" in output
 
 
-@pytest.mark.parametrize("scale", [1, 1e-10])
-def test_a_circuit_of_edges_that_are_read_with_small_weights_is_missed(saved, tmp_path, scale):
-    """m1 reads the token from tok or, as m0 passes it on, from there; only the second way is listed."""
-    column = np.eye(5)
-    reads = column[:, 0] + column[:, 1]
-    weights = {
-        "token": np.outer([0, 0, 1, 0, 0], column[0]),
-        "position": column[[3, 3]],
-        "unembed": column[:, 2:3],
-        "m0.hidden": column[:, :1],
-        "m0.output": column[1:2],
-        "m1.hidden": scale * np.stack([reads, reads - column[3]], 1),
-        "m1.output": np.stack([column[2], -column[2]]) / scale,
-    }
-    for layer in range(2):
+COLUMN = np.eye(5)
+
+
+def check_mlps(saved, tmp_path, weights: dict, circuit: list[str], *others: str, status: str) -> tuple[int, str]:
+    """What the checker says of a circuit of MLPs. Column 0 is the token, column 4 the output, both 0 or 1."""
+    layers = sum(name.endswith("hidden") for name in weights)
+    weights |= {"token": np.outer([0, 0, 1, 0, 0], COLUMN[0]), "position": COLUMN[[3, 3]], "unembed": COLUMN[:, 4:]}
+    for layer in range(layers):
         weights |= {f"a{layer}.{port}": np.zeros((5, 1)) for port in ("query", "key", "value")}
         weights[f"a{layer}.output"] = np.zeros((1, 5))
     tokens, scored = np.array([[0, 1], [0, 2]]), np.array([[False, True]] * 2)
     domain = {"tokens": tokens, "scored": scored, "group": [0, 0], "outputs": [[[0.0], [0.0]], [[0.0], [1.0]]]}
-    graph = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
+    graph = Graph.transformer(embeddings=("tok", "pos"), layers=layers, heads=1)
     graph = {"sources": list(map(str, graph.sources)), "destinations": list(map(str, graph.destinations))}
 
     def say(content):
-        content |= {"graph": graph, "structural": ["tok->m0", "tok->m1", "pos->m1", "m0->m1", "m1->logits"]}
-        content["model"] |= {"layers": 2, "heads": 1, "head_dim": 1, "bos": 0, "pad": 4}
+        content |= {"graph": graph, "structural": [*circuit, *others]}
+        content["model"] |= {"layers": layers, "heads": 1, "head_dim": 1, "bos": 0, "pad": 4}
         content["domain"] |= {"vocabulary": [1, 2], "lengths": [1, 1], "inputs": 2, "pairs": 2}
-        content["claims"] |= {"circuits": [["tok->m0", "m0->m1", "pos->m1", "m1->logits"]], "margin": 0.01}
+        content["claims"] |= {"circuits": [circuit], "status": status, "margin": 0.01}
         content["claims"]["gap"] = {"kept": 1.0, "dropped": 0.0}
 
-    code, output = changed_copy(
+    return changed_copy(
         saved,
         tmp_path,
         "hist",
@@ -440,13 +433,39 @@ def test_a_circuit_of_edges_that_are_read_with_small_weights_is_missed(saved, tm
         domain=lambda arrays: replace_all(arrays, domain),
         of_circuit={"graph": graph},
     )
-    assert code == 1
-    assert "a true circuit is not listed: tok->m1, pos->m1, m1->logits" in output and output.count("refused") == 1
 
 
 def replace_all(arrays: dict, others: dict) -> None:
     arrays.clear()
     arrays.update(others)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-10])
+def test_a_circuit_of_edges_that_are_read_with_small_weights_is_missed(saved, tmp_path, scale):
+    """m1 reads the token from tok or, as m0 passes it on, from there; only the second way is listed."""
+    reads = COLUMN[:, 0] + COLUMN[:, 1]
+    weights = {
+        "m0.hidden": COLUMN[:, :1],
+        "m0.output": COLUMN[1:2],
+        "m1.hidden": scale * np.stack([reads, reads - COLUMN[3]], 1),
+        "m1.output": np.stack([COLUMN[4], -COLUMN[4]]) / scale,
+    }
+    circuit = ["tok->m0", "m0->m1", "pos->m1", "m1->logits"]
+    code, output = check_mlps(saved, tmp_path, weights, circuit, "tok->m1", status="unique")
+    assert code == 1
+    assert "a true circuit is not listed: tok->m1, pos->m1, m1->logits" in output and output.count("refused") == 1
+
+
+@pytest.mark.parametrize("status", ["minimal", "unique", "locally-minimal"])
+def test_subsets_are_tried_that_lack_more_than_two_groups(saved, tmp_path, status):
+    """Of m1, m2 and m3 two add 1 and one takes off 2, which only all of them together can leave undone."""
+    weights = {f"m{layer}.hidden": COLUMN[:, :1] for layer in range(4)}
+    weights |= {f"m{layer}.output": factor * COLUMN[4:] for layer, factor in enumerate([1, 1, 1, -2])}
+    circuit = [edge for layer in range(4) for edge in (f"tok->m{layer}", f"m{layer}->logits")]
+    code, output = check_mlps(saved, tmp_path, weights, circuit, status=status)
+    assert code == (status != "locally-minimal")
+    assert ("circuit 1 is faithful without some edges: " in output) == bool(code)
+    assert ("unchecked: other sets than two edges or groups of a circuit" in output) == (not code)
 
 
 def test_a_domain_of_valid_inputs_alone_is_said_to_be_one(saved):
