@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 FILES: Final = ("certificate.json", "circuit.json", "domain.npz", "weights.npz")
 STATED: Final = ["edgeprune certificate 1", "largest absolute difference", "scored positions of all inputs or pairs"]
 KINDS: Final = ("refused", "unusable", "holds", "unchecked")
