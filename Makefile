@@ -1,7 +1,7 @@
 # The interpreter that builds .venv: `make test PYTHON=python3.12` takes another one.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Shapes and types are checked at run time where tests are short: whole discoveries would take three times as long.
+# Shapes and types are checked at run time, where tests are short: that takes twice as long, and coverage half as long again.
 SHAPES := --jaxtyping-packages=edgeprune,tracr_bridge,programs,beartype.beartype
 INSTALLED := .venv/.installed
 
@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED) ## recover the circuit of `reverse` and draw it
 	$(BIN)/edgeprune recover reverse --picture reverse.svg
 
-test: $(INSTALLED) ## run every check but the seed sweep
+test: $(INSTALLED) ## lint, types, imports, and every test that is not for the sweep
 	@echo "== ruff: lint"
 	@$(BIN)/ruff check
 	@echo "== ruff: format"
@@ -21,14 +21,14 @@ test: $(INSTALLED) ## run every check but the seed sweep
 	@$(BIN)/pyright
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
+	@echo "== pytest: units, properties, whole discoveries, the plugin; every program verified, certified and recovered"
+	@$(BIN)/pytest
+
+sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every certificate, Ray: half an hour
 	@echo "== pytest: units and properties, with branch coverage and shapes checked"
 	@$(BIN)/pytest tests/unit tests/property tests/models $(SHAPES) --cov --cov-report=term --cov-fail-under=90
-	@echo "== pytest: every program, verified, certified and recovered; whole discoveries; the plugin"
-	@$(BIN)/pytest tests/recovery tests/plugin tests/mutants programs
-
-sweep: $(INSTALLED) ## every program at seeds 0 to 4, more random programs, Ray; minutes long
-	@echo "== pytest: seed sweep"
-	@$(BIN)/pytest programs tests --circuit-seeds 5 -m sweep
+	@echo "== pytest: every program at seeds 1 and 2, every certificate, more checkpoints, larger graphs"
+	@$(BIN)/pytest programs tests --circuit-seeds 3 -m sweep
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
 	@$(BIN)/python tests/mutants/run_mutants.py

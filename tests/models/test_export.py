@@ -92,10 +92,10 @@ def test_circuits_are_true_where_they_are_run(exported):
 
 
 def recoveries(family: str, quick: str) -> Any:
-    """Every program at seed 0, and those in QUICK at seeds 1 to 4; one run of a family is not for the sweep."""
+    """Every program at seed 0, and those in QUICK at seeds 1 and 2; one run of a family is not for the sweep."""
     runs: list[Any] = []
     for name, of in (case.values[0] for case in CASES):
-        for seed in (range(5) if name in QUICK else range(1)) if of == family else ():
+        for seed in (range(3) if name in QUICK else range(1)) if of == family else ():
             marks = [] if (name, seed) == (quick, 0) else pytest.mark.sweep
             runs.append(pytest.param((name, of), seed, id=f"{name}-{of}-{seed}", marks=marks))
     return pytest.mark.parametrize(("exported", "seed"), runs, indirect=["exported"])
