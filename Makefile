@@ -24,7 +24,7 @@ test: $(INSTALLED) ## lint, types, imports, and every test that is not for the s
 	@echo "== pytest: units, properties, whole discoveries, the plugin; every program verified, certified and recovered"
 	@$(BIN)/pytest
 
-sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every certificate, Ray: half an hour
+sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every certificate, Ray: much longer
 	@echo "== pytest: units and properties, with branch coverage and shapes checked"
 	@$(BIN)/pytest tests/unit tests/property tests/models $(SHAPES) --cov --cov-report=term --cov-fail-under=90
 	@echo "== pytest: every program at seeds 1 and 2, every certificate, more checkpoints, larger graphs"

@@ -9,12 +9,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from edgeprune.graph import Edge
-from edgeprune.groups import masks_without, removals
+from edgeprune.groups import Removals, masks_without, removals
 from tracr_bridge.behaviours import Kept
 from tracr_bridge.judge import Judge
-
-Removals = Bool[Tensor, "removal edge"]
-"""Edges that are taken out together, one set a row."""
 
 ORDERS: Final = 8
 """Seeded orders in which edges and groups are taken out."""

@@ -23,7 +23,7 @@ from tracr_bridge.truth import Truth
 from tracr_bridge.verify import verify
 
 _AFFORDABLE: Final = ("--subsets", "16384", "--rows", "200000")
-"""What the checker may enumerate and run, for each certificate to be checked in about a second."""
+"""What the checker may enumerate and run: less than by default, as it runs on every program."""
 
 
 class CheckFailed(AssertionError):

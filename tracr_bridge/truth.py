@@ -199,7 +199,8 @@ def _search(judge: Judge, edges: Sequence[Edge], seed: int) -> tuple[Status, lis
     moves = removals(judge.model.graph, edges)
     for end in ends:
         gone = torch.tensor([edge not in end for edge in edges])
-        judge.reproduces(masks_without(judge.model.graph, edges, moves | gone))  # by how much each fails counts
+        without = torch.unique(moves[(moves & ~gone).any(1)] | gone, dim=0)
+        judge.reproduces(masks_without(judge.model.graph, edges, without))  # by how much each fails counts
     return "locally-minimal", ends, 0
 
 

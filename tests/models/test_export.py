@@ -216,6 +216,19 @@ def test_edges_are_scored_by_a_script_that_needs_nothing_but_the_file(tmp_path):
         assert ran.returncode == 2 and said in ran.stderr
 
 
+@pytest.mark.parametrize(("kept", "status"), [(slice(None), 0), (slice(1, None), 1)])
+def test_what_a_complete_list_lacks_is_wrong_however_many_it_has(tmp_path, monkeypatch, capsys, kept, status):
+    made = export(load_program("cancels_out"), "gpt2", tmp_path / "made")
+    assert made.certificates["resample"].status == "ambiguous"
+    (tmp_path / "found.txt").write_text("\n".join(made.circuits["resample"][1].names()[kept]))
+    arguments = [str(SCORE), str(made.folder), "--ablation", "resample", "--edges", str(tmp_path / "found.txt")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCORE), run_name="__main__")
+    assert ended.value.code == status
+    assert "certificate: ambiguous" in capsys.readouterr().out
+
+
 def test_the_script_runs_the_model_with_plain_transformers(tmp_path, monkeypatch, capsys):
     made = export(load_program("share_of_others"), "gpt2", tmp_path / "made")
     monkeypatch.setattr(sys, "argv", [str(SCORE), str(made.folder), "--check"])
@@ -303,6 +316,7 @@ def test_checkpoints_are_recovered_and_benched_as_programs_are(tmp_path, capsys)
     assert main(["truth", folder, "--ablation", "resample", "--json"]) == 0
     certified = json.loads(capsys.readouterr().out)
     assert (certified["program"], len(certified["edges"]), certified["total"]) == ("next_to-llama", 4, 19)
+    assert certified["others_matter"] is True
     page = tmp_path / "page.html"
     assert main(["recover", folder, "--ablation", "resample", "--json", "--report", str(page)]) == 0
     recovered = json.loads(capsys.readouterr().out)

@@ -76,7 +76,7 @@ def test_truth_lists_edges_and_the_certificate(capsys, program_file):
     found = json.loads(out)
     assert status == 0
     assert found["edges"] == ["tok->a0.h0.v", "a0.h0->logits"]
-    assert (found["structural"], found["total"]) == (6, 13)
+    assert (found["structural"], found["total"], found["others_matter"]) == (6, 13, False)
     certificate = found["certificate"]
     assert {"status", "inputs", "pairs", "exhaustive", "atol", "gap", "margin", "choices"} <= certificate.keys()
     assert certificate["circuits"] == [found["edges"]] and 0 < certificate["margin"] <= certificate["atol"]
