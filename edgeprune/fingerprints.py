@@ -17,6 +17,9 @@ _FACTORS: Final = (-49064778989728563, -4265267296055464877)
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers that are as many bytes long."""
 
+_AT_ONCE: Final = 1 << 16
+"""Numbers that a processor's cache holds."""
+
 
 class Level(IntEnum):
     """What is summed up; each has salts of its own."""
@@ -35,11 +38,12 @@ def bits_of(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 def scrambled(numbers: Int[Tensor, "*shape"], salts: Int[Tensor, "*salted"]) -> Int[Tensor, "*shape"]:
     """A number for each number and its salt, which looks random, and differs where one of the two does."""
-    mixed = numbers + salts
-    for factor in _FACTORS:
-        mixed ^= (mixed >> 33) & 0x7FFFFFFF
-        mixed *= factor
-    mixed ^= (mixed >> 33) & 0x7FFFFFFF
+    mixed = (numbers + salts).contiguous()
+    for part in mixed.view(-1).split(_AT_ONCE):
+        for factor in _FACTORS:
+            part ^= (part >> 33) & 0x7FFFFFFF
+            part *= factor
+        part ^= (part >> 33) & 0x7FFFFFFF
     return mixed
 
 

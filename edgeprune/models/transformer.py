@@ -131,8 +131,8 @@ class Transformer:
             by_row = None if ablated is None else ablated.flatten(1, 2)[None]
             stream = WideStream((len(some), rows, width), some, by_row)
             self._write_all(stream, tokens[None].to(self._unembed.device), layers)
-            each = scrambled(bits_of(stream.held.cpu()), columns).sum(-1).unflatten(2, tokens.shape).transpose(0, 1)
-            found.append((scrambled(each, places) * counted).sum(-1))
+            each = torch.stack([scrambled(bits_of(source.cpu()), columns).sum(-1) for source in stream.held.unbind(1)])
+            found.append((scrambled(each.unflatten(2, tokens.shape), places) * counted).sum(-1))
         return torch.cat(found, 1)
 
     def _run_all(

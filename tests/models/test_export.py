@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import FAMILIES, checkpoint, checkpoints
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from tracr.rasp import rasp
@@ -26,7 +27,7 @@ from tracr_bridge import export as exporting
 from tracr_bridge import rasp_program, recover
 from tracr_bridge.behaviours import minimal_circuits
 from tracr_bridge.bench import Run, named_subject, run_subject
-from tracr_bridge.catalogue import catalogue, load_program
+from tracr_bridge.catalogue import load_program
 from tracr_bridge.cli import main
 from tracr_bridge.compile import compile_program
 from tracr_bridge.export import export
@@ -37,16 +38,10 @@ from tracr_bridge.strategies import rasp_programs
 from tracr_bridge.transplant import LARGE, transplant
 from tracr_bridge.truth import is_true
 
-FAMILIES = ("gpt2", "llama")
 QUICK = ("induction", "depth", "share_of_others")
 """Positions that are read, several heads a layer, and a number for an output."""
 
-CASES = [
-    pytest.param((name, family), id=f"{name}-{family}", marks=[] if name in QUICK else pytest.mark.sweep)
-    for name, program in catalogue().items()
-    if program.causal
-    for family in FAMILIES
-]
+CASES = checkpoints(QUICK)
 
 
 def is_exact(exported, circuit):
@@ -55,8 +50,7 @@ def is_exact(exported, circuit):
 
 @pytest.fixture(scope="module", params=CASES)
 def exported(request, tmp_path_factory):
-    name, family = request.param
-    return export(load_program(name), family, tmp_path_factory.mktemp(name) / family)
+    return checkpoint(*request.param, tmp_path_factory)
 
 
 def test_plain_transformers_gives_what_rasp_says(exported):
