@@ -23,14 +23,17 @@ ROUNDS = 5
 def measure(original: Any, model: Transformer, inputs: int, length: int) -> dict[str, float]:
     """Seconds of both on random tokens, and the most memory that the process has had."""
     generator = torch.Generator().manual_seed(0)
-    clean, corrupted = torch.randint(model.vocabulary_size, (2, inputs, length), generator=generator)
+    device = original.lm_head.weight.device
+    clean, corrupted = torch.randint(model.vocabulary_size, (2, inputs, length), generator=generator).to(device)
     run = TargetPruning(model.graph, PAPER)
-    scored = torch.ones(inputs, length, dtype=torch.bool)
+    scored = torch.ones(inputs, length, dtype=torch.bool, device=device)
 
     def plain() -> None:
         original.zero_grad(set_to_none=True)
         logits = original(clean).logits[:, :-1]
         F.cross_entropy(logits.flatten(0, 1), clean[:, 1:].flatten()).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     def step() -> None:
         with torch.no_grad():

@@ -50,6 +50,13 @@ class Ranks:
 
     number: int = 0
     count: int = 1
+    grouped: bool = False
+    """Whether torch has a group of processes for them even if there is but one, so that one runs as several do."""
+
+    @property
+    def several(self) -> bool:
+        """Whether inputs, weights and values are shared out."""
+        return self.count > 1 or self.grouped
 
     @property
     def first(self) -> bool:
@@ -68,7 +75,7 @@ class Ranks:
 
     def own(self, value: Tensor, dim: int) -> Tensor:
         """The part of `value` that belongs to this process's rows of a batch, which lies along `dim`."""
-        if self.count == 1:
+        if not self.several:
             return value
         return value.index_select(dim, self.rows(value.shape[dim]).to(value.device))
 
@@ -76,40 +83,40 @@ class Ranks:
         self, outputs: Float[Tensor, "*lead own predicted vocab"], batch: int
     ) -> Float[Tensor, "*lead batch predicted vocab"]:
         """The outputs of the whole batch, from those of every process's rows."""
-        if self.count == 1:
+        if not self.several:
             return outputs
         by_rank: Tensor = _Gather.apply(outputs, self)  # pyright: ignore[reportAssignmentType]
         return by_rank.movedim(0, -4).flatten(-4, -3)[..., :batch, :, :]
 
     def alike(self, value: Tensor) -> Tensor:
         """The first process's value, which should be that of all; its gradient is the sum of all of theirs."""
-        if self.count == 1:
+        if not self.several:
             return value
         return _Alike.apply(value)  # pyright: ignore[reportReturnType]
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of all processes' values, which takes the place of this one's."""
-        if self.count > 1:
+        if self.several:
             with together():
                 dist.all_reduce(value)
         return value
 
     def wait(self) -> None:
         """Go on when all have come here."""
-        if self.count > 1:
+        if self.several:
             with together():
                 dist.barrier()
 
     def take_first(self, value: Tensor) -> None:
         """Put the first process's values in the place of these, should rounding have told them apart."""
-        if self.count > 1:
+        if self.several:
             with together():
                 dist.broadcast(value, src=0)
 
     def agree(self, number: int) -> bool:
         """Whether all processes have the same number."""
         both = torch.tensor([number, -number])
-        if self.count > 1:
+        if self.several:
             with together():
                 dist.all_reduce(both, op=dist.ReduceOp.MAX)
         return bool(both[0] == -both[1])

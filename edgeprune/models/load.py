@@ -61,11 +61,11 @@ def load_model(
             such device.
     """
     placed = find_device(device)
-    if ranks.count > 1 and ":" in device:
+    if ranks.several and ":" in device:
         raise ModelError(
             f"Expected a kind of device, of which each process takes its own, such as cuda; got {device!r}"
         )
-    if ranks.count > 1 and placed.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+    if ranks.several and placed.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
         raise ModelError(
             f"Expected as many processes on a machine as it has GPUs, {torch.cuda.device_count()}; got more: set "
             "--nproc-per-node"
@@ -100,7 +100,7 @@ def load_model(
     if not len(tokenizer):
         raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
     model.eval()
-    if ranks.count > 1:
+    if ranks.several:
         shard(model, list(model.get_submodule(kind.layers)), ranks, placed)
     else:
         model.to(placed)

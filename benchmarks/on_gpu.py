@@ -1,0 +1,336 @@
+"""Everything that wants a GPU, in one run of at most eight minutes on one of 80 GB; nothing is downloaded.
+
+    python benchmarks/on_gpu.py --out docs/gpu.json              measure; the file is written anew with every figure
+    python benchmarks/on_gpu.py --page docs/gpu.json > docs/gpu.md     the page of what was measured
+    python benchmarks/on_gpu.py --rehearse                       the same code on a CPU, on small shapes
+
+Masked logits and gradients beside those of a CPU; a step of Edge Pruning beside a plain forward and backward on the
+shape of GPT-2 small; the shape of CodeLlama-13B with random weights, and what `edgeprune plan` says of it; one process
+under NCCL; and the toy pruned for 3,000 steps. A run that is cut off leaves the figures that it had. Without a GPU it
+exits 2.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from on_gpu_page import page
+from steps import measure
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from edgeprune.methods.edge_pruning_target import TargetPruning
+from edgeprune.metrics import kl_divergence
+from edgeprune.models.load import KINDS
+from edgeprune.models.sharded import shard
+from edgeprune.models.transformer import Transformer
+from edgeprune.parallel import ALONE, Ranks
+from edgeprune.pruning_run import evaluate_run, prune
+from edgeprune.step_cost import step_cost
+from edgeprune.store import write_text
+from edgeprune.subject import PAPER, RunConfig
+from edgeprune.tasks import Sizes
+from edgeprune.toy import ToyConfig, train_toy
+
+SECONDS = 480.0
+"""Of the whole run: what has not begun by then is left out, and named."""
+
+GIGABYTE = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large everything is."""
+
+    device: str = "cuda"
+    backend: str = "cpu:gloo,cuda:nccl"
+    memory: int = 80 * GIGABYTE
+    """Bytes that CodeLlama's shape may take, whatever the GPU has."""
+
+    gpt2: GPT2Config
+    gpt2_batch: tuple[int, int] = (32, 64)
+    """Inputs, and tokens of each."""
+
+    llama: LlamaConfig
+    llama_tokens: int = 72
+    llama_inputs: tuple[int, ...] = (1, 4, 8, 11, 16, 32)
+    """Together; as many as fit are tried."""
+
+    examples: int = 32
+    """A step of the paper's."""
+
+    steps: int = 6000
+    """Of the paper's run on CodeLlama-13B."""
+
+    toy: ToyConfig
+    toy_steps: int = 3000
+
+
+FULL = Scale(
+    gpt2=GPT2Config(),
+    llama=LlamaConfig(
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
+        hidden_size=5120,
+        intermediate_size=13824,
+        vocab_size=32016,
+        max_position_embeddings=16384,
+    ),
+    toy=ToyConfig(),
+)
+SMALL_GPT2 = GPT2Config(
+    n_layer=2, n_head=4, n_embd=64, n_positions=64, vocab_size=101, bos_token_id=None, eos_token_id=None
+)
+SMALL_LLAMA = LlamaConfig(
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    hidden_size=64,
+    intermediate_size=128,
+    vocab_size=101,
+)
+REHEARSAL = Scale(
+    device="cpu",
+    backend="gloo",
+    gpt2=SMALL_GPT2,
+    gpt2_batch=(2, 8),
+    llama=SMALL_LLAMA,
+    llama_tokens=8,
+    llama_inputs=(1, 2),
+    examples=4,
+    toy=ToyConfig(layers=1, heads=2, width=8, steps=3, batch_size=4),
+    toy_steps=4,
+)
+
+
+class Record:
+    """What was measured so far, in a file that is whole at any time."""
+
+    def __init__(self, path: Path, scale: Scale) -> None:
+        self.path, self.begun = path, time.perf_counter()
+        on_gpu = scale.device == "cuda"
+        device = torch.cuda.get_device_properties(0) if on_gpu else None
+        self.found: dict[str, Any] = {
+            "rehearsal": not on_gpu,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "device": device.name if device else platform.processor() or "a CPU",
+            "device_memory_gb": device.total_memory / GIGABYTE if device else None,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "threads": torch.get_num_threads(),
+        }
+        self.save()
+
+    def note(self, section: str, **figures: Any) -> None:
+        """One more row of a section."""
+        self.found.setdefault(section, []).append(figures)
+        print(f"{time.perf_counter() - self.begun:5.0f} s  {section}: {json.dumps(figures)}", file=sys.stderr)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file anew."""
+        write_text(self.path, json.dumps(self.found, indent=1) + "\n")
+
+    def run(self, section: str, measured: Callable[[], None]) -> None:
+        """A section, its seconds, and what stopped it, if anything did: the next ones are run all the same."""
+        start = time.perf_counter()
+        if start - self.begun > SECONDS:
+            self.note("stopped", what=section, why=f"not begun after {SECONDS:.0f} s")
+            return
+        try:
+            measured()
+        except Exception as error:
+            self.note("stopped", what=section, why=f"{type(error).__name__}: {error!s:.300}")
+        self.found.setdefault("seconds", {})[section] = time.perf_counter() - start
+        self.save()
+
+
+def make(config: Any, device: str, precision: str, ranks: Ranks = ALONE) -> tuple[Any, Transformer]:
+    """Hugging Face's model with random weights, and ours over it."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        theirs: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision)).eval()
+    kind = KINDS[config.model_type]
+    if ranks.several:
+        shard(theirs, list(theirs.get_submodule(kind.layers)), ranks, torch.device(device))
+    return theirs, kind.adapter(theirs, ranks)
+
+
+def logits_and_gradient(model: Transformer) -> tuple[Tensor, Tensor]:
+    """Of a masked run under resample ablation; inputs and mask are the same for every model of a shape."""
+    generator = torch.Generator().manual_seed(0)
+    clean, corrupted = torch.randint(model.vocabulary_size, (2, 4, 16), generator=generator)
+    mask = torch.rand(1, len(model.graph.sources), len(model.graph.destinations), generator=generator).requires_grad_()
+    logits = model(clean, mask, model.sources(corrupted))
+    logits.float().log_softmax(-1)[..., 0].sum().backward()
+    assert mask.grad is not None
+    return logits.detach().float().cpu(), mask.grad.cpu()
+
+
+def apart(ours: Tensor, reference: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((ours - reference).abs().max() / reference.abs().max())
+
+
+def agreement(record: Record, scale: Scale) -> None:
+    """The same weights, inputs and masks on the device and on the CPU, which runs them in single precision."""
+    for name, config in (("gpt2", SMALL_GPT2), ("llama", SMALL_LLAMA), ("gpt2 small", scale.gpt2)):
+        theirs, model = make(config, "cpu", "float32")
+        expected = logits_and_gradient(model)
+        for precision in ("float32", "bfloat16"):
+            theirs.to(device=scale.device, dtype=getattr(torch, precision))
+            found = logits_and_gradient(KINDS[config.model_type].adapter(theirs))
+            logits, gradient = (apart(*each) for each in zip(found, expected, strict=True))
+            record.note("agreement", model=name, precision=precision, logits=logits, gradient=gradient)
+
+
+@contextmanager
+def peak(device: str) -> Generator[dict[str, float | None]]:
+    """The most memory that was allocated on a GPU meanwhile, GB."""
+    found = dict[str, float | None]()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    yield found
+    found["peak_gb"] = torch.cuda.max_memory_allocated() / GIGABYTE if device == "cuda" else None
+
+
+def gpt2_small(record: Record, scale: Scale) -> None:
+    """A step beside a plain forward and backward, every position scored."""
+    inputs, tokens = scale.gpt2_batch
+    for precision in ("float32", "bfloat16"):
+        with peak(scale.device) as memory:
+            measured = measure(*make(scale.gpt2, scale.device, precision), inputs, tokens)
+        figures = {name: measured[name] for name in ("ratio", "step_s", "plain_s")}
+        record.note("gpt2_small", precision=precision, inputs=inputs, tokens=tokens, **figures, **memory)
+
+
+def codellama(record: Record, scale: Scale) -> None:
+    """Steps of more and more inputs, as long as they fit, then whole steps of the paper's batch in parts."""
+    if scale.device == "cuda":
+        share = min(1.0, scale.memory / torch.cuda.get_device_properties(0).total_memory)
+        torch.cuda.set_per_process_memory_fraction(share)
+    _, model = make(scale.llama, scale.device, "bfloat16")
+    fitted = 0
+    for inputs in scale.llama_inputs:
+        planned = step_cost(scale.llama, inputs, scale.llama_tokens, precision="bfloat16", device=scale.device)
+        plan_gb = (planned.weights + planned.memory) / GIGABYTE
+        try:
+            with peak(scale.device) as memory:
+                seconds = timed(make_step(model, inputs, scale.llama_tokens, parts=1), rounds=2)
+        except torch.OutOfMemoryError:
+            record.note("codellama_13b", inputs=inputs, fits=False, plan_gb=plan_gb)
+            break
+        fitted = inputs
+        record.note("codellama_13b", inputs=inputs, fits=True, step_s=seconds, plan_gb=plan_gb, **memory)
+    if not fitted:
+        return
+    masks = TargetPruning(model.graph, PAPER)
+    record.note("codellama_masks", step_s=timed(lambda: masks.step([lambda mask: mask.sum()]), rounds=2))
+    parts = -(-scale.examples // fitted)
+    whole = timed(make_step(model, scale.examples, scale.llama_tokens, parts=parts), rounds=1)
+    hours = whole * scale.steps / 3600
+    record.note("codellama_step", inputs=scale.examples, parts=parts, step_s=whole, steps=scale.steps, hours=hours)
+
+
+def make_step(model: Transformer, inputs: int, tokens: int, *, parts: int) -> Callable[[], object]:
+    """A step of `edgeprune prune` under resample ablation, of so many inputs, the last token of each scored."""
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randint(model.vocabulary_size, (2, inputs, tokens), generator=generator)
+    run = TargetPruning(model.graph, PAPER)
+
+    def loss_of(clean: Tensor, corrupted: Tensor, mask: Tensor) -> Tensor:
+        positions = torch.full((len(clean), 1), tokens - 1)
+        target, scored = torch.zeros(len(clean), 1, model.vocabulary_size), torch.ones(len(clean), 1, dtype=torch.bool)
+        logits = model(clean, mask, model.sources(corrupted), positions)
+        return len(clean) / inputs * kl_divergence(logits, target, scored).mean()
+
+    return lambda: run.step([partial(loss_of, *part) for part in both.chunk(parts, dim=1)])
+
+
+def timed(step: Callable[[], object], *, rounds: int) -> float:
+    """Seconds of one, the first one apart. A step ends with numbers on the CPU, so that nothing is under way."""
+    step()
+    start = time.perf_counter()
+    for _ in range(rounds):
+        step()
+    return (time.perf_counter() - start) / rounds
+
+
+def nccl(record: Record, scale: Scale) -> None:
+    """One process that shards, gathers and sums as several do, beside one that does not."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(scale.backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+        try:
+            for config in (SMALL_GPT2, SMALL_LLAMA):
+                alone, grouped = (
+                    logits_and_gradient(make(config, scale.device, "float32", ranks)[1])
+                    for ranks in (ALONE, Ranks(grouped=True))
+                )
+                logits, gradient = (apart(*each) for each in zip(grouped, alone, strict=True))
+                record.note(
+                    "one_process", backend=scale.backend, model=config.model_type, logits=logits, gradient=gradient
+                )
+        finally:
+            dist.destroy_process_group()
+
+
+def toy(record: Record, scale: Scale, folder: Path | None) -> None:
+    """Training on the CPU, unless a folder is given; then a run as `edgeprune prune` makes it, and its test split."""
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        if folder is None:
+            trained = train_toy(here / "toy", scale.toy)
+            record.note("toy_training", accuracy=trained.accuracy, seconds=trained.seconds)
+        pruning = replace(PAPER, steps=scale.toy_steps)
+        sizes = Sizes() if scale is FULL else Sizes(train=8, validation=4, test=4)
+        asked = RunConfig(model=str(folder or here / "toy"), task="ioi", pruning=pruning, sizes=sizes)
+        start = time.perf_counter()
+        saved = prune(asked, here / "run", device=scale.device)
+        seconds = time.perf_counter() - start
+        measured = evaluate_run(here / "run", device=scale.device)[1]["circuit"]
+        record.note("toy", steps=scale.toy_steps, seconds=seconds, total=saved.circuit.graph.total, **asdict(measured))
+
+
+def main() -> int:
+    """Run all of it, or make the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("on_gpu.json"), help="where figures go (default: on_gpu.json)")
+    parser.add_argument("--toy", type=Path, help="a folder that `edgeprune train-toy` wrote (default: train one)")
+    parser.add_argument("--rehearse", action="store_true", help="small shapes on the CPU, to see that all of it runs")
+    parser.add_argument("--page", type=Path, metavar="JSON", help="print the page of what was measured")
+    options = parser.parse_args()
+    if options.page:
+        print(page(json.loads(options.page.read_text())), end="")
+        return 0
+    if not options.rehearse and not torch.cuda.is_available():
+        print("Expected a GPU; torch sees none here. --rehearse runs the same code on a CPU", file=sys.stderr)
+        return 2
+    scale = REHEARSAL if options.rehearse else FULL
+    record = Record(options.out, scale)
+    sections = {
+        "agreement": agreement,
+        "gpt2_small": gpt2_small,
+        "one_process": nccl,
+        "codellama_13b": codellama,
+        "toy": partial(toy, folder=options.toy),
+    }
+    for name, section in sections.items():
+        record.run(name, partial(section, record, scale))
+    return 1 if "stopped" in record.found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
