@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tracr_bridge.suite import Suite
 
 _ABLATIONS: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
-_METHOD = "edge-pruning"
+_METHOD = "edge-pruning-minimax"
 _SUITE = pytest.StashKey["Suite"]()
 _FILES = pytest.StashKey[frozenset[Path]]()
 

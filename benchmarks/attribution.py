@@ -13,7 +13,7 @@ from turns import in_turns
 from edgeprune.ablation import Ablator
 from edgeprune.graph import Ablation
 from edgeprune.methods.eap import EapConfig, attribution_patching
-from edgeprune.methods.objective import Objective
+from edgeprune.methods.loss import Objective
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import Compiled, compile_program
 

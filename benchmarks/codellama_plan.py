@@ -15,13 +15,12 @@ import time
 from dataclasses import asdict, replace
 
 import torch
+from steps import masks_run
 from transformers import LlamaConfig
 
 from edgeprune.graph import Graph
-from edgeprune.methods.edge_pruning_target import TargetPruning
 from edgeprune.plan import GIGABYTE, Question, plan
 from edgeprune.step_cost import load_config, step_cost
-from edgeprune.subject import PAPER
 
 GPUS = ((80.0, None), (80.0, 8), (40.0, None), (24.0, None))
 """Gigabytes of each, and how many; None is as few as it takes."""
@@ -32,11 +31,11 @@ INPUTS = 4
 
 def seconds_of_masks() -> float:
     """The least of a few steps whose loss costs nothing."""
-    run = TargetPruning(Graph.transformer(embeddings=("embed",), layers=40, heads=40), PAPER)
+    run = masks_run(Graph.transformer(embeddings=("embed",), layers=40, heads=40))
     taken = list[float]()
     for _ in range(4):
         begin = time.perf_counter()
-        run.step([lambda mask: mask.sum()])
+        run.advance()
         taken.append(time.perf_counter() - begin)
     return min(taken)
 

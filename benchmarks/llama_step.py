@@ -15,13 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
-from steps import measure
+from steps import measure, random_run
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgeprune.methods.edge_pruning_target import TargetPruning
-from edgeprune.metrics import kl_divergence
 from edgeprune.models.llama import LlamaModel
-from edgeprune.subject import PAPER
 
 LAYERS = (2, 8, 16)
 INPUTS, LENGTH, HEADS, WIDTH = 4, 32, 8, 256
@@ -44,15 +41,7 @@ def stacks_held(layers: int) -> float:
     """How much memory a step adds to a fresh process at its most, weights and logits apart, in stacks."""
     torch.set_num_threads(1)
     model = LlamaModel(make(layers))
-    clean, corrupted = torch.randint(model.vocabulary_size, (2, INPUTS, LENGTH))
-    last = torch.full((INPUTS, 1), LENGTH - 1)
-    run, target = TargetPruning(model.graph, PAPER), torch.randn(INPUTS, 1, model.vocabulary_size)
-    scored = torch.ones(INPUTS, 1, dtype=torch.bool)
-
-    def step() -> None:
-        ablated = model.sources(corrupted)
-        run.step([lambda mask: kl_divergence(model(clean, mask, ablated, last), target, scored).mean()])
-
+    run = random_run(model, INPUTS, LENGTH, positions=torch.full((INPUTS, 1), LENGTH - 1))
     stack = len(model.graph.sources) * INPUTS * LENGTH * WIDTH * 4
     most, done, before = [0], threading.Event(), _resident()
 
@@ -63,7 +52,7 @@ def stacks_held(layers: int) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    step()
+    run.advance()
     done.set()
     watcher.join()
     return most[0] / stack

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from on_gpu_page import page
-from steps import measure
+from steps import masks_run, measure, random_run
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from edgeprune.methods.edge_pruning_target import TargetPruning
-from edgeprune.metrics import kl_divergence
+from edgeprune.methods.edge_pruning.configurations import PAPER
+from edgeprune.methods.edge_pruning.engine import Pruning
 from edgeprune.models.load import KINDS
 from edgeprune.models.sharded import shard
 from edgeprune.models.transformer import Transformer
@@ -39,7 +39,7 @@ from edgeprune.parallel import ALONE, Ranks
 from edgeprune.pruning_run import evaluate_run, prune
 from edgeprune.step_cost import step_cost
 from edgeprune.store import write_text
-from edgeprune.subject import PAPER, RunConfig
+from edgeprune.subject import RunConfig
 from edgeprune.tasks import Sizes
 from edgeprune.toy import ToyConfig, train_toy
 
@@ -229,7 +229,7 @@ def codellama(record: Record, scale: Scale) -> None:
         plan_gb = (planned.weights + planned.memory) / GIGABYTE
         try:
             with peak(scale.device) as memory:
-                seconds = timed(make_step(model, inputs, scale.llama_tokens, parts=1), rounds=2)
+                seconds = timed(make_run(model, inputs, scale.llama_tokens, parts=1).advance, rounds=2)
         except torch.OutOfMemoryError:
             record.note("codellama_13b", inputs=inputs, fits=False, plan_gb=plan_gb)
             break
@@ -237,27 +237,16 @@ def codellama(record: Record, scale: Scale) -> None:
         record.note("codellama_13b", inputs=inputs, fits=True, step_s=seconds, plan_gb=plan_gb, **memory)
     if not fitted:
         return
-    masks = TargetPruning(model.graph, PAPER)
-    record.note("codellama_masks", step_s=timed(lambda: masks.step([lambda mask: mask.sum()]), rounds=2))
+    record.note("codellama_masks", step_s=timed(masks_run(model.graph).advance, rounds=2))
     parts = -(-scale.examples // fitted)
-    whole = timed(make_step(model, scale.examples, scale.llama_tokens, parts=parts), rounds=1)
+    whole = timed(make_run(model, scale.examples, scale.llama_tokens, parts=parts).advance, rounds=1)
     hours = whole * scale.steps / 3600
     record.note("codellama_step", inputs=scale.examples, parts=parts, step_s=whole, steps=scale.steps, hours=hours)
 
 
-def make_step(model: Transformer, inputs: int, tokens: int, *, parts: int) -> Callable[[], object]:
-    """A step of `edgeprune prune` under resample ablation, of so many inputs, the last token of each scored."""
-    generator = torch.Generator().manual_seed(0)
-    both = torch.randint(model.vocabulary_size, (2, inputs, tokens), generator=generator)
-    run = TargetPruning(model.graph, PAPER)
-
-    def loss_of(clean: Tensor, corrupted: Tensor, mask: Tensor) -> Tensor:
-        positions = torch.full((len(clean), 1), tokens - 1)
-        target, scored = torch.zeros(len(clean), 1, model.vocabulary_size), torch.ones(len(clean), 1, dtype=torch.bool)
-        logits = model(clean, mask, model.sources(corrupted), positions)
-        return len(clean) / inputs * kl_divergence(logits, target, scored).mean()
-
-    return lambda: run.step([partial(loss_of, *part) for part in both.chunk(parts, dim=1)])
+def make_run(model: Transformer, inputs: int, tokens: int, *, parts: int) -> Pruning:
+    """Steps of `edgeprune prune` under resample ablation, of so many inputs, the last token of each scored."""
+    return random_run(model, inputs, tokens, positions=torch.full((inputs, 1), tokens - 1), parts=parts)
 
 
 def timed(step: Callable[[], object], *, rounds: int) -> float:

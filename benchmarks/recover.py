@@ -2,7 +2,7 @@
 
     python benchmarks/recover.py                             the table of docs/exact-recovery.md
     python benchmarks/recover.py --ablations mean            the same under mean ablation
-    python benchmarks/recover.py --method edge-pruning-target --programs reverse xproportion
+    python benchmarks/recover.py --method edge-pruning --programs reverse xproportion
 
 Seconds are wall-clock, one thread a process; discovery's are the mean over seeds. Progress goes to standard error.
 """
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", nargs="+", default=None, help="names (default: all)")
     parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=["zero", "resample"])
-    parser.add_argument("--method", choices=list(METHODS), default="edge-pruning")
+    parser.add_argument("--method", choices=list(METHODS), default="edge-pruning-minimax")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of the table")

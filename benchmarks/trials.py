@@ -12,82 +12,103 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from edgeprune.errors import DegenerateProgram
-from edgeprune.graph import Ablation
-from edgeprune.methods import Discovery
-from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
-from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.edge_pruning import configurations
+from edgeprune.methods.edge_pruning.config import LossConfig, PruningConfig
+from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig
+from edgeprune.methods.edge_pruning.ending import Converged
+from edgeprune.methods.edge_pruning.engine import prune_edges
+from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
+from edgeprune.methods.edge_pruning.optimizer import AdamConfig
+from edgeprune.methods.edge_pruning.pressure import Penalty
+from edgeprune.methods.settings import with_settings
 from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.compile import compile_program
 from tracr_bridge.known import certify
 from tracr_bridge.recover import assess
 
-DEFAULTS = PenaltyConfig()
-BASELINE = PenaltyConfig(
-    gradient="path", loss="divergence", logit_scale=10.0, explored=1.0, initial_log_alpha=5.0, mask_samples=16,
-    batch_size=8, steps=300, learning_rate=0.1, betas=(0.9, 0.999), epsilon=1e-8, penalty=0.05, penalty_warmup=300,
-    hard_pairs=0, patience=300, second_look=False, rounded=False,
-)  # fmt: skip
+MINIMAX = configurations.MINIMAX
+THROUGH_Z = replace(MINIMAX, gradient=ThroughZ(mask_samples=64, explored=0.1), final_check=None)
+BASELINE = replace(
+    MINIMAX,
+    name="baseline",
+    steps=300,
+    batch_size=8,
+    gradient=ThroughZ(mask_samples=16),
+    pressure=Penalty(penalty=0.05, penalty_warmup=300),
+    optimizer=AdamConfig(learning_rate=0.1, learning_rate_decay=0.5),
+    masks=replace(MINIMAX.masks, initial_log_alpha=5.0),
+    loss=LossConfig(loss="divergence", logit_scale=10.0),
+    counterexamples=CounterexampleConfig(),
+    ending=Converged(patience=300, second_look=False),
+    final_check=None,
+)
+
+
+def changed(config: PruningConfig, **settings: Any) -> PruningConfig:
+    """The same with other settings, and without the final check where it could not be made."""
+    if settings.get("loss", "worst") != "worst" or settings.get("counterexamples") == 0:
+        config = replace(config, final_check=None)
+    return with_settings(config, settings)
+
+
 TRIALS = {
     "baseline": BASELINE,
-    "baseline, squared loss": replace(BASELINE, loss="squared"),
-    "baseline, worst loss": replace(BASELINE, loss="worst"),
-    "baseline, 64 masks": replace(BASELINE, mask_samples=64),
-    "baseline, a tenth explored": replace(BASELINE, explored=0.1),
-    "baseline, likelihood ratio": replace(BASELINE, gradient="likelihood-ratio"),
-    "defaults, path": replace(DEFAULTS, gradient="path", rounded=False),
-    "defaults, samples not rounded": replace(DEFAULTS, rounded=False),
-    "defaults, divergence": replace(DEFAULTS, loss="divergence", logit_scale=10.0),
-    "defaults, squared loss": replace(DEFAULTS, loss="squared"),
-    "defaults, all explored": replace(DEFAULTS, explored=1.0),
-    "defaults, a quarter explored": replace(DEFAULTS, explored=0.25),
-    "defaults, 8 inputs": replace(DEFAULTS, batch_size=8),
-    "defaults, 16 masks": replace(DEFAULTS, mask_samples=16),
-    "defaults, 32 masks": replace(DEFAULTS, mask_samples=32),
-    "defaults, no hard pairs": replace(DEFAULTS, hard_pairs=0),
-    "defaults, epsilon 1e-8": replace(DEFAULTS, epsilon=1e-8),
-    "defaults, epsilon 1e-6": replace(DEFAULTS, epsilon=1e-6),
-    "defaults, epsilon 1e-5": replace(DEFAULTS, epsilon=1e-5),
-    "defaults, epsilon 1e-3": replace(DEFAULTS, epsilon=1e-3),
-    "defaults, longer memory": replace(DEFAULTS, betas=(0.9, 0.999)),
-    "defaults, penalty 0.1": replace(DEFAULTS, penalty=0.1),
-    "defaults, penalty 0.01": replace(DEFAULTS, penalty=0.01),
-    "defaults, patience 50": replace(DEFAULTS, patience=50, rest=1000),
-    "defaults, patience 75": replace(DEFAULTS, patience=75, rest=1000),
-    "defaults, patience 100": replace(DEFAULTS, patience=100, rest=1000),
-    "defaults, no rest": replace(DEFAULTS, rest=1000),
-    "defaults, no second look": replace(DEFAULTS, second_look=False, patience=300, rest=1000),
-    "defaults, range 6": replace(DEFAULTS, largest_log_alpha=6.0),
-    "defaults": DEFAULTS,
+    "baseline, squared loss": changed(BASELINE, loss="squared"),
+    "baseline, worst loss": changed(BASELINE, loss="worst"),
+    "baseline, 64 masks": changed(BASELINE, mask_samples=64),
+    "baseline, a tenth explored": changed(BASELINE, explored=0.1),
+    "baseline, likelihood ratio": replace(
+        BASELINE, gradient=LikelihoodRatio(mask_samples=16, explored=1.0, rounded=False)
+    ),
+    "defaults, through z": THROUGH_Z,
+    "defaults, samples not rounded": changed(MINIMAX, rounded=False),
+    "defaults, divergence": changed(MINIMAX, loss="divergence", logit_scale=10.0),
+    "defaults, squared loss": changed(MINIMAX, loss="squared"),
+    "defaults, all explored": changed(MINIMAX, explored=1.0),
+    "defaults, a quarter explored": changed(MINIMAX, explored=0.25),
+    "defaults, 8 inputs": changed(MINIMAX, batch_size=8),
+    "defaults, 16 masks": changed(MINIMAX, mask_samples=16),
+    "defaults, 32 masks": changed(MINIMAX, mask_samples=32),
+    "defaults, no counterexamples": changed(MINIMAX, counterexamples=0),
+    "defaults, epsilon 1e-8": changed(MINIMAX, epsilon=1e-8),
+    "defaults, epsilon 1e-6": changed(MINIMAX, epsilon=1e-6),
+    "defaults, epsilon 1e-5": changed(MINIMAX, epsilon=1e-5),
+    "defaults, epsilon 1e-3": changed(MINIMAX, epsilon=1e-3),
+    "defaults, longer memory": changed(MINIMAX, betas=(0.9, 0.999)),
+    "defaults, penalty 0.1": changed(MINIMAX, penalty=0.1),
+    "defaults, penalty 0.01": changed(MINIMAX, penalty=0.01),
+    "defaults, patience 50": changed(MINIMAX, patience=50, certain_for=1000),
+    "defaults, patience 75": changed(MINIMAX, patience=75, certain_for=1000),
+    "defaults, patience 100": changed(MINIMAX, patience=100, certain_for=1000),
+    "defaults, patience alone": changed(MINIMAX, certain_for=1000),
+    "defaults, no second look": changed(MINIMAX, second_look=False, patience=300, certain_for=1000),
+    "defaults, range 6": changed(MINIMAX, largest_log_alpha=6.0),
+    "defaults": MINIMAX,
 }
 """Each changes one thing of the baseline, or takes one thing away from the defaults."""
 
-TARGETS = {
-    "target": TargetConfig(),
-    "target, 1 mask": TargetConfig(mask_samples=1),
-    "target, 16 masks": TargetConfig(mask_samples=16),
-    "target, divergence of 10 x": TargetConfig(logit_scale=10.0),
-    "target, divergence of 1 x": TargetConfig(logit_scale=1.0),
-    "target, learning rate 0.8": TargetConfig(learning_rate=0.8),
-    "target, multipliers' 0.8": TargetConfig(lagrangian_learning_rate=0.8),
+COMPILED = configurations.COMPILED
+PAPERS = {
+    "paper's": COMPILED,
+    "paper's, 1 mask": changed(COMPILED, mask_samples=1),
+    "paper's, 16 masks": changed(COMPILED, mask_samples=16),
+    "paper's, divergence of 10 x": changed(COMPILED, logit_scale=10.0),
+    "paper's, divergence of 1 x": changed(COMPILED, logit_scale=1.0),
+    "paper's, learning rate 0.8": changed(COMPILED, learning_rate=0.8),
+    "paper's, multipliers' 0.8": changed(COMPILED, multiplier_learning_rate=0.8),
 }
 """The same for the paper's objective; run when `--only` names them."""
 
-ALL: dict[str, PenaltyConfig | TargetConfig] = {**TRIALS, **TARGETS}
+ALL: dict[str, PruningConfig] = {**TRIALS, **PAPERS}
 
 
-def discover(compiled: Compiled, ablation: Ablation, config: PenaltyConfig | TargetConfig, seed: int) -> Discovery:
-    """One run of the method that a configuration belongs to."""
-    if isinstance(config, TargetConfig):
-        return prune_to_target(compiled.model, compiled.dataset, ablation, seed=seed, config=config)
-    return prune_with_penalty(compiled.model, compiled.dataset, ablation, seed=seed, config=config)
-
-
-def run(name: str, *, trials: dict[str, PenaltyConfig | TargetConfig], seeds: int) -> dict[str, list[str]]:
+def run(name: str, *, trials: dict[str, PruningConfig], seeds: int) -> dict[str, list[str]]:
     """For each trial what its runs on one program got wrong: "" for nothing."""
     torch.set_num_threads(1)
     compiled = compile_program(load_program(name))
@@ -100,7 +121,7 @@ def run(name: str, *, trials: dict[str, PenaltyConfig | TargetConfig], seeds: in
             continue
         for trial, config in trials.items():
             for seed in range(seeds):
-                found = discover(compiled, ablation, config, seed).circuit
+                found = prune_edges(compiled.model, compiled.dataset, ablation, seed=seed, config=config).circuit
                 assessment = assess(truth, found)
                 truth, comparison = assessment.truth, assessment.comparison
                 what = f"{name}/{ablation}{seed}: -{len(comparison.missing)} +{len(comparison.extra)}"

@@ -1,9 +1,10 @@
 """Methods side by side on a language model: how far circuits of one size are from it, and what finding them takes.
 
-As table 1 of arXiv:2406.16778 does. Edge Pruning is asked for a sparsity, and all others are then given as many edges
-as it ends with: a method that scores edges keeps those that score highest; ACDC, which has a threshold, takes the first
-circuit of about that size, or the nearest, in a bisection of thresholds. Every method has one configuration for all
-models and tasks, sees the training split alone, and is measured on the test split.
+As table 1 of arXiv:2406.16778 does. Edge Pruning is asked for a sparsity, and others are then given as many edges as it
+ends with: a method that scores edges keeps those that score highest; ACDC, which has a threshold, takes the first
+circuit of about that size, or the nearest, in a bisection of thresholds. `edge-pruning-minimax` chooses its size, and
+has one row. Every method has one configuration for all models and tasks, sees the training split alone, and is measured
+on the test split.
 """
 
 import json
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from edgeprune.compare_table import PRUNING, Row, cells, draw, markdown, parse
+from edgeprune.compare_table import MINIMAX, PRUNING, Row, cells, draw, markdown, parse
 from edgeprune.data import Dataset
 from edgeprune.draw import save_figure
 from edgeprune.errors import ConfigError, RunError, TaskError
@@ -30,7 +31,9 @@ from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.baselines import draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
-from edgeprune.methods.edge_pruning_target import prune_to_target
+from edgeprune.methods.edge_pruning import configurations
+from edgeprune.methods.edge_pruning.engine import prune_edges
+from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join
 from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, unfinished, versions, write_text
 from edgeprune.subject import RunConfig, Subject, load_subject
@@ -51,7 +54,7 @@ _SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
 }
 """As in the registry, but for logits that are logits, with the five steps of their paper, in batches that fit."""
 
-METHODS: Final = (PRUNING, ACDC, *_SCORING)
+METHODS: Final = (PRUNING, MINIMAX, ACDC, *_SCORING)
 
 _THRESHOLDS: Final = (1e-6, 1e2)
 """Nats between which ACDC's threshold is searched for."""
@@ -99,7 +102,7 @@ class Comparison:
         if self.run.parts > 1:
             raise ConfigError(f"Expected batches in one part, as methods run here; got {self.run.parts} parts")
         for target in self.targets:
-            replace(self.run.pruning, target_sparsity=target)  # raises where it is no sparsity
+            with_settings(self.run.pruning, {"target_sparsity": target})  # raises where it is no sparsity
         for count in self.examples:
             replace(self.run.sizes, train=count)
 
@@ -150,9 +153,13 @@ class _Bench:
             raise RunError("Expected scores that are numbers, or minus infinity for edges that are gone; got others")
         return _Found(found.circuit, found.scores, seconds, {} if config is None else asdict(config))
 
-    def pruned(self, target: float) -> _Found:
-        """What Edge Pruning finds."""
-        return self.run(prune_to_target, replace(self.config.pruning, target_sparsity=target))
+    def found(self, name: str, target: float, edges: int) -> _Found:
+        """What a method finds: at a sparsity, of a size of its own, or of so many edges."""
+        if name == PRUNING:
+            return self.run(prune_edges, with_settings(self.config.pruning, {"target_sparsity": target}))
+        if name == MINIMAX:
+            return self.run(prune_edges, configurations.MINIMAX)
+        return self.of_size(name, edges)
 
     def of_size(self, name: str, edges: int) -> _Found:
         """What any other method finds, of so many edges or as near as it comes."""
@@ -218,7 +225,8 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
     ranks, progress = join(), progress and join().first
     book, rows = _Book(comparison, out, writes=ranks.first), list[Row]()
     ranks.wait()
-    total = len(comparison.examples) * len(comparison.methods) * len(comparison.targets)
+    circuits = sum(1 if name == MINIMAX else len(comparison.targets) for name in comparison.methods)
+    total = len(comparison.examples) * circuits
     with tqdm(total=total, desc="circuits", disable=None if progress else True) as bar:
         for examples in comparison.examples:
             subject = load_subject(comparison.of(examples), ("train", "test"), device=device, progress=progress)
@@ -251,9 +259,10 @@ class _Book:
         self.writes = writes
         self.folder, self._path = out, out / "compare.json"
         sizes = replace(comparison.run.sizes, train=1)
-        pruning = replace(comparison.run.pruning, target_sparsity=1.0)
+        pruning = with_settings(comparison.run.pruning, {"target_sparsity": 1.0})
         asked = asdict(replace(comparison.run, sizes=sizes, pruning=pruning))
         asked["methods"] = {name: config and asdict(config) for name, (_, config) in _SCORING.items()}
+        asked["methods"][MINIMAX] = asdict(configurations.MINIMAX)
         asked["methods"][ACDC] = asdict(_ACDC) | {"thresholds": _THRESHOLDS, "searches": _SEARCHES, "near": _NEAR}
         self._content: dict[str, Any] = {"format": _FORMAT, "run": json.loads(json.dumps(asked)), "about": {}}
         rows = list[Row]()
@@ -315,12 +324,12 @@ def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
     examples, graph = bench.config.sizes.train, bench.subject.model.graph
     sizes = {target: round((1 - target) * graph.total) for target in comparison.targets}
     for name in sorted(comparison.methods, key=lambda name: name != PRUNING):
-        for target in comparison.targets:
-            key = (name, examples, target, None if name == PRUNING else sizes[target])
+        for target in (0.0,) if name == MINIMAX else comparison.targets:
+            key = (name, examples, target, None if name in (PRUNING, MINIMAX) else sizes[target])
             # What code of one's own does now may not be what it did.
             if key not in book.done or ":" in name:
-                found = bench.pruned(target) if name == PRUNING else bench.of_size(name, sizes[target])
-                book.add(*_measure(bench, name, target, sizes[target], found))
+                asked = sizes.get(target, graph.total)
+                book.add(*_measure(bench, name, target, asked, bench.found(name, target, asked)))
             if name == PRUNING:
                 sizes[target] = book.done[key].evaluation.edges
             yield book.done[key]
@@ -330,7 +339,7 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found)
     """Run a circuit on the test split."""
     circuit, config = found.circuit, bench.config
     measured = bench.subject.evaluate("test", config.ablation, circuit_mask(circuit))
-    asked = measured.edges if name == PRUNING else asked
+    asked = measured.edges if name in (PRUNING, MINIMAX) else asked
     row = Row(
         name, config.sizes.train, target, asked, found.seconds, found.runs, str(bench.subject.model.device), measured
     )

@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from edgeprune.evaluate import Evaluation
 from edgeprune.tasks import metric_of
 
-PRUNING: Final = "edge-pruning-target"
+PRUNING: Final = "edge-pruning"
+
+MINIMAX: Final = "edge-pruning-minimax"
+"""Chooses the size of its circuit, whatever is asked for."""
 
 _LEAST_KL: Final = 1e-6
 """Nats that are drawn, at the least."""
@@ -25,6 +28,8 @@ class Row:
     method: str
     examples: int
     target: float
+    """Sparsity that was asked for; 0 of a method that takes none."""
+
     asked: int
     """Edges that it was to have."""
 
@@ -39,7 +44,9 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, float, int | None]:
-        """What was asked for; of Edge Pruning, no number of edges."""
+        """What was asked for; of Edge Pruning no number of edges, and of `edge-pruning-minimax` nothing at all."""
+        if self.method == MINIMAX:
+            return self.method, self.examples, 0.0, None
         return self.method, self.examples, self.target, None if self.method == PRUNING else self.asked
 
     @property

@@ -81,6 +81,9 @@ class Draw:
     noise: Float[Tensor, "sample drawn"]
     """u for each of them."""
 
+    values: Float[Tensor, "sample entry"]
+    """z of every entry, drawn or not."""
+
     rounded: bool
     """Whether the masks are."""
 
@@ -120,23 +123,44 @@ class LearnedMask:
             samples: how many.
             generator: the source of noise.
             explored: the share of entries that each sample draws; every other entry stands at its rounded mean, so that
-                a sample tells what its few drawn entries do among edges that are settled. Entries take turns, so that
-                all are drawn about as often. 1 is plain sampling.
+                a sample tells what its few drawn entries do among edges that have converged. Entries take turns, so
+                that all are drawn about as often. 1 is plain sampling.
             rounded: whether each z is rounded to 0 or 1.
         """
-        turns = max(1, round(1 / explored))
-        rounds, count = math.ceil(samples / turns), len(self.log_alpha)
-        drawn = math.ceil(count / turns)
-        order = torch.full((rounds, drawn * turns), count)
-        order[:, :count] = torch.rand(rounds, count, generator=generator).argsort(-1)
-        entries = order.view(rounds * turns, drawn)[:samples]
+        turns, count = max(1, round(1 / explored)), len(self.log_alpha)
+        if turns == 1:
+            entries = torch.arange(count).expand(samples, -1)
+        else:
+            rounds, drawn = math.ceil(samples / turns), math.ceil(count / turns)
+            order = torch.full((rounds, drawn * turns), count)
+            order[:, :count] = torch.rand(rounds, count, generator=generator).argsort(-1)
+            entries = order.view(rounds * turns, drawn)[:samples]
         noise = torch.rand(entries.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
-        padded = torch.cat([self.log_alpha, self.log_alpha.new_zeros(1)])
-        z = self.hard_concrete.sample(padded[entries], noise)
-        if rounded:
-            z = (z.detach() > 0.5).float()
-        settled = torch.cat([self._settled(), padded.new_zeros(1)]).expand(samples, -1)
-        return Draw(self._assemble(settled.scatter(1, entries, z)[:, :count]), entries, noise, rounded)
+        if turns == 1:
+            values = self._sample(self.log_alpha, noise, rounded=rounded)
+        else:
+            padded = torch.cat([self.log_alpha, self.log_alpha.new_zeros(1)])
+            standing = torch.cat([self._standing(), padded.new_zeros(1)]).expand(samples, -1)
+            values = standing.scatter(1, entries, self._sample(padded[entries], noise, rounded=rounded))[:, :count]
+        return Draw(self._assemble(values), entries, noise, values, rounded)
+
+    def _sample(self, log_alpha: Tensor, noise: Tensor, *, rounded: bool) -> Tensor:
+        z = self.hard_concrete.sample(log_alpha, noise)
+        return (z.detach() > 0.5).float() if rounded else z
+
+    def edge_values(self, draw: Draw) -> Float[Tensor, "sample edge"]:
+        """z of every edge's own mask, whatever masks its ends have; of its source where edges have none."""
+        if self._sizes[0]:
+            return draw.values[:, : self._sizes[0]]
+        return draw.mask.flatten(1)[:, self._cells]
+
+    def kept_at_mean_sparsity(self) -> Bool[Tensor, "source destination"]:
+        """The circuit at the threshold at which as many entries are kept as their means add up to.
+
+        As the paper's code has it, edges and nodes have thresholds of their own, and an edge is kept with its ends.
+        """
+        kinds = self.hard_concrete.mean(self.log_alpha.detach()).split(self._sizes)
+        return self._assemble(torch.cat([at_mean_sparsity(each).float() for each in kinds])) > 0
 
     def likelihood_ratio_gradient(self, draw: Draw, advantage: Float[Tensor, " sample"]) -> Float[Tensor, " entry"]:
         """The mean of `advantage * d log p(z) / d log_alpha` over the samples that drew each entry.
@@ -157,6 +181,11 @@ class LearnedMask:
         return (total / times)[:count]
 
     @torch.no_grad()
+    def spread(self, deviation: float, generator: torch.Generator) -> None:
+        """Add normal noise to every entry."""
+        self.log_alpha.add_(deviation * torch.randn(self.log_alpha.shape, generator=generator))
+
+    @torch.no_grad()
     def set_to(self, log_alpha: float) -> None:
         """Bring every entry to `log_alpha`."""
         self.log_alpha.fill_(log_alpha)
@@ -172,7 +201,7 @@ class LearnedMask:
         """Bring every entry that is above `log_alpha` down to it."""
         self.log_alpha.clamp_(max=log_alpha)
 
-    def _settled(self) -> Tensor:
+    def _standing(self) -> Tensor:
         return (self.hard_concrete.mean(self.log_alpha.detach()) > 0.5).float()
 
     def _assemble(self, entries: Float[Tensor, "*sample entry"]) -> Float[Tensor, "*sample source destination"]:
@@ -208,7 +237,7 @@ class LearnedMask:
 
     def rounded(self) -> Float[Tensor, "source destination"]:
         """The mask that keeps the entries whose mean is above one half."""
-        return self._assemble(self._settled())
+        return self._assemble(self._standing())
 
     def mean(self) -> Float[Tensor, "source destination"]:
         """The deterministic mask: means of edges times means of nodes, 0 where there is no edge."""
@@ -218,6 +247,14 @@ class LearnedMask:
         """How many edges are expected to be above 0, of samples that are rounded or not."""
         probability = self.hard_concrete.probability_kept if rounded else self.hard_concrete.probability_positive
         return self._assemble(probability(self.log_alpha)).sum()
+
+
+def at_mean_sparsity(mean: Float[Tensor, " entry"]) -> Bool[Tensor, " entry"]:
+    """The entries above the threshold at which as many are kept as there are in sum; all where several tie for it."""
+    count = round(float(mean.sum()))
+    if count == 0:
+        return torch.zeros_like(mean, dtype=torch.bool)
+    return (mean >= mean.sort(descending=True).values[count - 1]) & (mean > 0)
 
 
 def edge_exists(graph: Graph) -> Bool[Tensor, "source destination"]:

@@ -33,7 +33,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masks import circuit_mask, edge_exists, mask_of
-from edgeprune.methods.objective import Objective
+from edgeprune.methods.loss import Objective
 from edgeprune.model import MaskedModel
 
 FRACTIONS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -9,25 +9,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
 from tqdm import tqdm
 
-from edgeprune.ablation import Ablator
-from edgeprune.data import Batch
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit
 from edgeprune.masks import circuit_mask, edge_exists, edges_of
-from edgeprune.methods.edge_pruning_target import Progress, TargetConfig, TargetPruning
-from edgeprune.methods.objective import Objective, draw_pairs
-from edgeprune.model import Mask
+from edgeprune.methods.edge_pruning.configurations import BY_NAME
+from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.settings import from_json, settings
 from edgeprune.parallel import join
 from edgeprune.store import (
     SavedCircuit,
@@ -42,7 +38,7 @@ from edgeprune.store import (
 from edgeprune.subject import RunConfig, Subject, load_subject
 from edgeprune.tasks import Sizes, metric_of
 
-FORMAT: Final = "edgeprune run 1"
+FORMAT: Final = "edgeprune run 2"
 
 
 def prune(
@@ -79,7 +75,7 @@ def prune(
         for file in unfinished(out):
             file.unlink()
     subject = load_subject(config, ("train", "validation"), device=device, progress=progress)
-    run = TargetPruning(subject.model.graph, config.pruning, seed=config.seed)
+    run = Pruning(_problem(subject, config), config.pruning, seed=config.seed)
     asked = {"format": FORMAT, "config": asdict(config), "about": subject.digests, "versions": dict(versions())}
     if (out / "run.json").exists():
         _check_subject(out, subject)
@@ -88,11 +84,11 @@ def prune(
         raise RunError(f"Expected one folder that all processes see; {str(out)!r} is not the same for all of them")
     if ranks.first and not (out / "run.json").exists():
         write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
-    _train(run, subject, config, out, save_every=save_every, progress=progress)
+    _run(run, subject, config, out, save_every=save_every, progress=progress)
     circuit = Circuit(subject.model.graph, config.ablation, edges_of(subject.model.graph, run.kept()))
     mean = run.mean()
     scores = {edge: float(mean[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
-    method = {"name": "edge-pruning-target", "seed": config.seed, "config": asdict(config.pruning)}
+    method = {"name": config.pruning.name, "seed": config.seed, "config": asdict(config.pruning)}
     saved = SavedCircuit(circuit, scores, config.model, method, versions())
     if ranks.first:
         save_circuit(saved, out / "circuit.json")
@@ -171,11 +167,9 @@ def read_config(folder: Path) -> RunConfig:
     content = _read_json(folder / "run.json")
     try:
         asked = content["config"]
-        concrete = TargetConfig().hard_concrete
-        pruning = asked["pruning"] | {"hard_concrete": replace(concrete, **asked["pruning"]["hard_concrete"])}
-        parts = {"sizes": Sizes(**asked["sizes"]), "pruning": TargetConfig(**pruning)}
-        return RunConfig(**(asked | parts))
-    except (KeyError, TypeError, ConfigError) as error:
+        pruning = from_json(BY_NAME[asked["pruning"]["name"]], asked["pruning"])
+        return RunConfig(**(asked | {"sizes": Sizes(**asked["sizes"]), "pruning": pruning}))
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise RunError(
             f"Expected a run of `edgeprune prune` in {str(folder)!r}; its run.json is none: {error}"
         ) from error
@@ -208,8 +202,15 @@ def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
     """The run in the folder is to be gone on with, and is what is asked for."""
     if not resume:
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds one: go on with --resume")
-    asked, found = (json.loads(json.dumps(asdict(each))) for each in (config, read_config(out)))
-    flat_asked, flat_found = ({**each, **each["pruning"], **each["sizes"]} for each in (asked, found))
+    found = read_config(out)
+    if found.pruning.name != config.pruning.name:
+        raise RunError(
+            f"Expected a folder for a run of {config.pruning.name}; {str(out)!r} holds one of {found.pruning.name}: "
+            "name another folder"
+        )
+    flat_asked, flat_found = (
+        {**asdict(each), **asdict(each.sizes), **settings(each.pruning)} for each in (config, found)
+    )
     if differing := [
         f"{name} {flat_found[name]!r}, not {flat_asked[name]!r}"
         for name in flat_asked
@@ -218,48 +219,44 @@ def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
         raise RunError(f"Expected the run that {str(out)!r} holds, with {'; '.join(differing)}: name another folder")
 
 
-def _train(
-    run: TargetPruning, subject: Subject, config: RunConfig, out: Path, *, save_every: int, progress: bool
-) -> None:
-    """Steps until all are done, a line of metrics for each, and checkpoints in between."""
-    train, ranks = subject.splits["train"], subject.model.ranks
-    objective = Objective(train, config.pruning.loss, logit_scale=config.pruning.logit_scale)
-    ablator = Ablator(subject.model, train, config.ablation)
+def _problem(subject: Subject, config: RunConfig) -> Problem:
+    """What a run learns on."""
+    loss, train = config.pruning.loss, subject.splits["train"]
+    return Problem.of(
+        subject.model, train, config.ablation, loss.loss, logit_scale=loss.logit_scale, parts=config.parts
+    )
 
-    def loss_of(batch: Batch, weight: float, mask: Mask) -> Float[Tensor, ""]:
-        return weight * objective(subject.model(batch.clean, mask, ablator.own(batch), batch.positions), batch).mean()
 
+def _run(run: Pruning, subject: Subject, config: RunConfig, out: Path, *, save_every: int, progress: bool) -> None:
+    """Go on until there is nothing left to do: a line of metrics for each step, and checkpoints in between."""
+    ranks = subject.model.ranks
     bar = tqdm(total=config.pruning.steps, initial=run.done, desc="pruning", disable=None if progress else True)
     with bar:
-        while run.done < config.pruning.steps:
-            pairs = draw_pairs(train, config.pruning.batch_size, run.generator)
-            parts = pairs.chunk(config.parts, dim=1)
-            weighted = [(train.take(*part), part.shape[1] / pairs.shape[1]) for part in parts]
-            step = run.step([partial(loss_of, *each) for each in weighted])
-            measured, saves = _metrics(step), run.done == config.pruning.steps or run.done % save_every == 0
+        while not run.ended:
+            step = run.advance()
+            saves = step is None or run.ended or run.done % save_every == 0
+            measured = {} if step is None else _metrics(step)
             if saves:
                 for value in run.state().values():
-                    ranks.take_first(value)
+                    if value.numel():
+                        ranks.take_first(value)
                 circuit = subject.evaluate("validation", config.ablation, run.kept().float())
                 measured["validation"] = asdict(circuit)
-            if ranks.first:
+            if ranks.first and step is not None:
                 _append(out / "metrics.jsonl", measured)
             if ranks.first and saves:
-                state = {name: value.contiguous() for name, value in run.state().items()}
+                state = {name: value.clone().contiguous() for name, value in run.state().items()}
                 write_atomically(out / "checkpoint.safetensors", lambda file, state=state: file.write(save(state)))
+            if step is None:
+                bar.set_description(run.stage.name.lower().replace("_", " "))
+                bar.total = run.done + (config.pruning.steps if run.stage == Stage.LEARN_ANEW else 0)
+                continue
             bar.set_postfix_str(f"loss {step.loss:.3g}, sparsity {step.sparsity:.3f}", refresh=False)
             bar.update()
 
 
 def _metrics(step: Progress) -> dict[str, Any]:
-    return {
-        "step": step.step,
-        "loss": step.loss,
-        "sparsity": step.sparsity,
-        "target": step.target,
-        "lambda_1": step.multipliers[0],
-        "lambda_2": step.multipliers[1],
-    }
+    return {"step": step.step, "loss": step.loss, "sparsity": step.sparsity, **step.figures}
 
 
 def _append(path: Path, measured: dict[str, Any]) -> None:
@@ -270,7 +267,7 @@ def _append(path: Path, measured: dict[str, Any]) -> None:
         raise UnwritableFile(f"Expected room for metrics in {str(path)!r}: {error.strerror}") from error
 
 
-def _restore(run: TargetPruning, out: Path) -> None:
+def _restore(run: Pruning, out: Path) -> None:
     """Bring a run to its last checkpoint, or leave it at its beginning; metrics end there too."""
     checkpoint, metrics = out / "checkpoint.safetensors", out / "metrics.jsonl"
     if checkpoint.exists():

@@ -14,24 +14,15 @@ from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import Evaluation, evaluate
 from edgeprune.graph import Ablation
-from edgeprune.methods.edge_pruning_target import TargetConfig
+from edgeprune.methods.edge_pruning.config import PruningConfig
+from edgeprune.methods.edge_pruning.configurations import PAPER
+from edgeprune.methods.edge_pruning.gradient import ThroughZ
 from edgeprune.model import Mask
 from edgeprune.models.load import Precision, load_model
 from edgeprune.models.sharded import whole
 from edgeprune.models.transformer import Transformer
 from edgeprune.parallel import join
 from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
-
-PAPER: Final = TargetConfig(
-    target_sparsity=0.95,
-    steps=3000,
-    mask_samples=1,
-    learning_rate=0.8,
-    lagrangian_learning_rate=0.8,
-    logit_scale=1.0,
-)
-"""As the paper prunes GPT-2 (arXiv:2406.16778, appendix); the target is for whoever runs it to choose."""
-
 
 _MEASURED: Final = 32
 """Inputs that a circuit is measured on at a time, in one part."""
@@ -59,12 +50,12 @@ class RunConfig:
     parts: int = 1
     """Parts that a batch is run in, one after the other: memory for a part, gradients of the whole."""
 
-    pruning: TargetConfig = PAPER
+    pruning: PruningConfig = PAPER
 
     def __post_init__(self) -> None:
         if not 1 <= self.parts <= self.pruning.batch_size:
             raise ConfigError(f"Expected parts from 1 to batch_size, {self.pruning.batch_size}; got {self.parts}")
-        if self.parts > 1 and self.pruning.loss == "worst":
+        if self.parts > 1 and self.pruning.loss.loss == "worst" and isinstance(self.pruning.gradient, ThroughZ):
             raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got 'worst'")
 
 

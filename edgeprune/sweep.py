@@ -17,6 +17,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit
 from edgeprune.measures import overlap
+from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join
 from edgeprune.pruning_run import evaluate_run, prune
 from edgeprune.store import save_circuit, write_text
@@ -87,7 +88,8 @@ def sweep(
     points = list[Point]()
     for target in sorted(targets):
         for seed in range(config.seed, config.seed + seeds):
-            asked = replace(config, seed=seed, pruning=replace(config.pruning, target_sparsity=target))
+            pruning = with_settings(config.pruning, {"target_sparsity": target})
+            asked = replace(config, seed=seed, pruning=pruning)
             folder = out / f"sparsity-{target!r}-seed-{seed}"
             resume = (folder / "run.json").exists()
             saved = prune(asked, folder, resume=resume, device=device, save_every=save_every, progress=progress)

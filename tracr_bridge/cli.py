@@ -120,7 +120,7 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     recover.add_argument(
         "--ablation", action="append", help=f"{carried}; may be repeated, for a report of both (default: zero)"
     )
-    recover.add_argument("--method", default="edge-pruning", help="the discovery method (default: %(default)s)")
+    recover.add_argument("--method", default="edge-pruning-minimax", help="the discovery method (default: %(default)s)")
     for command in (recover, bench):
         command.add_argument(
             "--timeout",
@@ -221,7 +221,7 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--method",
         action="append",
-        help="a discovery method, or all; may be repeated; one that is none lists them (default: edge-pruning)",
+        help="a discovery method, or all; may be repeated; one that is none lists them (default: edge-pruning-minimax)",
     )
     bench.add_argument("--jobs", type=count, default=2, metavar="N", help="processes (default: %(default)s)")
     bench.add_argument(

@@ -144,7 +144,7 @@ def bench(options: argparse.Namespace) -> bool:
 
     chosen: list[str] = options.ablation or ["zero", "resample"]
     ablations: list[Ablation] = [parse_ablation(text) for text in chosen]
-    named: list[str] = options.method or ["edge-pruning"]
+    named: list[str] = options.method or ["edge-pruning-minimax"]
     methods = [method for name in named for method in (METHODS if name == "all" else [name])]
     for method in methods:
         find_method(method)

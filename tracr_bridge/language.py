@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 from edgeprune.graph import parse_ablation
 
 if TYPE_CHECKING:
+    from edgeprune.methods.edge_pruning.config import PruningConfig
     from edgeprune.subject import RunConfig
 
 _LEARNED: Final = 0.99
 """Accuracy from which on a model is said to know its task."""
 
 
-def _config(options: argparse.Namespace, target: float) -> "RunConfig":
+def _config(options: argparse.Namespace, target: float | None) -> "RunConfig":
     """What the options ask for."""
-    from edgeprune.subject import PAPER, RunConfig
+    from edgeprune.subject import RunConfig
     from edgeprune.tasks import Sizes
 
     return RunConfig(
@@ -29,8 +30,27 @@ def _config(options: argparse.Namespace, target: float) -> "RunConfig":
         data_seed=options.data_seed,
         precision=options.precision,
         parts=getattr(options, "parts", 1),
-        pruning=_asked(PAPER, options, target_sparsity=target),
+        pruning=_pruning(options, target),
     )
+
+
+def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfig":
+    """The configuration of that name, with what options say of its settings."""
+    from edgeprune.errors import ConfigError
+    from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
+    from edgeprune.methods.settings import settings, with_settings
+
+    config = BY_NAME[getattr(options, "pruning_method", PAPER.name)]
+    known = set[str]().union(*(settings(each) for each in BY_NAME.values()))
+    given = {name: value for name, value in vars(options).items() if name in known and value is not None}
+    own = settings(config)
+    given |= {} if target is None else {"target_sparsity": target}
+    if "target_sparsity" in own and target is None:
+        raise ConfigError(f"Expected --target-sparsity, the share of edges that {config.name} removes; got none")
+    if foreign := sorted(given.keys() - own.keys()):
+        options_of = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise ConfigError(f"Expected settings of {config.name}, which has no {options_of}")
+    return with_settings(config, given)
 
 
 def _asked(config: Any, options: argparse.Namespace, **more: Any) -> Any:
@@ -64,7 +84,11 @@ def prune(options: argparse.Namespace) -> bool:
         found = {"circuit": where, "edges": len(circuit), "total": total, "sparsity": 1 - len(circuit) / total}
         print(report.as_json(found), file=options.output)
         return True
-    rows = [("edges kept", f"{len(circuit)} of {total}"), ("sparsity", f"{1 - len(circuit) / total:.4f}")]
+    rows = [
+        ("method", config.pruning.name),
+        ("edges kept", f"{len(circuit)} of {total}"),
+        ("sparsity", f"{1 - len(circuit) / total:.4f}"),
+    ]
     report.print_rows(f"{config.model} on {config.task}, {config.ablation}", rows)
     print(f"circuit: {where}\nmeasure it: edgeprune evaluate {options.out}")
     return True

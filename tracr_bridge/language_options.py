@@ -3,8 +3,8 @@
 import argparse
 import ast
 import inspect
-from collections.abc import Callable, Collection
-from dataclasses import Field, fields
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -12,8 +12,8 @@ from edgeprune.graph import ABLATIONS
 from tracr_bridge import language
 from tracr_bridge.arguments import count, seed
 
-_OUTSIDE: Final = ("target_sparsity", "hard_concrete")
-"""Settings of pruning that are options of another form."""
+_OUTSIDE: Final = ("target_sparsity", "name", "kept", "betas", "temperature", "low", "high", "ending", "final_check")
+"""Settings of pruning that are options of another form, or none."""
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> None:
@@ -36,7 +36,17 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         "compare", "run several methods on a model, and compare circuits of one size", language.compare
     )
     prune_command.add_argument(
-        "--target-sparsity", type=float, required=True, metavar="SHARE", help="share of edges to remove, such as 0.95"
+        "--method",
+        dest="pruning_method",
+        choices=("edge-pruning", "edge-pruning-minimax"),
+        default="edge-pruning",
+        help="the paper's objective, or the worst case over inputs, which takes no sparsity (default: edge-pruning)",
+    )
+    prune_command.add_argument(
+        "--target-sparsity",
+        type=float,
+        metavar="SHARE",
+        help="share of edges that edge-pruning removes, such as 0.95",
     )
     prune_command.add_argument(
         "--resume", action="store_true", help="go on with the run that DIR holds, if it holds one"
@@ -56,8 +66,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
     compare_command.add_argument(
         "--method",
         action="append",
-        help="edge-pruning-target, acdc, eap, eap-ig-inputs, eap-ig-activations, random, or package.module:function "
-        "for one of your own, whose scores are ranked; may be repeated (default: the first five)",
+        help="edge-pruning, edge-pruning-minimax, acdc, eap, eap-ig-inputs, eap-ig-activations, random, "
+        "or package.module:function for one of your own, whose scores are ranked; may be repeated (default: all "
+        "of these but edge-pruning-minimax and random)",
     )
     compare_command.add_argument(
         "--examples", type=count, action="append", metavar="N", help="training examples; may be repeated (default: 200)"
@@ -157,34 +168,78 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
 
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     """Settings of pruning, with the paper's values, and how many examples there are."""
-    from edgeprune.subject import PAPER
+    from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
     from edgeprune.tasks import Sizes
 
-    _add_fields(command.add_argument_group("settings of pruning"), PAPER, leave_out=_OUTSIDE)
+    group = command.add_argument_group("settings of pruning")
+    configs = list(BY_NAME.values()) if name == "prune" else [PAPER]
+    found = dict[str, list[tuple[str, type, Any]]]()
+    for config in configs:
+        for owner, setting, value in _leaves(config):
+            if setting not in _OUTSIDE:
+                found.setdefault(setting, []).append((config.name.replace("edge-pruning-", ""), owner, value))
+    for setting, places in found.items():
+        # The paper's is the default, and named where it stands beside another, or where another stands alone.
+        shown = [_shown(value) if method == PAPER.name else f"{method}: {_shown(value)}" for method, _, value in places]
+        says = ", ".join(shown)
+        alone = " alone" if places[0][0] != PAPER.name else ""
+        owner, value = next(((owner, value) for _, owner, value in places if value is not None), places[0][1:])
+        _add_field(group, owner, setting, value, default=None, says=f" (default: {says}{alone})")
     # `compare` has --examples for the training split, and nothing to validate.
     unused = ("train", "validation") if name == "compare" else ()
     _add_fields(command.add_argument_group("examples"), Sizes(), leave_out=unused)
 
 
+def _leaves(config: Any) -> Iterator[tuple[type, str, Any]]:
+    """Settings of all parts of a configuration: whose, its name and its value."""
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if is_dataclass(value):
+            yield from _leaves(value)
+        else:
+            yield type(config), setting.name, value
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _add_fields(group: Any, config: Any, *, leave_out: Collection[str] = ()) -> None:
     """An option for every field of a dataclass, with its value here and the words that stand below it."""
-    says = _docstrings(type(config))
     for setting in fields(config):
         if setting.name not in leave_out:
             value = getattr(config, setting.name)
-            default = "" if value is None else " (default: %(default)s)"
-            group.add_argument(
-                f"--{setting.name.replace('_', '-')}",
-                type=count if isinstance(value, int | None) else type(value),
-                default=value,
-                choices=get_args(_type_of(type(config), setting)) if isinstance(value, str) else None,
-                metavar=None if isinstance(value, str) else "N" if isinstance(value, int | None) else "X",
-                help=says[setting.name].replace("%", "%%") + default,
-            )
+            says = "" if value is None else " (default: %(default)s)"
+            _add_field(group, type(config), setting.name, value, default=value, says=says)
 
 
-def _type_of(owner: type, setting: Field[Any]) -> Any:
-    return inspect.get_annotations(owner, eval_str=True)[setting.name]
+def _add_field(group: Any, owner: type, name: str, value: Any, *, default: Any, says: str) -> None:
+    """An option for one of them, of the type that `value` has."""
+    metavar, choices, kind = "X", None, type(value)
+    if isinstance(value, bool):
+        metavar, choices, kind = None, (True, False), _yes
+    elif isinstance(value, str):
+        metavar, choices = None, get_args(_type_of(owner, name))
+    elif isinstance(value, int | None):
+        metavar, kind = "N", count
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        default=default,
+        choices=choices,
+        metavar=metavar,
+        help=_docstrings(owner)[name].replace("%", "%%") + says,
+    )
+
+
+def _yes(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text == "True"
+
+
+def _type_of(owner: type, name: str) -> Any:
+    return inspect.get_annotations(owner, eval_str=True)[name]
 
 
 def _docstrings(owner: type) -> dict[str, str]:

@@ -40,7 +40,7 @@ class Suite:
         seconds: how long one discovery may take.
     """
 
-    def __init__(self, method: str = "edge-pruning", *, seconds: float = float("inf")) -> None:
+    def __init__(self, method: str = "edge-pruning-minimax", *, seconds: float = float("inf")) -> None:
         self.method, self._seconds = method, seconds
         self._discover = find_method(method)
         self._compiled: dict[Program, Compiled] = {}

@@ -10,30 +10,31 @@ from edgeprune.data import Dataset
 from edgeprune.errors import UnknownMethod
 from edgeprune.graph import Ablation
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
-from edgeprune.methods.baselines import ExactConfig, ablate_each, draw_scores
+from edgeprune.methods.baselines import SingleEdgeConfig, ablate_each, draw_scores
 from edgeprune.methods.custom import load_method
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
-from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
-from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.edge_pruning.configurations import COMPILED, MINIMAX, UNCHECKED
+from edgeprune.methods.edge_pruning.engine import prune_edges
 from edgeprune.methods.hisp import HispConfig, score_nodes
 from edgeprune.methods.method import Discovery as Discovery
 from edgeprune.methods.method import Method as Method
-from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
+from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
 from edgeprune.model import MaskedModel, OnlyMasked
 
 METHODS: Final[Mapping[str, Method]] = {
-    "edge-pruning": partial(prune_with_penalty, config=PenaltyConfig()),
-    "edge-pruning-target": partial(prune_to_target, config=TargetConfig()),
+    MINIMAX.name: partial(prune_edges, config=MINIMAX),
+    UNCHECKED.name: partial(prune_edges, config=UNCHECKED),
+    COMPILED.name: partial(prune_edges, config=COMPILED),
     "acdc": partial(remove_greedily, config=AcdcConfig()),
     "acdc-earliest-first": partial(remove_greedily, config=AcdcConfig(order="earliest first")),
     "eap": partial(attribution_patching, config=EapConfig()),
     "eap-ig-inputs": partial(integrate_gradients, config=EapIgConfig()),
     "eap-ig-activations": partial(integrate_gradients, config=EapIgConfig(over="activations")),
-    "subnetwork-probing": partial(probe_subnetwork, config=ProbingConfig()),
-    "subnetwork-probing-nodes": partial(probe_subnetwork, config=ProbingConfig(masked="nodes")),
+    EDGES.name: partial(prune_edges, config=EDGES),
+    NODES.name: partial(probe_nodes, config=NODES),
     "hisp": partial(score_nodes, config=HispConfig()),
-    "exact": partial(ablate_each, config=ExactConfig()),
+    "single-edge": partial(ablate_each, config=SingleEdgeConfig()),
     "random": draw_scores,
 }
 """Each in its one configuration, for every model and program."""

@@ -25,8 +25,8 @@ from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Edge, Graph
 from edgeprune.masks import edge_exists
+from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.methods.objective import Loss, Objective
 from edgeprune.model import MaskedModel
 
 
@@ -41,7 +41,7 @@ class AcdcConfig:
     """In which order the sources of a destination are tried. Destinations come latest first either way."""
 
     loss: Loss = "divergence"
-    """See `objective.Loss`."""
+    """See `loss.Loss`."""
 
     logit_scale: float = 10.0
     """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""

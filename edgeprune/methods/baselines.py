@@ -10,8 +10,8 @@ from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
 from edgeprune.masks import edge_exists
+from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.methods.objective import Loss, Objective
 from edgeprune.model import MaskedModel
 
 _ROWS = 8192
@@ -19,11 +19,11 @@ _ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactConfig:
+class SingleEdgeConfig:
     """Settings of `ablate_each`."""
 
     loss: Loss = "worst"
-    """See `objective.Loss`."""
+    """See `loss.Loss`."""
 
     threshold: float = 0.0
     """Loss above which an edge is kept; `worst` is 0 up to what counts as the same output."""
@@ -44,7 +44,7 @@ def ablate_each(
     *,
     seed: int = 0,
     progress: bool = False,
-    config: ExactConfig | None = None,
+    config: SingleEdgeConfig | None = None,
 ) -> Discovery:
     """Ablate every edge alone in the full model: what EAP approximates (arXiv:2310.10348).
 
@@ -53,14 +53,14 @@ def ablate_each(
     Note: an edge scores the loss without it, which is 0 with it, in place of the change of a metric. By default that is
     the worst over the inputs, as the truth asks whether any input needs an edge.
     """
-    config = ExactConfig() if config is None else config
+    config = SingleEdgeConfig() if config is None else config
     batch = dataset.sample(config.inputs, torch.Generator().manual_seed(seed))
     ablated, objective = Ablator(model, dataset, ablation)(batch), Objective(dataset, config.loss)
     exists = edge_exists(model.graph)
     cells = torch.nonzero(exists)
     scores = torch.zeros(exists.shape)
     chunks = cells.split(max(1, _ROWS // len(batch.clean)))
-    for chunk in tqdm(chunks, desc=f"exact, {ablation}", disable=None if progress else True):
+    for chunk in tqdm(chunks, desc=f"single edges, {ablation}", disable=None if progress else True):
         masks = exists.float().repeat(len(chunk), 1, 1)
         masks[torch.arange(len(chunk)), chunk[:, 0], chunk[:, 1]] = 0
         scores[chunk[:, 0], chunk[:, 1]] = objective(model(batch.clean, masks, ablated, batch.positions), batch)

@@ -5,7 +5,7 @@ scores the size of `(ablated - clean) . d loss / d input of its destination`. A 
 `z * clean + (1 - z) * ablated`, so that this is the derivative of the loss by z, at z = 1, with its sign turned; all
 edges have theirs from one forward and one backward pass.
 
-Note: the loss is minus a logit difference, for any number of answers, or its like for numbers (`objective.Loss`); a
+Note: the loss is minus a logit difference, for any number of answers, or its like for numbers (`loss.Loss`); a
 divergence from the full model has no gradient there. Where the paper keeps a given number of edges, those
 above one threshold are kept, for every model alike. Compiled attention is saturated: the derivative by a query or key
 edge is zero almost everywhere, and what depends on it is not seen.
@@ -20,8 +20,8 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
+from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.methods.objective import Loss, Objective
 from edgeprune.model import MaskedModel
 
 
@@ -30,7 +30,7 @@ class EapConfig:
     """Settings of `attribution_patching`."""
 
     loss: Loss = "disagreement"
-    """See `objective.Loss`; a distance has no gradient at the full model."""
+    """See `loss.Loss`; a distance has no gradient at the full model."""
 
     threshold: float = 0.01
     """Score above which an edge is kept, in units of the loss."""

@@ -27,8 +27,8 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import EMBEDDINGS, Ablation
+from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.methods.objective import Loss, Objective
 from edgeprune.model import MaskedModel, Sources
 from edgeprune.parallel import ranks_of
 
@@ -47,7 +47,7 @@ class EapIgConfig:
     """Score above which an edge is kept, in units of the loss."""
 
     loss: Loss = "divergence"
-    """See `objective.Loss`."""
+    """See `loss.Loss`."""
 
     logit_scale: float = 10.0
     """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""

@@ -19,8 +19,8 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Graph
+from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.methods.objective import Loss, Objective
 from edgeprune.model import MaskedModel
 
 
@@ -29,7 +29,7 @@ class HispConfig:
     """Settings of `score_nodes`."""
 
     loss: Loss = "disagreement"
-    """See `objective.Loss`; a distance has no gradient at the full model."""
+    """See `loss.Loss`; a distance has no gradient at the full model."""
 
     threshold: float = 0.01
     """Score above which a node is kept, in units of the loss."""

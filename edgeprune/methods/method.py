@@ -66,10 +66,10 @@ class Trace:
         self._snapshots: list[Snapshot] = []
         self._masks, self._kept, self._every = masks, kept, math.ceil(steps / _SNAPSHOTS)
 
-    def note(self, loss: float, expected_edges: Float[Tensor, ""]) -> None:
+    def note(self, loss: float, expected_edges: float) -> None:
         """The record of the next step, and now and then a snapshot."""
         step = len(self._records)
-        self._records.append(Record(step, loss, float(expected_edges.detach())))
+        self._records.append(Record(step, loss, expected_edges))
         if step % self._every == 0:
             self._take_snapshot()
 

@@ -5,101 +5,58 @@ minimise `loss + lambda * E[L0]`. The ACDC paper (arXiv:2304.14997) brought it t
 divergence from the full model for a loss and masks on nodes; an edge is in that circuit where both of its ends are.
 
 Note: the masks' gradient is the path derivative, as in the paper; several masks are sampled a step. `lambda` and all
-else is one configuration for every model. Numbers, which have no divergence, take a squared error.
+else is one configuration for every model. Numbers, which have no divergence, take a squared error. The engine is that
+of Edge Pruning.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
+from typing import Final
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
-
-from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
-from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.masks import HardConcrete, LearnedMask
+from edgeprune.masks import edge_exists
+from edgeprune.methods.edge_pruning.config import LossConfig, MaskConfig, PruningConfig
+from edgeprune.methods.edge_pruning.engine import prune_edges
+from edgeprune.methods.edge_pruning.gradient import ThroughZ
+from edgeprune.methods.edge_pruning.optimizer import AdamConfig
+from edgeprune.methods.edge_pruning.pressure import Penalty
 from edgeprune.methods.hisp import edge_scores
-from edgeprune.methods.method import Discovery, Trace
-from edgeprune.methods.objective import Loss, Objective, draw_pairs
+from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.model import MaskedModel
 
+EDGES: Final = PruningConfig(
+    name="subnetwork-probing",
+    steps=400,
+    batch_size=16,
+    gradient=ThroughZ(mask_samples=16),
+    pressure=Penalty(penalty=0.05, counted="entries"),
+    optimizer=AdamConfig(learning_rate=0.1, learning_rate_decay=0.0),
+    masks=MaskConfig(masked="edges", initial_log_alpha=5.0),
+    loss=LossConfig(logit_scale=10.0),
+)
+"""With masks on edges; compiled outputs are one-hot, so that logits are scaled by 10."""
 
-@dataclass(frozen=True, kw_only=True)
-class ProbingConfig:
-    """Settings of `probe_subnetwork`."""
-
-    masked: Literal["edges", "nodes"] = "edges"
-    """What has masks."""
-
-    penalty: float = 0.05
-    """lambda: what one expected mask entry costs, in units of the loss."""
-
-    steps: int = 400
-    """Optimiser steps."""
-
-    mask_samples: int = 16
-    """Masks sampled a step."""
-
-    batch_size: int = 16
-    """Inputs a step, shared by all masks."""
-
-    learning_rate: float = 0.1
-    """Adam's, in units of log_alpha a step."""
-
-    initial_log_alpha: float = 5.0
-    """Start of every entry: all but surely kept."""
-
-    loss: Loss = "divergence"
-    """See `objective.Loss`."""
-
-    logit_scale: float = 10.0
-    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
-
-    hard_concrete: HardConcrete = field(default_factory=HardConcrete)
-    """The masks' distribution (paper)."""
-
-    def __post_init__(self) -> None:
-        names = ("penalty", "steps", "mask_samples", "batch_size", "learning_rate")
-        faults = [f"{name} > 0, got {getattr(self, name)}" for name in names if not getattr(self, name) > 0]
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+NODES: Final = replace(EDGES, name="subnetwork-probing-nodes", masks=replace(EDGES.masks, masked="nodes"))
+"""With masks on nodes, as in both papers."""
 
 
-def probe_subnetwork(
+def probe_nodes(
     model: MaskedModel,
     dataset: Dataset,
     ablation: Ablation,
     *,
     seed: int = 0,
     progress: bool = False,
-    config: ProbingConfig | None = None,
+    config: PruningConfig = NODES,
 ) -> Discovery:
-    """Learn masks; with masks of nodes, an edge's score is the lesser of its ends'. See `Method`, `ProbingConfig`."""
-    config = ProbingConfig() if config is None else config
-    generator = torch.Generator().manual_seed(seed)
-    masks = LearnedMask(model.graph, config.hard_concrete, initial=config.initial_log_alpha, of=config.masked)
-    optimizer = torch.optim.Adam([masks.log_alpha], lr=config.learning_rate)
-    objective = Objective(dataset, config.loss, logit_scale=config.logit_scale)
-    ablator = Ablator(model, dataset, ablation)
-
-    def scores() -> Float[Tensor, "source destination"]:
-        mean = config.hard_concrete.mean(masks.log_alpha.detach())
-        return edge_scores(model.graph, mean) if config.masked == "nodes" else masks.mean().detach()
-
-    trace = Trace(masks, config.steps, lambda: scores() > 0.5)
-    description = f"probing {config.masked}, {ablation}"
-    for _ in tqdm(range(config.steps), desc=description, disable=None if progress else True):
-        pairs = draw_pairs(dataset, config.batch_size, generator)
-        batch = dataset.take(pairs[0], pairs[1])
-        mask = masks.draw(config.mask_samples, generator).mask
-        loss = objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()
-        kept = config.hard_concrete.probability_positive(masks.log_alpha).sum()
-        optimizer.zero_grad()
-        (loss + config.penalty * kept).backward()
-        optimizer.step()
-        with torch.no_grad():
-            trace.note(loss.item(), masks.expected_edges())
-    return trace.discovery(ablation, scores())
+    """Learn masks of nodes; an edge's score is the lesser of its ends'. See `Method`."""
+    found = prune_edges(model, dataset, ablation, seed=seed, progress=progress, config=config)
+    exists = edge_exists(model.graph)
+    # Every edge of a source has the mask of the source.
+    scores = edge_scores(model.graph, found.scores.amax(-1))
+    snapshots = tuple(
+        replace(shot, kept=exists & (edge_scores(model.graph, shot.kept.any(-1).float()) > 0.5))
+        for shot in found.snapshots
+    )
+    circuit = keep_above(model.graph, ablation, scores, 0.5).circuit
+    return replace(found, circuit=circuit, scores=scores, snapshots=snapshots)

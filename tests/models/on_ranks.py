@@ -23,8 +23,10 @@ from edgeprune.methods import find_method
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
-from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
+from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER
+from edgeprune.methods.edge_pruning.engine import prune_edges
 from edgeprune.methods.hisp import HispConfig, score_nodes
+from edgeprune.methods.settings import with_settings
 from edgeprune.models.llama import LlamaModel
 from edgeprune.models.load import KINDS
 from edgeprune.models.sharded import shard
@@ -35,10 +37,10 @@ from edgeprune.subject import RunConfig, load_subject
 from edgeprune.sweep import sweep
 from edgeprune.tasks import Sizes
 
-PRUNING = TargetConfig(
-    target_sparsity=0.5, steps=20, mask_samples=1, batch_size=5, logit_scale=1.0, initial_log_alpha=1.0,
-    learning_rate=0.8, lagrangian_learning_rate=0.8, sparsity_warmup=0.1,
-)  # fmt: skip
+PRUNING = with_settings(
+    PAPER,
+    {"target_sparsity": 0.5, "steps": 20, "batch_size": 5, "initial_log_alpha": 1.0, "sparsity_warmup": 0.1},
+)
 """Batches that neither two nor four processes share evenly."""
 
 DEEP = llama_config(
@@ -51,6 +53,13 @@ BATCH = (8, 32)
 def config(model: str) -> RunConfig:
     """Thirty-three examples, so that a last batch has a single one."""
     return RunConfig(model=model, task="ioi", sizes=Sizes(train=33, validation=5, test=7), pruning=PRUNING)
+
+
+def _minimax(asked: RunConfig, out: Path) -> torch.Tensor:
+    """Scores of a short run in two parts, its final check with it."""
+    few = with_settings(MINIMAX, {"steps": 8, "mask_samples": 4, "batch_size": 5, "checked": 9})
+    saved = prune(replace(asked, parts=2, pruning=few), out, device="cpu")
+    return torch.tensor([saved.scores[edge] for edge in saved.circuit.graph.edges])
 
 
 def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
@@ -88,11 +97,12 @@ def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
     found["acdc"] = remove_greedily(ours, train, "resample", config=some).scores
     saved = prune(asked, out / "run", save_every=8, device="cpu")
     prune(replace(asked, parts=2), out / "parts", save_every=8, device="cpu")
+    found["minimax"] = _minimax(asked, out / "minimax")
     assert evaluate_run(out / "run", task="gp", device="cpu")[1]["circuit"].edges == len(saved.circuit)
     sweep(replace(asked, pruning=replace(PRUNING, steps=3)), (0.3, 0.6), 1, out / "sweep", device="cpu")
     few = Comparison(
         run=replace(asked, pruning=replace(PRUNING, steps=3)),
-        methods=("edge-pruning-target", "eap"),
+        methods=("edge-pruning", "eap"),
         targets=(0.5,),
         examples=(9,),
     )
@@ -112,7 +122,7 @@ def a_method_of_ones_own(model, dataset, ablation, seed=0):
 def held(model: str) -> dict[str, torch.Tensor]:
     """How many numbers of layers' weights this process holds after a step, and which layers are whole."""
     subject = load_subject(config(model), ("train",), device="cpu")
-    prune_to_target(subject.model, subject.splits["train"], "resample", config=replace(PRUNING, steps=1))
+    prune_edges(subject.model, subject.splits["train"], "resample", config=replace(PRUNING, steps=1))
     weights = [w for name, w in subject.model.weights.named_parameters() if ".h." in name or ".layers." in name]
     parts = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
     whole = [not isinstance(next(layer.parameters()), DTensor) for layer in layers_of(subject.model.weights)]

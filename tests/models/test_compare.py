@@ -14,13 +14,14 @@ from test_pruning_run import QUICK, save_model
 
 from edgeprune import compare as comparing
 from edgeprune.compare import METHODS, Comparison, compare, keep_most
-from edgeprune.compare_table import Row, cells, draw
+from edgeprune.compare_table import MINIMAX, Row, cells, draw
 from edgeprune.errors import ConfigError, EdgePruneError, RunError, TaskError, UnknownMethod
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods import METHODS as REGISTRY
 from edgeprune.methods import Discovery
+from edgeprune.methods.settings import with_settings
 from edgeprune.store import UnwritableFile, load_circuit, load_saved
 from edgeprune.subject import RunConfig, load_subject
 from edgeprune.tasks import Sizes
@@ -39,7 +40,7 @@ def find(model, dataset, ablation, seed=0):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     model = save_model(tmp_path_factory.mktemp("model"))
-    pruning = replace(QUICK, steps=12, initial_log_alpha=0.5)
+    pruning = with_settings(QUICK, {"steps": 12, "initial_log_alpha": 0.5})
     return RunConfig(model=model, task="gp", sizes=Sizes(train=1, validation=4, test=6), pruning=pruning)
 
 
@@ -58,12 +59,17 @@ def whole(comparison, tmp_path_factory):
 def test_circuits_have_as_many_edges_as_edge_pruning_ends_with(comparison, whole):
     _, rows = whole
     assert {(row.examples, row.method, row.target) for row in rows} == {
-        (examples, method, target) for examples in (6, 8) for method in METHODS for target in (0.3, 0.6)
+        (examples, method, target)
+        for examples in (6, 8)
+        for method in METHODS
+        for target in ((0.0,) if method == MINIMAX else (0.3, 0.6))
     }
-    ends = {(r.examples, r.target): r.evaluation.edges for r in rows if r.method == "edge-pruning-target"}
+    ends = {(r.examples, r.target): r.evaluation.edges for r in rows if r.method == "edge-pruning"}
     assert len(set(ends.values())) > 1
     for row in rows:
-        if row.method == "acdc":
+        if row.method == MINIMAX:
+            assert row.asked == row.evaluation.edges and row.runs == 1
+        elif row.method == "acdc":
             assert 1 <= row.runs <= comparing._SEARCHES
         else:
             assert row.evaluation.edges == ends[row.examples, row.target] and row.runs == 1
@@ -141,13 +147,13 @@ def test_methods_run_with_the_settings_and_the_seed_that_were_asked_for(run, mon
         scores = torch.rand(edge_exists(model.graph).shape, generator=torch.Generator().manual_seed(0))
         return Discovery(Circuit(model.graph, ablation, frozenset()), scores, ())
 
-    for name in ("prune_to_target", "remove_greedily"):
+    for name in ("prune_edges", "remove_greedily"):
         monkeypatch.setattr(comparing, name, spy)
     spied = {name: (spy, config) for name, (_, config) in comparing._SCORING.items()}
     monkeypatch.setattr(comparing, "_SCORING", spied)
     bench = comparing._Bench(subject, seeded, progress=False)
-    assert bench.pruned(0.4).seconds == 1
-    assert seen == [replace(run.pruning, target_sparsity=0.4)]
+    assert bench.found("edge-pruning", 0.4, 9).seconds == 1
+    assert seen == [with_settings(run.pruning, {"target_sparsity": 0.4})]
     found = bench.of_size("acdc", 9)
     assert found.seconds == found.runs == comparing._SEARCHES == len(seen) - 1
     assert {config.logit_scale for config in seen[1:]} == {1.0} and len({config.threshold for config in seen[1:]}) == 8
@@ -184,12 +190,12 @@ def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whol
     with pytest.raises(KeyboardInterrupt):
         compare(fewer, tmp_path / "run")
     compare(fewer, tmp_path / "run")
-    assert len({row.key for row in calls}) == len(calls) == 6
+    assert len({row.key for row in calls}) == len(calls) == 5
     again = compare(comparison, tmp_path / "run")
     assert [_apart_from_time(row) for row in again] == [_apart_from_time(row) for row in rows]
     before = (tmp_path / "run" / "compare.json").read_bytes()
     assert compare(comparison, tmp_path / "run") == again
-    assert (tmp_path / "run" / "compare.json").read_bytes() == before and len(calls) == 24
+    assert (tmp_path / "run" / "compare.json").read_bytes() == before and len(calls) == 2 * (2 * 6 + 1)
 
 
 def test_the_table_and_the_picture_show_every_row(comparison, whole):
@@ -198,7 +204,7 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
     assert text.count("\n") == 2 + len(rows) and "| logit difference |" in text
     assert "<svg" in (out / "compare.svg").read_text()
     lines = [line for axes in draw(rows).axes for line in axes.get_lines()]
-    assert len(lines) == 2 * len(METHODS) and all(len(line.get_xdata()) == 2 for line in lines)
+    assert sorted(len(line.get_xdata()) for line in lines) == [1] * 2 + [2] * 2 * (len(METHODS) - 1)
     row = Row("eap", 2000, 0.9, 7, 1.25, 3, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, 7, 0.9))
     assert cells("gp", [row])[1] == (
         "2,000", "eap", "7", "90.0%", "0.5000", "1.500", "25.0%", "100.0%", "1.2 (3 runs)"
@@ -213,7 +219,10 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
     [
         ({"methods": ()}, "Expected different methods, at least one; got none"),
         ({"methods": ("eap", "eap")}, "Expected different methods, at least one; got eap, eap"),
-        ({"methods": ("magic",)}, "Expected a method among edge-pruning-target, acdc, eap, .*; got 'magic'"),
+        (
+            {"methods": ("magic",)},
+            "Expected a method among edge-pruning, .*; got 'magic'",
+        ),
         ({"targets": (0.5, 1.5)}, "0 < target_sparsity <= 1, got 1.5"),
         ({"examples": (0,)}, "train >= 1, got 0"),
         ({"methods": ("no_such_module:find",)}, "no_such_module"),
@@ -279,7 +288,7 @@ def test_a_model_whose_logits_are_no_numbers_is_a_clear_error(run, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["transformer.ln_f.weight"] *= 1e38
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for method in ("edge-pruning-target", "eap"):
+    for method in ("edge-pruning", "eap"):
         asked = Comparison(run=replace(run, model=str(folder)), methods=(method,), examples=(6,))
         with pytest.raises(RunError, match=r"Expected a finite loss|Expected scores that are|outputs can be measured"):
             compare(asked, tmp_path / method)
@@ -351,4 +360,4 @@ def test_the_command_compares_methods_ones_own_among_them(capsys, run, tmp_path,
     last = sorted(circuit.graph.edges, key=circuit.graph.position)[-round(0.5 * circuit.graph.total) :]
     assert circuit.edges == frozenset(last)
     assert main([*asked[:-2], "--method", "magic"]) == 2
-    assert "Expected a method among edge-pruning-target" in capsys.readouterr().err
+    assert "Expected a method among edge-pruning" in capsys.readouterr().err

@@ -11,15 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from edgeprune import plan as planning
 from edgeprune import wide_stream
-from edgeprune.ablation import Ablator
 from edgeprune.answers import Answers
 from edgeprune.errors import ConfigError, ModelError
-from edgeprune.methods.edge_pruning_target import TargetPruning
-from edgeprune.methods.objective import Objective
+from edgeprune.methods.edge_pruning.configurations import PAPER
+from edgeprune.methods.edge_pruning.engine import Pruning
+from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.models.load import KINDS
 from edgeprune.plan import Question, plan
 from edgeprune.step_cost import load_config, step_cost
-from edgeprune.subject import PAPER
 from edgeprune.tasks import Encoded
 from edgeprune.wide_stream import mixing_as_on
 from tracr_bridge.cli import main
@@ -46,15 +45,9 @@ def measured(config, inputs: int, tokens: int, *, precision: str) -> int:
     ids = torch.zeros(inputs, 1, 1, dtype=torch.long)
     last, scored = torch.full((inputs, 1), tokens - 1), torch.ones(inputs, 1, dtype=torch.bool)
     dataset = Encoded(clean, corrupted, last[:, 0], last, scored, Answers(ids, ids)).dataset(model)
-    rows, run = torch.arange(inputs), TargetPruning(model.graph, replace(PAPER, batch_size=inputs))
-    batch, ablator = dataset.take(rows, rows), Ablator(model, dataset, "resample")
-    objective = Objective(dataset, PAPER.loss, logit_scale=PAPER.logit_scale)
-
-    def step() -> None:
-        run.step([lambda mask: objective(model(batch.clean, mask, ablator(batch), batch.positions), batch).mean()])
-
-    step()  # what the optimiser keeps is made in the first
-    return most_allocated(step)
+    run = Pruning(Problem.of(model, dataset, "resample", PAPER.loss.loss), replace(PAPER, batch_size=inputs))
+    run.advance()
+    return most_allocated(run.advance)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

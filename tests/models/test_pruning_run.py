@@ -24,7 +24,9 @@ from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
-from edgeprune.methods.edge_pruning_target import TargetConfig
+from edgeprune.methods.edge_pruning.configurations import PAPER
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.settings import with_settings
 from edgeprune.pruning_run import evaluate_run, prune, read_config
 from edgeprune.store import UnwritableFile, load_saved, save_circuit
 from edgeprune.subject import RunConfig, load_subject
@@ -32,10 +34,17 @@ from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
 
 STEPS = 30
-QUICK = TargetConfig(
-    target_sparsity=0.5, steps=STEPS, mask_samples=1, batch_size=4, logit_scale=1.0, initial_log_alpha=1.0,
-    lagrangian_learning_rate=0.8, sparsity_warmup=0.1,
-)  # fmt: skip
+QUICK = with_settings(
+    PAPER,
+    {
+        "target_sparsity": 0.5,
+        "steps": STEPS,
+        "batch_size": 4,
+        "initial_log_alpha": 1.0,
+        "learning_rate": 0.4,
+        "sparsity_warmup": 0.1,
+    },
+)
 
 
 def save_model(folder: Path, seed: int = 0, *, family: Family = FAMILIES[0]) -> str:
@@ -72,7 +81,7 @@ def test_a_run_leaves_what_was_asked_for_how_it_went_and_what_was_found(config, 
     assert [line["step"] for line in lines if "validation" in line] == [6, 13, 20, 27, 29]
     assert lines[0]["target"] == 0 and lines[-1]["target"] == 0.5
     saved = load_saved(whole / "circuit.json")
-    assert saved.model == config.model and saved.method["config"]["target_sparsity"] == 0.5
+    assert saved.model == config.model and saved.method["config"]["pressure"]["target_sparsity"] == 0.5
     assert len(saved.scores) == saved.circuit.graph.total > len(saved.circuit)
     assert lines[-1]["validation"]["edges"] == len(saved.circuit)
 
@@ -189,7 +198,7 @@ def test_a_folder_with_a_run_is_left_alone_unless_it_is_gone_on_with(config, who
         ({"task": "ioi"}, "with task 'gp', not 'ioi'"),
         ({"seed": 3}, "with seed 0, not 3"),
         ({"data_seed": 3}, "with data_seed 0, not 3"),
-        ({"pruning": replace(QUICK, target_sparsity=0.9)}, "with target_sparsity 0.5, not 0.9"),
+        ({"pruning": with_settings(QUICK, {"target_sparsity": 0.9})}, "with target_sparsity 0.5, not 0.9"),
         ({"sizes": Sizes(train=9, validation=4, test=6)}, "with train 8, not 9"),
     ],
 )
@@ -236,13 +245,13 @@ def test_a_damaged_checkpoint_is_refused_and_kept(config, tmp_path, damage):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(config, tmp_path, monkeypatch):
-    calls, objective = [], pruning_run.Objective.__call__
+    calls, losses = [], Problem.losses
 
-    def breaks(self, outputs, batch):
-        calls.append(objective(self, outputs, batch))
+    def breaks(self, masks, batch):
+        calls.append(losses(self, masks, batch))
         return calls[-1] * float("nan") if len(calls) == 10 else calls[-1]
 
-    monkeypatch.setattr(pruning_run.Objective, "__call__", breaks)
+    monkeypatch.setattr(Problem, "losses", breaks)
     with pytest.raises(RunError, match="Expected a finite loss and finite masks; got a loss of nan at step 9"):
         prune(config, tmp_path / "run", save_every=7)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 9
@@ -336,7 +345,7 @@ def test_a_part_is_gone_before_the_next_one_runs(config, tmp_path, monkeypatch):
 
 def test_the_worst_of_parts_is_not_the_worst_of_a_batch(config):
     with pytest.raises(ConfigError, match="Expected a loss that is a mean over inputs, as a batch runs in parts"):
-        replace(config, parts=2, pruning=replace(QUICK, loss="worst"))
+        replace(config, parts=2, pruning=with_settings(QUICK, {"loss": "worst"}))
 
 
 # Means

@@ -67,7 +67,7 @@ def test_a_sweep_makes_a_folder_a_run_and_goes_on_where_it_was(config, tmp_path,
     def no_step(*_):
         raise AssertionError("nothing is left to run")
 
-    monkeypatch.setattr("edgeprune.pruning_run.TargetPruning.step", no_step)
+    monkeypatch.setattr("edgeprune.pruning_run.Pruning.advance", no_step)
     again = sweep(config, [0.3, 0.6], 2, tmp_path)
     assert again == found
 

@@ -68,10 +68,10 @@ def test_the_example_with_a_program_of_ones_own_passes(pytester, loaded):
     result.assert_outcomes(passed=9)
     result.stdout.fnmatch_lines(
         [
-            "circuit method: edge-pruning",
+            "circuit method: edge-pruning-minimax",
             "programs/first_token.py::first_token::verify PASSED*",
             "programs/first_token.py::first_token::truth[[]zero] PASSED*",
-            "programs/first_token.py::first_token::recovery[[]zero-edge-pruning-seed0] PASSED*",
+            "programs/first_token.py::first_token::recovery[[]zero-edge-pruning-minimax-seed0] PASSED*",
             "programs/first_token.py::first_token::truth[[]resample] PASSED*",
             "test_first_token.py::*from_the_positions[[]programs/first_token.py:first_token-resample] PASSED*",
         ],

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Graph, Node
-from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, mask_of
-from edgeprune.methods.edge_pruning_target import keep_by_mean_sparsity
+from edgeprune.masks import HardConcrete, LearnedMask, at_mean_sparsity, edge_exists, edges_of, mask_of
 
 HARD = HardConcrete()
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
@@ -187,14 +186,13 @@ def test_the_likelihood_ratio_agrees_with_the_path_on_a_smooth_loss(explored):
 def test_the_threshold_keeps_as_many_edges_as_the_mean_mask_in_sum(seed):
     exists = edge_exists(GRAPH)
     mean = torch.rand(exists.shape, generator=torch.Generator().manual_seed(seed)) * exists
-    kept = keep_by_mean_sparsity(mean, exists)
+    kept = torch.zeros_like(exists).masked_scatter(exists, at_mean_sparsity(mean[exists]))
     assert int(kept.sum()) == round(float(mean.sum()))
     assert float(mean[kept].min()) >= float(mean[exists & ~kept].max())
 
 
 def test_an_empty_mean_mask_keeps_nothing():
-    exists = edge_exists(GRAPH)
-    assert not keep_by_mean_sparsity(torch.zeros(exists.shape), exists).any()
+    assert not at_mean_sparsity(torch.zeros(7)).any()
 
 
 def test_rounded_samples_are_of_the_rounded_distribution_and_their_gradient_is_right():

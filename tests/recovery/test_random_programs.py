@@ -176,7 +176,7 @@ def test_certified_circuits_are_true_as_a_checker_has_it_too_and_are_found(examp
         assert refused(truth, compiled) == []
         save_circuit(truth.circuit, tmp_path / "circuit.json")
         assert load_circuit(tmp_path / "circuit.json") == truth.circuit
-        found = find_method("edge-pruning")(compiled.model, compiled.dataset, ablation, seed=0).circuit
+        found = find_method("edge-pruning-minimax")(compiled.model, compiled.dataset, ablation, seed=0).circuit
         assessment = assess(truth, found)
         assert assessment.comparison.exact and assessment.proof is not None
 

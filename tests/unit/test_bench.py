@@ -282,7 +282,7 @@ def test_a_sweep_that_is_killed_loses_no_run_that_it_finished(tmp_path):
     before = read_rows(results)
     assert len(before) >= 3
     wanted = [Run("zero", row["method"], row["seed"]) for row in before]
-    again = sweep([named_subject("hist")], [*wanted, Run("zero", "exact", 0)], tmp_path, jobs=1)
+    again = sweep([named_subject("hist")], [*wanted, Run("zero", "single-edge", 0)], tmp_path, jobs=1)
     assert again[:-1] == before
     assert read_rows(results)[:-1] == before
 
@@ -332,7 +332,7 @@ def _runs(process: int) -> bool:
 def test_processes_give_what_one_process_gives(tmp_path):
     subjects, runs = (
         [named_subject(name) for name in ("hist", "caesar")],
-        [Run("zero", "eap", 0), Run("zero", "exact", 0)],
+        [Run("zero", "eap", 0), Run("zero", "single-edge", 0)],
     )
 
     def run(jobs):
@@ -408,7 +408,7 @@ def test_bench_runs_the_methods_and_programs_that_are_named(capsys, tmp_path):
         "hist",
         "caesar",
         "--method",
-        "exact",
+        "single-edge",
         "--method",
         "random",
         "--ablation",
@@ -417,12 +417,12 @@ def test_bench_runs_the_methods_and_programs_that_are_named(capsys, tmp_path):
         "2",
     ]
     assert main([*arguments, "--out", str(tmp_path), "--jobs", "1"]) == 1
-    assert "exact" in capsys.readouterr().out
+    assert "single-edge" in capsys.readouterr().out
     assert len(read_rows(tmp_path / "results.jsonl")) == 8
     assert main(["bench", "hist", "--random", "2", "--out", str(tmp_path)]) == 2
     assert "Expected either programs or --random" in capsys.readouterr().err
     assert main(["bench", "--method", "magic", "--out", str(tmp_path)]) == 2
-    assert "Expected a method among edge-pruning, edge-pruning-target, acdc" in capsys.readouterr().err
+    assert "Expected a method among edge-pruning-minimax, edge-pruning, acdc" in capsys.readouterr().err
 
 
 def test_a_program_that_there_is_not_is_refused():

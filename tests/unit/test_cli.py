@@ -125,7 +125,7 @@ def test_recover_compares_and_draws(capsys, program_file, tmp_path):
 
 
 def test_several_ablations_are_recovered_side_by_side(capsys, program_file, tmp_path):
-    both = ("recover", program_file(), "--method", "exact", "--ablation", "zero", "--ablation", "resample")
+    both = ("recover", program_file(), "--method", "single-edge", "--ablation", "zero", "--ablation", "resample")
     status, out, _ = run(capsys, *both, "--json", "--report", str(tmp_path / "both.html"))
     assert [found["ablation"] for found in json.loads(out)["recoveries"]] == ["zero", "resample"]
     assert status == 0
@@ -206,11 +206,11 @@ def test_a_circuit_is_drawn_against_the_nearest_of_a_certificate(capsys, tmp_pat
 
 
 def test_a_recovery_with_several_true_circuits_says_the_sizes_of_all_and_of_the_one_compared(capsys):
-    _, out, _ = run(capsys, "recover", "cancels_out", "--ablation", "resample", "--method", "exact", "--json")
+    _, out, _ = run(capsys, "recover", "cancels_out", "--ablation", "resample", "--method", "single-edge", "--json")
     sizes = [len(circuit) for circuit in json.loads(out)["certificate"]["circuits"]]
     compared = len(json.loads(out)["truth"])
     assert len(sizes) == 2 and compared in sizes
-    _, out, _ = run(capsys, "recover", "cancels_out", "--ablation", "resample", "--method", "exact")
+    _, out, _ = run(capsys, "recover", "cancels_out", "--ablation", "resample", "--method", "single-edge")
     said = " ".join(out.replace("│", " ").split())
     assert f"2, of {sizes[0]}, {sizes[1]} edges; compared with the nearest, of {compared}" in said
     assert "true, " not in said

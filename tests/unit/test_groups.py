@@ -4,15 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pruning import minimax, prune_compiled
 
 from edgeprune import groups
-from edgeprune.ablation import Ablator
 from edgeprune.graph import Edge, Graph, live_edges
 from edgeprune.groups import masks_without, removals
 from edgeprune.masks import edges_of, mask_of
-from edgeprune.methods.edge_pruning import PenaltyConfig, prune_with_penalty
-from edgeprune.methods.final_check import FinalCheck
-from edgeprune.methods.objective import Objective
+from edgeprune.methods.edge_pruning.final_check import FinalCheck
+from edgeprune.methods.edge_pruning.problem import Problem
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
 NAMES = (
@@ -80,10 +79,7 @@ def test_masks_lack_what_is_removed_and_nothing_else():
 
 def final_check(program, ablation):
     generator = torch.Generator().manual_seed(0)
-    objective = Objective(program.dataset, "worst")
-    return FinalCheck(
-        program.model, program.dataset, objective, Ablator(program.model, program.dataset, ablation), generator, 16384
-    )
+    return FinalCheck(Problem.of(program.model, program.dataset, ablation, "worst"), generator, 16384)
 
 
 NONE = torch.zeros(2, 0, dtype=torch.long)
@@ -107,7 +103,7 @@ def test_nothing_is_taken_out_of_a_true_circuit(compiled, truth):
 
 def test_a_removal_that_is_wrong_on_one_pair_in_a_thousand_is_not_made(compiled, truth, monkeypatch):
     """Few inputs do not show it; all that are checked do."""
-    monkeypatch.setattr("edgeprune.methods.final_check._FIRST", 1)
+    monkeypatch.setattr("edgeprune.methods.edge_pruning.final_check._FIRST", 1)
     true = truth("seldom_together", "resample").circuit
     check = final_check(compiled("seldom_together"), "resample")
     assert check.without_superfluous(mask_of(true.graph, true.edges), NONE) == true.edges
@@ -121,12 +117,12 @@ def test_a_removal_that_is_wrong_on_one_pair_in_a_thousand_is_not_made(compiled,
 )
 def test_masks_on_destinations_and_joint_removals_each_find_a_uniform_head(compiled, truth, settings):
     program = compiled("end_pair")
-    found = prune_with_penalty(program.model, program.dataset, "zero", config=PenaltyConfig(**settings)).circuit
+    found = prune_compiled(program, "zero", minimax(**settings)).circuit
     assert (found == truth("end_pair", "zero").circuit) == (len(settings) == 1)
 
 
 def test_no_dead_edge_is_found(compiled):
     for name in ("end_pair", "xproportion"):
         program = compiled(name)
-        found = prune_with_penalty(program.model, program.dataset, "zero", config=PenaltyConfig(steps=60)).circuit
+        found = prune_compiled(program, "zero", minimax(steps=60)).circuit
         assert live_edges(found.graph, found.edges) == found.edges

@@ -6,18 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pruning import compiled_paper, minimax, prune_compiled
 
 from edgeprune import methods
+from edgeprune.ablation import Ablator
 from edgeprune.errors import ConfigError, UnknownMethod
 from edgeprune.graph import Circuit
 from edgeprune.masks import edge_exists, edges_of, mask_of
-from edgeprune.methods.edge_pruning import PenaltyConfig, losses_per_input, prune_with_penalty
-from edgeprune.methods.edge_pruning_target import TargetConfig, prune_to_target
-from edgeprune.methods.objective import DISTANCES, HardPairs, Objective, draw_pairs
-from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
+from edgeprune.methods.edge_pruning.configurations import MINIMAX
+from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig, Counterexamples
+from edgeprune.methods.edge_pruning.engine import prune_edges
+from edgeprune.methods.edge_pruning.gradient import losses_per_input
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.loss import DISTANCES, Objective, draw_pairs
+from edgeprune.methods.settings import with_settings
+from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
 from edgeprune.metrics import ATOL, kl_divergence, scored_mean
-
-FEW = PenaltyConfig(steps=5)
 
 
 def draw_batch(dataset, size):
@@ -48,18 +52,19 @@ def test_a_method_is_handed_a_masked_model_and_nothing_of_its_structure(compiled
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(UnknownMethod, match=r"Expected a method among edge-pruning, .*; got 'magic'"):
+    with pytest.raises(UnknownMethod, match=r"Expected a method among edge-pruning-minimax, .*; got 'magic'"):
         methods.find_method("magic")
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
-@pytest.mark.parametrize("method", [prune_with_penalty, prune_to_target])
-def test_the_same_seed_gives_the_same_masks_and_another_seed_does_not(compiled, method, ablation):
+@pytest.mark.parametrize(
+    "config", [minimax(steps=5), compiled_paper(steps=5, initial_log_alpha=1.0)], ids=lambda config: config.name
+)
+def test_the_same_seed_gives_the_same_masks_and_another_seed_does_not(compiled, config, ablation):
     program = compiled("hist")
-    config = FEW if method is prune_with_penalty else TargetConfig(steps=5)
 
     def run(seed):
-        return method(program.model, program.dataset, ablation, seed=seed, config=config)
+        return prune_compiled(program, ablation, config, seed=seed)
 
     assert torch.equal(run(3).scores, run(3).scores)
     assert run(3).history == run(3).history != run(4).history
@@ -84,7 +89,8 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
         def sources(self, tokens):
             return program.model.sources(tokens)
 
-    losses = losses_per_input(Spy(), objective, batch, sampled, rounded, None)
+    problem = Problem(Spy(), program.dataset, objective, Ablator(program.model, program.dataset, "zero"))
+    losses = losses_per_input(problem, batch, sampled, rounded)
     assert seen == [5]
     torch.testing.assert_close(losses[1:], objective.per_input(program.model(batch.clean, sampled), batch))
     assert float(losses[0].amax()) == pytest.approx(0, abs=1e-4)
@@ -97,23 +103,23 @@ def test_samples_equal_to_the_rounded_mask_are_not_run_again_and_lose_nothing(co
         {"penalty": -1.0},
         {"explored": 0.0},
         {"mask_samples": 1},
-        {"hard_pairs": -1},
-        {"at_rest": 2.0},
+        {"counterexamples": -1},
+        {"certain_at": 2.0},
         {"learning_rate": float("nan")},
         {"joint_removals": True, "masked": "nodes"},
     ],
 )
-def test_an_impossible_penalty_setting_is_refused(fault):
+def test_an_impossible_setting_of_minimax_is_refused(fault):
     with pytest.raises(ConfigError, match=next(iter(fault))):
-        PenaltyConfig(**fault)
+        minimax(**fault)
 
 
 @pytest.mark.parametrize(
     "fault", [{"target_sparsity": 1.5}, {"steps": 0}, {"batch_size": 0}, {"mask_samples": 0}, {"learning_rate": 0.0}]
 )
-def test_an_impossible_target_setting_is_refused(fault):
+def test_an_impossible_setting_of_the_papers_is_refused(fault):
     with pytest.raises(ConfigError, match=next(iter(fault))):
-        TargetConfig(**fault)
+        compiled_paper(**fault)
 
 
 @pytest.mark.parametrize("loss", DISTANCES)
@@ -160,7 +166,7 @@ def test_the_units_of_a_loss_are_those_of_as_many_inputs_as_fit(compiled, monkey
         group=dataset.group[:some],
     )  # fmt: skip
     outputs = batch.target + torch.randn(batch.target.shape, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("edgeprune.methods.objective._ROOM", some * dataset.target[0].numel())
+    monkeypatch.setattr("edgeprune.methods.loss._ROOM", some * dataset.target[0].numel())
     found, expected = (Objective(each, "squared")(outputs, batch) for each in (dataset, half))
     torch.testing.assert_close(found, expected)
 
@@ -193,7 +199,7 @@ def test_the_worst_loss_sees_what_the_truth_sees_and_nothing_less_in_any_range(c
         off[0, 1, 0] += effect
         losses.append(float(Objective(wide, "worst")(off, moved)))
     assert losses[0] == 0
-    assert 1.5 * PenaltyConfig().penalty < losses[1] < 0.3
+    assert 1.5 * MINIMAX.pressure.penalty < losses[1] < 0.3
 
 
 def test_masks_are_compared_with_the_baseline_input_by_input(compiled):
@@ -206,7 +212,7 @@ def test_masks_are_compared_with_the_baseline_input_by_input(compiled):
 
 
 def test_a_pair_that_alone_shows_a_mask_to_be_wrong_is_remembered_until_no_longer_needed():
-    hard = HardPairs(2, decay=0.5)
+    hard = Counterexamples(CounterexampleConfig(counterexamples=2, counterexample_decay=0.5))
     fresh = torch.arange(8).view(2, 4)
     losses = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     hard.update(fresh, losses)
@@ -220,10 +226,10 @@ def test_a_pair_that_alone_shows_a_mask_to_be_wrong_is_remembered_until_no_longe
 
 def test_no_more_pairs_are_remembered_than_asked_for():
     losses = torch.eye(6) * torch.arange(1, 7)
-    hard = HardPairs(2, decay=0.5)
+    hard = Counterexamples(CounterexampleConfig(counterexamples=2, counterexample_decay=0.5))
     hard.update(torch.arange(12).view(2, 6), losses)
     assert sorted(hard.pairs[0].tolist()) == [4, 5]
-    none = HardPairs(0, decay=0.5)
+    none = Counterexamples(CounterexampleConfig())
     none.update(torch.arange(12).view(2, 6), losses)
     assert none.pairs.shape == (2, 0)
 
@@ -245,10 +251,10 @@ def test_a_batch_holds_each_input_once():
 @pytest.mark.parametrize(
     ("method", "config"),
     [
-        (prune_with_penalty, PenaltyConfig(steps=150)),
-        (prune_to_target, TargetConfig(steps=150, mask_samples=2)),
-        (probe_subnetwork, ProbingConfig(steps=150, mask_samples=2)),
-        (probe_subnetwork, ProbingConfig(steps=150, mask_samples=2, masked="nodes")),
+        (prune_edges, minimax(steps=150)),
+        (prune_edges, compiled_paper(steps=150, mask_samples=2)),
+        (prune_edges, with_settings(EDGES, {"steps": 150, "mask_samples": 2})),
+        (probe_nodes, with_settings(NODES, {"steps": 150, "mask_samples": 2})),
     ],
 )
 def test_the_last_snapshot_is_of_what_was_found(compiled, method, config):
@@ -261,5 +267,5 @@ def test_the_last_snapshot_is_of_what_was_found(compiled, method, config):
     assert edges_of(graph, found.snapshots[-1].kept) == found.circuit.edges
     log_alpha = found.snapshots[-1].log_alpha
     assert (log_alpha[~edge_exists(graph)] == 0).all()
-    if getattr(config, "masked", "edges") == "edges":
+    if config.masks.masked == "edges":
         assert torch.equal(log_alpha > 0, found.snapshots[-1].kept)

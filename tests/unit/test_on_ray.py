@@ -73,7 +73,7 @@ def without_seconds(rows):
 @slow
 def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
     subjects = [named_subject(name) for name in ("hist", "caesar")]
-    runs = [Run("zero", method, 0) for method in ("eap", "exact", "random")]
+    runs = [Run("zero", method, 0) for method in ("eap", "single-edge", "random")]
     rows = sweep(subjects, runs, tmp_path / "ray", jobs=1, ray="auto")
     assert without_seconds(rows) == without_seconds(sweep(subjects, runs, tmp_path / "here", jobs=1))
     assert ray.is_initialized()  # it was there before
@@ -104,7 +104,7 @@ def test_a_machine_with_other_versions_is_refused(cluster, tmp_path, monkeypatch
 @slow
 def test_a_driver_outside_the_cluster_asks_by_way_of_a_relay(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "_outside", lambda: True)
-    (row,) = sweep([named_subject("hist")], [Run("zero", "exact", 0)], tmp_path, jobs=1, ray="ray://host:10001")
+    (row,) = sweep([named_subject("hist")], [Run("zero", "single-edge", 0)], tmp_path, jobs=1, ray="ray://host:10001")
     assert row["outcome"] == "exact"
 
 

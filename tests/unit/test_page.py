@@ -31,7 +31,7 @@ in_browser = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def recoveries():
     """Those of a method: one that trains, under two ablations, and one that keeps too much."""
-    asked = {"edge-pruning": ("hist", ["zero", "resample"]), "random": ("reverse", ["zero"])}
+    asked = {"edge-pruning-minimax": ("hist", ["zero", "resample"]), "random": ("reverse", ["zero"])}
     return cache(lambda method: recover_under(load_program(asked[method][0]), asked[method][1], method=method))
 
 
@@ -71,10 +71,10 @@ def text(browser, name):
 @in_browser
 @pytest.mark.sweep
 def test_what_was_found_is_drawn_and_said(opened, recoveries):
-    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
+    browser, (found, _) = opened("edge-pruning-minimax"), recoveries("edge-pruning-minimax")
     edges = len(found.assessment.reference)
     assert (drawn(browser, "true"), drawn(browser, "missing"), drawn(browser, "extra")) == (edges, 0, 0)
-    assert text(browser, "verdict") == f"found by edge-pruning, seed 0: {edges} edges, exactly a true circuit"
+    assert text(browser, "verdict") == f"found by edge-pruning-minimax, seed 0: {edges} edges, exactly a true circuit"
     rows = browser.find_elements(By.CSS_SELECTOR, "section:not([hidden]) tr[data-edge]")
     assert {row.text.split()[0] for row in rows} == set(found.assessment.reference.names())
     assert "all true circuits were enumerated, and there is one" in browser.page_source
@@ -99,7 +99,7 @@ def test_missing_and_extra_edges_are_told_apart_by_their_dashes(opened, recoveri
 @in_browser
 @pytest.mark.sweep
 def test_pointing_at_an_edge_or_a_node_says_what_it_is(opened, recoveries):
-    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
+    browser, (found, _) = opened("edge-pruning-minimax"), recoveries("edge-pruning-minimax")
     name = found.assessment.reference.names()[0]
     row = browser.find_element(By.CSS_SELECTOR, f"section:not([hidden]) tr[data-edge='{name}']")
     webdriver.ActionChains(browser).move_to_element(row).perform()
@@ -156,7 +156,7 @@ def test_every_edge_says_its_effect_its_score_and_its_log_alpha(opened, recoveri
         assert float(said.rpartition(" ")[2]) == pytest.approx(expected, rel=5e-3, abs=1e-6)
     edge = min(set(graph.edges) - structural - comparison.extra)
     assert said_of(browser, edge)[2] == "effect: none: it carries nothing that is read"
-    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
+    browser, (found, _) = opened("edge-pruning-minimax"), recoveries("edge-pruning-minimax")
     browser.find_element(By.ID, "step").send_keys(Keys.HOME)
     first, graph = found.discovery.snapshots[0].log_alpha, found.assessment.found.graph
     for edge in graph.edges[:3]:
@@ -173,7 +173,7 @@ def said_of(browser, edge):
 @in_browser
 @pytest.mark.sweep
 def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recoveries):
-    browser, (found, _) = opened("edge-pruning"), recoveries("edge-pruning")
+    browser, (found, _) = opened("edge-pruning-minimax"), recoveries("edge-pruning-minimax")
     edges, every = len(found.assessment.reference), len(found.assessment.found.graph.edges)
     threshold, step = (browser.find_element(By.ID, name) for name in ("threshold", "step"))
     threshold.send_keys(Keys.HOME)
@@ -194,7 +194,7 @@ def test_the_threshold_and_the_step_move_edges_and_both_are_undone(opened, recov
 @in_browser
 @pytest.mark.sweep
 def test_the_switches_show_structural_edges_and_the_other_ablation(opened, recoveries):
-    browser, (zero, resample) = opened("edge-pruning"), recoveries("edge-pruning")
+    browser, (zero, resample) = opened("edge-pruning-minimax"), recoveries("edge-pruning-minimax")
     assert drawn(browser, "structural") == 0
     browser.find_element(By.ID, "structural").click()
     truth = zero.assessment.truth

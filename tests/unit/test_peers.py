@@ -19,12 +19,15 @@ from edgeprune.graph import Edge, Graph
 from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of
 from edgeprune.methods import METHODS
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily, traversal
-from edgeprune.methods.baselines import ExactConfig, ablate_each, draw_scores
+from edgeprune.methods.baselines import SingleEdgeConfig, ablate_each, draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
+from edgeprune.methods.edge_pruning.engine import prune_edges
+from edgeprune.methods.edge_pruning.pressure import Penalty
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
-from edgeprune.methods.objective import Objective, draw_pairs
-from edgeprune.methods.subnetwork_probing import ProbingConfig, probe_subnetwork
+from edgeprune.methods.loss import Objective, draw_pairs
+from edgeprune.methods.settings import with_settings
+from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
 from tracr_bridge.model import TracrModel
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
@@ -287,7 +290,7 @@ def test_acdc_tries_destinations_backwards_and_sources_in_either_order(order):
 
 def test_exact_runs_each_edge_alone():
     model, dataset = build(random_weights(9))
-    scores = ablate_each(model, dataset, "zero", config=ExactConfig(inputs=1000)).scores
+    scores = ablate_each(model, dataset, "zero", config=SingleEdgeConfig(inputs=1000)).scores
     batch = dataset.sample(1000, torch.Generator().manual_seed(0))
     for row, column in cells(model)[::3]:
         mask = ones(model)
@@ -307,8 +310,9 @@ def test_random_scores_are_drawn_by_the_seed_and_for_edges_alone():
 
 def test_probing_nodes_learns_one_mask_for_all_edges_of_a_node(compiled):
     program = compiled("reverse")
-    few = [ProbingConfig(steps=20, initial_log_alpha=1.0, masked=masked) for masked in ("edges", "nodes")]
-    edges, nodes = (probe_subnetwork(program.model, program.dataset, "zero", config=config) for config in few)
+    few = [with_settings(config, {"steps": 20, "initial_log_alpha": 1.0}) for config in (EDGES, NODES)]
+    edges = prune_edges(program.model, program.dataset, "zero", config=few[0])
+    nodes = probe_nodes(program.model, program.dataset, "zero", config=few[1])
     assert len(edges.history) == len(nodes.history) == 20
     into_logits = edge_exists(program.model.graph)[:, -1]
     learned = nodes.scores[:, -1][into_logits]
@@ -322,8 +326,9 @@ def test_probing_goes_down_the_finite_difference_of_its_objective(masked):
     """Adam's first step is as long as its learning rate, against the sign of each entry's derivative."""
     weights = random_weights(4, layers=1, heads=1)
     model, dataset = build(weights)
-    config = ProbingConfig(steps=1, mask_samples=3, batch_size=5, initial_log_alpha=0.3, masked=masked, penalty=0.02)
-    (snapshot,) = probe_subnetwork(model, dataset, "resample", config=config).snapshots
+    few = {"steps": 1, "mask_samples": 3, "batch_size": 5, "initial_log_alpha": 0.3, "masked": masked, "penalty": 0.02}
+    method = {"edges": prune_edges, "nodes": probe_nodes}[masked]
+    (snapshot,) = method(model, dataset, "resample", config=with_settings(EDGES, few)).snapshots
     generator = torch.Generator().manual_seed(0)
     batch = dataset.take(*draw_pairs(dataset, 5, generator))
     draw = LearnedMask(model.graph, HardConcrete(), initial=0.3, of=masked).draw(3, generator)
@@ -361,8 +366,8 @@ def test_probing_keeps_what_is_true_and_drops_most_else(compiled, truth):
     true = truth("hist", "resample").circuit
     program = compiled("hist")
     edges, nodes = (
-        probe_subnetwork(program.model, program.dataset, "resample", config=ProbingConfig(masked=masked)).circuit.edges
-        for masked in ("edges", "nodes")
+        method(program.model, program.dataset, "resample", config=config).circuit.edges
+        for method, config in ((prune_edges, EDGES), (probe_nodes, NODES))
     )
     assert edges == true.edges
     assert true.edges <= nodes
@@ -374,8 +379,8 @@ WRONG = [
     (EapIgConfig, {"steps": 0, "batch_size": 0}, "steps >= 1, got 0; batch_size >= 1, got 0"),
     (HispConfig, {"batch_size": 0}, "batch_size >= 1, got 0"),
     (AcdcConfig, {"inputs": 0, "at_once": 0}, "inputs >= 1, got 0; at_once >= 1, got 0"),
-    (ExactConfig, {"inputs": 0}, "inputs >= 1, got 0"),
-    (ProbingConfig, {"penalty": 0.0, "steps": 0}, "penalty > 0, got 0.0; steps > 0, got 0"),
+    (SingleEdgeConfig, {"inputs": 0}, "inputs >= 1, got 0"),
+    (Penalty, {"penalty": 0.0, "penalty_warmup": -1}, r"0 < penalty <= 1e\+06, got 0.0; 0 <= penalty_warmup"),
 ]
 
 

@@ -224,7 +224,7 @@ def test_time_limits_nest_and_leave_everything_as_it_was():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("magic", "Expected a method among edge-pruning, .*, or package.module:function; got 'magic'"),
+        ("magic", "Expected a method among edge-pruning-minimax, .*, or package.module:function; got 'magic'"),
         ("no_such_module:f", "'no_such_module:f' cannot be imported: ModuleNotFoundError"),
         ("test_suite:missing", "Expected a function 'missing' in module 'test_suite'; there is none"),
     ],

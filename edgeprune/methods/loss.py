@@ -38,9 +38,6 @@ DISTANCES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
 _ROOM: Final = 2**26
 """Numbers among outputs that their range and variance are taken of."""
 
-_LEAST_MERIT: Final = 0.01
-"""Merit below which a pair is forgotten."""
-
 Pairs = Int[Tensor, "2 pair"]
 """Rows of a dataset: clean inputs, and below them their corrupted inputs."""
 
@@ -123,40 +120,3 @@ def draw_pairs(dataset: Dataset, size: int, generator: torch.Generator) -> Pairs
     """`size` inputs without replacement, or all where there are fewer, each with a corrupted input of its group."""
     clean = torch.randperm(len(dataset), generator=generator)[:size]
     return torch.stack([clean, dataset.partners(clean, generator)])
-
-
-class HardPairs:
-    """Remembers the pairs of clean and corrupted inputs that alone showed what is wrong with a mask.
-
-    An edge that one input in a thousand needs is seen in one batch and forgotten in the next thirty. The pair that
-    showed it joins all later batches, for as long as some mask is found out by it alone. (As hard examples are mined:
-    Shrivastava et al., arXiv:1604.03540; and as counterexamples guide synthesis: Solar-Lezama, 2008.)
-
-    Args:
-        size: how many pairs, at the most.
-        decay: what is left of a pair's merit after a step in which it was not needed.
-    """
-
-    def __init__(self, size: int, decay: float) -> None:
-        self._size, self._decay = size, decay
-        self.pairs: Pairs = torch.zeros(2, 0, dtype=torch.long)
-        self._merit = torch.zeros(0)
-
-    def remember(self, pairs: Pairs) -> None:
-        """Put the first of `pairs` in the place of those remembered, with a merit of 1."""
-        self.pairs = pairs[:, : self._size]
-        self._merit = torch.ones(self.pairs.shape[1])
-
-    def update(self, pairs: Pairs, losses: Float[Tensor, "mask pair"]) -> None:
-        """Take note of how masks fared on `pairs`, of which the last are those remembered.
-
-        A pair's merit grows by how much smaller the worst loss of each mask would be without it.
-        """
-        if pairs.shape[1] < 2:
-            return
-        worst = losses.topk(2, dim=-1)
-        merit = torch.cat([torch.zeros(pairs.shape[1] - len(self._merit)), self._decay * self._merit])
-        merit.index_add_(0, worst.indices[:, 0], worst.values[:, 0] - worst.values[:, 1])
-        best = merit.topk(min(self._size, len(merit)))
-        kept = best.indices[best.values > _LEAST_MERIT]
-        self.pairs, self._merit = pairs[:, kept], merit[kept]

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from edgeprune.ablation import Ablator, rows_at_once
-from edgeprune.data import Dataset
+from edgeprune.ablation import rows_at_once
 from edgeprune.graph import Edge, live_edges
 from edgeprune.groups import Removals, masks_without, removals
 from edgeprune.masks import edges_of
-from edgeprune.methods.objective import Objective, Pairs, draw_pairs
-from edgeprune.model import Mask, MaskedModel
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.loss import Pairs, draw_pairs
+from edgeprune.model import Mask
 
 Known = Int[Tensor, "2 known"]
 """Pairs, as `Pairs`, that showed some mask to be wrong."""
@@ -34,34 +34,32 @@ _ROWS: Final = 4096
 class FinalCheck:
     """Runs circuits on all inputs or pairs, or on so many drawn ones."""
 
-    model: MaskedModel
-    dataset: Dataset
-    objective: Objective
-    """A loss that is 0 where a circuit is right, and nowhere else."""
+    problem: Problem
+    """Its loss is 0 where a circuit is right, and nowhere else."""
 
-    ablator: Ablator
     generator: torch.Generator
     count: int
     """Inputs, or pairs of clean and corrupted inputs, at the most."""
 
-    @torch.no_grad()
-    def counterexamples(self, mask: Mask, known: Known) -> Pairs:
-        """The pairs on which a mask is wrong: of all, in random order, or of so many drawn ones and of those known."""
-        dataset = self.dataset
-        if self.ablator.ablation != "resample" or dataset.counterparts is not None:  # it does not matter what is put in
-            pairs = torch.cat([draw_pairs(dataset, self.count, self.generator), known], dim=1)
-        elif int(dataset.group.bincount().square().sum()) <= self.count:
+    def pairs(self, known: Known) -> Pairs:
+        """Pairs to run a circuit on: all, in random order, or so many drawn ones and those known."""
+        dataset = self.problem.dataset
+        if self.problem.ablator.ablation != "resample" or dataset.counterparts is not None:  # whatever is put in
+            return torch.cat([draw_pairs(dataset, self.count, self.generator), known], dim=1)
+        if int(dataset.group.bincount().square().sum()) <= self.count:
             every = torch.stack(dataset.pairs())
-            pairs = every[:, torch.randperm(every.shape[1], generator=self.generator)]
-        else:
-            walks = math.ceil(self.count / len(dataset))
-            drawn = [draw_pairs(dataset, self.count, self.generator) for _ in range(walks)]
-            pairs = torch.cat([torch.cat(drawn, dim=1)[:, : self.count], known], dim=1)
-        wrong: list[Pairs] = []
-        for some in pairs.split(rows_at_once(self.model, dataset), dim=1):
-            batch = dataset.take(some[0], some[1])
-            outputs = self.model(batch.clean, mask, self.ablator(batch), batch.positions)
-            wrong.append(some[:, ~(self.objective.per_input(outputs, batch) <= 0)])
+            return every[:, torch.randperm(every.shape[1], generator=self.generator)]
+        walks = math.ceil(self.count / len(dataset))
+        drawn = [draw_pairs(dataset, self.count, self.generator) for _ in range(walks)]
+        return torch.cat([torch.cat(drawn, dim=1)[:, : self.count], known], dim=1)
+
+    @torch.no_grad()
+    def counterexamples(self, mask: Mask, pairs: Pairs) -> Pairs:
+        """The pairs on which a mask is wrong."""
+        problem, wrong = self.problem, list[Pairs]()
+        for some in pairs.split(rows_at_once(problem.model, problem.dataset), dim=1):
+            batch = problem.dataset.take(some[0], some[1])
+            wrong.append(some[:, ~(problem.losses(mask, batch) <= 0)])
         return torch.cat(wrong, dim=1)
 
     def without_superfluous(self, mask: Mask, known: Known) -> frozenset[Edge]:
@@ -69,14 +67,14 @@ class FinalCheck:
 
         A removal is tried on a few inputs and on known pairs, then on all. A pair on which it is wrong becomes known.
         """
-        graph = self.model.graph
+        graph = self.problem.graph
         edges = live_edges(graph, edges_of(graph, mask > 0))
         while True:
             listed = sorted(edges)
             removed = removals(graph, listed).flip(0)
             for number in self._right_on_few(listed, removed, known):
                 (mask,) = masks_without(graph, listed, removed[[number]])
-                wrong = self.counterexamples(mask, known)
+                wrong = self.counterexamples(mask, self.pairs(known))
                 if not wrong.shape[1]:
                     edges = live_edges(graph, edges_of(graph, mask > 0))
                     break
@@ -87,16 +85,16 @@ class FinalCheck:
     @torch.no_grad()
     def _right_on_few(self, edges: Sequence[Edge], removed: Removals, known: Known) -> list[int]:
         """The removals after which edges are right on known pairs and on a few drawn inputs, a few of these first."""
-        pairs = torch.cat([known, draw_pairs(self.dataset, _FIRST, self.generator)], dim=1)
+        pairs = torch.cat([known, draw_pairs(self.problem.dataset, _FIRST, self.generator)], dim=1)
         right = torch.arange(len(removed))
         for some in (pairs[:, :_FEWEST], pairs[:, _FEWEST:]):
             if not len(right):
                 break
-            batch = self.dataset.take(some[0], some[1])
-            ablated, verdicts = self.ablator(batch), list[Tensor]()
+            batch, verdicts = self.problem.dataset.take(some[0], some[1]), list[Tensor]()
+            ablated = self.problem.ablator.own(batch)
             for part in removed[right].split(_ROWS // max(1, some.shape[1])):
-                masks = masks_without(self.model.graph, edges, part)
-                outputs = self.model(batch.clean, masks, ablated, batch.positions)
-                verdicts.append((self.objective.per_input(outputs, batch) <= 0).all(-1))
+                masks = masks_without(self.problem.graph, edges, part)
+                outputs = self.problem.model(batch.clean, masks, ablated, batch.positions)
+                verdicts.append((self.problem.objective.per_input(outputs, batch) <= 0).all(-1))
             right = right[torch.cat(verdicts)]
         return right.tolist()

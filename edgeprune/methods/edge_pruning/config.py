@@ -1,0 +1,122 @@
+"""Settings of Edge Pruning, part by part; `configurations.py` has those that have names."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgeprune.errors import ConfigError
+from edgeprune.masks import HardConcrete, Masked
+from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig
+from edgeprune.methods.edge_pruning.ending import Converged
+from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
+from edgeprune.methods.edge_pruning.optimizer import AdamConfig
+from edgeprune.methods.edge_pruning.pressure import Penalty, SparsityTarget
+from edgeprune.methods.loss import Loss
+from edgeprune.methods.settings import LARGEST, out_of_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """What has masks, and where they start."""
+
+    masked: Masked = "edges and nodes"
+    """What has masks (paper: edges and nodes). With a mask on each destination too, all edges into it can fall
+    together: without one of them the queries of a head that attends uniformly are wrong, and without all they are
+    right."""
+
+    initial_log_alpha: float = 10.0
+    """Start of every log_alpha (paper: 10)."""
+
+    initial_spread: float = 0.0
+    """Standard deviation of log_alpha at the start (paper: 0.01)."""
+
+    largest_log_alpha: float | None = None
+    """log_alpha is kept within plus and minus this; anywhere, where it is not given."""
+
+    hard_concrete: HardConcrete = field(default_factory=HardConcrete)
+    """Their distribution."""
+
+    def __post_init__(self) -> None:
+        faults = out_of_range(self, positive=("largest_log_alpha",), least=("initial_spread",))
+        if not abs(self.initial_log_alpha) <= LARGEST:
+            faults.append(f"-{LARGEST:g} <= initial_log_alpha <= {LARGEST:g}, got {self.initial_log_alpha}")
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How far outputs are off."""
+
+    loss: Loss = "divergence"
+    """See `loss.Loss` (paper: divergence)."""
+
+    logit_scale: float = 1.0
+    """Logits are multiplied by this before a divergence (paper: 1)."""
+
+    def __post_init__(self) -> None:
+        faults = out_of_range(self, positive=("logit_scale",))
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalCheckConfig:
+    """The circuit is run on many more inputs than a batch has, and cut down."""
+
+    checked: int = 16384
+    """Inputs, or pairs of clean and corrupted inputs, that the circuit is run on in the end, at the most."""
+
+    joint_removals: bool = True
+    """Whether, in the end, every edge and every group of edges that may go only together (see `groups.removals`) is
+    taken out of the circuit on trial, and stays out where the rest is right on all that is `checked`."""
+
+    def __post_init__(self) -> None:
+        faults = out_of_range(self, counts=("checked",))
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """A configuration of Edge Pruning."""
+
+    name: str
+    steps: int
+    """Optimiser steps, at the most, each time that everything is learned."""
+
+    gradient: ThroughZ | LikelihoodRatio
+    pressure: SparsityTarget | Penalty
+    optimizer: AdamConfig
+    batch_size: int = 32
+    """Fresh inputs a step, shared by all its masks (paper: 32)."""
+
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    counterexamples: CounterexampleConfig = field(default_factory=CounterexampleConfig)
+    ending: Converged | None = None
+    """When learning ends before the last step; never, where it is not given (paper)."""
+
+    final_check: FinalCheckConfig | None = None
+    """What follows; nothing, where it is not given (paper)."""
+
+    kept: Literal["at mean sparsity", "rounded"] = "rounded"
+    """Edges of the circuit: those above the threshold at which as many are kept as the mean mask keeps in sum (paper),
+    or those whose mean is above one half."""
+
+    @property
+    def tells_right(self) -> bool:
+        """Whether a loss of 0 says that the circuit is right, and the circuit itself is run beside the samples."""
+        return self.loss.loss == "worst" and isinstance(self.gradient, LikelihoodRatio)
+
+    def __post_init__(self) -> None:
+        faults = out_of_range(self, counts=("steps", "batch_size"))
+        if self.final_check is not None and not (self.tells_right and self.counterexamples.counterexamples):
+            faults.append("no final check without counterexamples, the loss 'worst' and the likelihood ratio")
+        elif self.final_check is not None and self.final_check.joint_removals and self.masks.masked == "nodes":
+            faults.append("joint_removals=False where sources alone have masks, as edges are removed one by one")
+        # Or all would be certain from the start.
+        certain, initial = self.ending.certain_at if self.ending else None, self.masks.initial_log_alpha
+        if certain is not None and self.gradient.rounded and not certain > initial:
+            faults.append(f"certain_at > initial_log_alpha, got {certain} and {initial}")
+        if faults:
+            raise ConfigError(f"Expected {'; '.join(faults)}")

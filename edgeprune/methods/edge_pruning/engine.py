@@ -1,0 +1,293 @@
+"""Edge Pruning: masks on edges, learned by gradient descent (Bhaskar et al., arXiv:2406.16778, §3).
+
+One engine runs every configuration. What varies is composed: the loss (`methods/loss.py`), its gradient, the pressure
+that makes edges fall, the optimiser, the counterexamples that are remembered, when learning ends, and the final check.
+`configurations.py` has the paper's, `edge-pruning`, and ours, `edge-pruning-minimax`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm import tqdm
+
+from edgeprune.data import Dataset
+from edgeprune.errors import RunError
+from edgeprune.graph import Ablation
+from edgeprune.masks import LearnedMask, mask_of
+from edgeprune.methods.edge_pruning.config import PruningConfig
+from edgeprune.methods.edge_pruning.counterexamples import Counterexamples
+from edgeprune.methods.edge_pruning.ending import Ending, Verdict
+from edgeprune.methods.edge_pruning.final_check import FinalCheck
+from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
+from edgeprune.methods.edge_pruning.optimizer import Adam
+from edgeprune.methods.edge_pruning.pressure import Penalty, Pressure
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.loss import Pairs, draw_pairs
+from edgeprune.methods.method import Discovery, Trace
+from edgeprune.model import MaskedModel
+
+ENGINE = 2
+"""Version of what `Pruning.state` holds."""
+
+
+class Stage(IntEnum):
+    """What a run does next."""
+
+    LEARN = 0
+    CHECK = 1
+    LEARN_ANEW = 2
+    CHECK_ANEW = 3
+    REMOVE = 4
+    DONE = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a run."""
+
+    step: int
+    """Of all steps, those of what was learned anew too, from 0."""
+
+    loss: float
+    """Mean over the samples, without the pressure."""
+
+    expected_edges: float
+    sparsity: float
+    """Share of all edges that are not expected."""
+
+    figures: dict[str, float]
+    """What the pressure is made of."""
+
+
+class Pruning:
+    """The state of one run.
+
+    Args:
+        problem: what it is about.
+        config: how it goes.
+        seed: the same one gives the same circuit.
+    """
+
+    def __init__(self, problem: Problem, config: PruningConfig, *, seed: int = 0) -> None:
+        self.problem, self.config, self.done, self.stage = problem, config, 0, Stage.LEARN
+        self.generator = torch.Generator().manual_seed(seed)
+        masks = config.masks
+        self.masks = LearnedMask(problem.graph, masks.hard_concrete, initial=masks.initial_log_alpha, of=masks.masked)
+        if masks.initial_spread:
+            self.masks.spread(masks.initial_spread, self.generator)
+        self.counterexamples = Counterexamples(config.counterexamples)
+        self._first_circuit, self._against = torch.zeros(0), torch.zeros(2, 0, dtype=torch.long)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Whatever learning begins with, masks and counterexamples apart."""
+        config, pressure = self.config, self.config.pressure
+        self._step = 0
+        self.pressure = Pressure(pressure, config.steps)
+        self._optimizer = Adam(config.optimizer, self.masks.log_alpha, self.pressure.multipliers)
+        self._ending = Ending(
+            config.ending,
+            config.steps,
+            self.masks,
+            uncertain_until=pressure.penalty_warmup if isinstance(pressure, Penalty) else 0,
+            may_start_over=config.tells_right,
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.stage == Stage.DONE
+
+    def advance(self) -> Progress | None:
+        """One step of learning, or the whole of what comes after it, of which there is nothing to tell.
+
+        Raises:
+            RunError: the loss, or a mask, is no number any more.
+        """
+        if self.stage in (Stage.LEARN, Stage.LEARN_ANEW):
+            return self._learn()
+        if self.stage == Stage.REMOVE:
+            self._remove()
+        else:
+            self._check()
+        return None
+
+    def _learn(self) -> Progress:
+        """One step of the optimiser."""
+        config, step = self.config, self._step
+        drawn = draw_pairs(self.problem.dataset, config.batch_size, self.generator)
+        pairs = torch.cat([drawn, self.counterexamples.pairs], dim=1)
+        estimate = config.gradient.estimate(self.problem, self.masks, pairs, self.generator)
+        self.counterexamples.update(pairs, estimate.per_input)
+        figures = self.pressure.figures(step)
+        by_masks, by_multipliers = self.pressure.gradients(self.masks, estimate.draw, step)
+        factor = config.optimizer.factor(step, config.steps)
+        rates = (config.optimizer.learning_rate * factor, self.pressure.multiplier_learning_rate * factor)
+        self._optimizer.step((estimate.gradient + by_masks, by_multipliers), rates)
+        self._keep_in_range(estimate.loss)
+        self._step, self.done = step + 1, self.done + 1
+        self._follow(step, estimate, pairs)
+        expected = self.pressure.expected_edges
+        return Progress(self.done - 1, estimate.loss, expected, 1 - expected / self.problem.graph.total, figures)
+
+    @torch.no_grad()
+    def _keep_in_range(self, loss: float) -> None:
+        if (largest := self.config.masks.largest_log_alpha) is not None:
+            self.masks.log_alpha.clamp_(-largest, largest)
+        if not math.isfinite(loss) or not bool(self.masks.log_alpha.isfinite().all()):
+            raise RunError(
+                f"Expected a finite loss and finite masks; got a loss of {loss} at step {self.done}. What was saved "
+                "before stands: run again elsewhere, with lower learning rates or float32"
+            )
+
+    def _follow(self, step: int, estimate: Estimate, pairs: Pairs) -> None:
+        """Do what the step before asks for."""
+        gradient, initial = self.config.gradient, self.config.masks.initial_log_alpha
+        standing_first = isinstance(gradient, LikelihoodRatio)
+        wrong = estimate.per_input[0] > 0 if standing_first else torch.zeros(pairs.shape[1], dtype=torch.bool)
+        verdict = self._ending.after(step, rounded=gradient.rounded, wrong=bool(wrong.any()))
+        if verdict == Verdict.END:
+            then = Stage.CHECK if self.stage == Stage.LEARN else Stage.CHECK_ANEW
+            self.stage = then if self.config.final_check else Stage.DONE
+        elif verdict == Verdict.START_OVER:
+            self.counterexamples.remember(pairs[:, wrong])
+            self.masks.set_to(initial)
+        elif verdict == Verdict.DOUBT:
+            self.masks.lower_to(initial)
+        if verdict in (Verdict.START_OVER, Verdict.DOUBT):
+            self._optimizer.restart()
+
+    def _check(self) -> None:
+        """Run the circuit on many more inputs; learn anew, once, where one shows it to be wrong.
+
+        Of two circuits that were learned, both are run on the same pairs, those that showed the first one wrong among
+        them; the one counts that fewer show wrong, and of equals the one of fewer edges.
+        """
+        check = self._final_check()
+        pairs = check.pairs(self.counterexamples.pairs)
+        if self.stage == Stage.CHECK:
+            self._against = check.counterexamples(self.masks.rounded(), pairs)
+            self.stage = Stage.REMOVE
+            if self._against.shape[1]:
+                self._first_circuit = self.masks.log_alpha.detach().clone()
+                self.counterexamples.remember(self._against)
+                self.masks.set_to(self.config.masks.initial_log_alpha)
+                self._begin()
+                self.stage = Stage.LEARN_ANEW
+            return
+        pairs = torch.cat([pairs, self._against], dim=1).unique(dim=1)
+        second = self._merit(check, pairs)
+        learned = self.masks.log_alpha.detach().clone()
+        self.masks.log_alpha.data.copy_(self._first_circuit)
+        if second <= self._merit(check, pairs):
+            self.masks.log_alpha.data.copy_(learned)
+        self.stage = Stage.REMOVE
+
+    def _merit(self, check: FinalCheck, pairs: Pairs) -> tuple[int, int]:
+        """How many pairs show the circuit as it stands to be wrong, and its edges: the less the better."""
+        standing = self.masks.rounded()
+        return check.counterexamples(standing, pairs).shape[1], int(standing.sum())
+
+    def _remove(self) -> None:
+        """Take out edges, and groups of edges that may go only together, on trial."""
+        final = self.config.final_check
+        if final is not None and final.joint_removals:
+            kept = self._final_check().without_superfluous(self.masks.rounded(), self.counterexamples.pairs)
+            self.masks.keep_only(mask_of(self.problem.graph, kept) > 0)
+        self.stage = Stage.DONE
+
+    def _final_check(self) -> FinalCheck:
+        assert self.config.final_check is not None
+        return FinalCheck(self.problem, self.generator, self.config.final_check.checked)
+
+    def mean(self) -> Float[Tensor, "source destination"]:
+        """The mask of evaluation."""
+        return self.masks.mean().detach()
+
+    def kept(self) -> Bool[Tensor, "source destination"]:
+        """The circuit as it stands."""
+        if self.config.kept == "at mean sparsity":
+            return self.masks.kept_at_mean_sparsity()
+        return self.masks.rounded() > 0
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a run needs to go on as if it had never stopped."""
+        parts = {
+            "counterexamples": self.counterexamples,
+            "pressure": self.pressure,
+            "optimizer": self._optimizer,
+            "ending": self._ending,
+        }
+        return {
+            "engine": torch.tensor(ENGINE),
+            "place": torch.tensor([self.done, self._step, self.stage]),
+            "noise": self.generator.get_state(),
+            "log_alpha": self.masks.log_alpha.detach(),
+            "first_circuit": self._first_circuit,
+            "against": self._against,
+            **{f"{name}/{key}": value for name, part in parts.items() for key, value in part.state().items()},
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            RunError: another version of this engine wrote it.
+            KeyError, RuntimeError, ValueError: it is none.
+        """
+        version = int(state["engine"]) if "engine" in state else 1
+        if version != ENGINE:
+            raise RunError(
+                f"Expected a checkpoint of engine {ENGINE}; got one of engine {version}: begin again elsewhere"
+            )
+        self.done, self._step, stage = state["place"].tolist()
+        self.stage = Stage(stage)
+        self.generator.set_state(state["noise"])
+        self.masks.log_alpha.copy_(state["log_alpha"])
+        self._first_circuit, self._against = state["first_circuit"].clone(), state["against"].clone()
+        for name, part in (
+            ("counterexamples", self.counterexamples),
+            ("pressure", self.pressure),
+            ("optimizer", self._optimizer),
+            ("ending", self._ending),
+        ):
+            prefix = f"{name}/"
+            part.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+
+
+def discover(problem: Problem, config: PruningConfig, *, seed: int, progress: bool, name: str) -> Discovery:
+    """Run from beginning to end; see `Method`."""
+    run = Pruning(problem, config, seed=seed)
+    trace = Trace(run.masks, config.steps, run.kept)
+    shown = f"{name}, {problem.ablator.ablation}"
+    with tqdm(total=config.steps, desc=shown, disable=None if progress else True) as bar:
+        while not run.ended:
+            before = run.stage
+            step = run.advance()
+            if step is not None:
+                trace.note(step.loss, step.expected_edges)
+                bar.update()
+            elif before == Stage.CHECK and run.stage == Stage.LEARN_ANEW:
+                bar.reset(config.steps)
+                bar.set_description(f"{shown}, again")
+    return trace.discovery(problem.ablator.ablation, run.mean())
+
+
+def prune_edges(
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    config: PruningConfig,
+) -> Discovery:
+    """Find a circuit by Edge Pruning; see `Method` and `PruningConfig`."""
+    problem = Problem.of(model, dataset, ablation, config.loss.loss, logit_scale=config.loss.logit_scale)
+    return discover(problem, config, seed=seed, progress=progress, name=config.name)

@@ -1,0 +1,126 @@
+"""How E[loss] is differentiated by log_alpha: through z, or by the likelihood ratio of rounded masks."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from edgeprune.data import Batch
+from edgeprune.errors import ConfigError
+from edgeprune.masks import Draw, LearnedMask
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.loss import Pairs
+from edgeprune.methods.settings import out_of_range
+from edgeprune.model import Mask
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one draw of masks shows."""
+
+    loss: float
+    """Mean over the samples."""
+
+    gradient: Float[Tensor, " entry"]
+    per_input: Float[Tensor, "mask batch"]
+    """The loss of each mask that was run, on each input; the likelihood ratio runs the circuit as it stands first."""
+
+    draw: Draw
+    """The samples; differentiable by log_alpha where the gradient goes through z."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughZ:
+    """The derivative of the loss by each z, and that of z by log_alpha: the paper's (arXiv:1712.01312)."""
+
+    mask_samples: int = 1
+    """Masks sampled a step, each run on all inputs (paper: 1)."""
+
+    explored: float = 1.0
+    """Share of mask entries that a sample draws; the others are at their rounded mean. 1 draws all."""
+
+    @property
+    def rounded(self) -> bool:
+        """Whether samples are 0 and 1: z as it is has a derivative."""
+        return False
+
+    def __post_init__(self) -> None:
+        _check(self, self.explored, least=1)
+
+    def estimate(self, problem: Problem, masks: LearnedMask, pairs: Pairs, generator: torch.Generator) -> Estimate:
+        """Draw masks, run them on a batch, part after part, and go back."""
+        batches, total, losses = problem.batches(pairs), 0.0, list[Tensor]()
+        draw = masks.draw(self.mask_samples, generator, explored=self.explored)
+        mask = draw.mask.detach().requires_grad_()
+        for batch in batches:
+            per_input = problem.losses(mask, batch)
+            loss = problem.objective.reduce(per_input).mean() * (len(batch.clean) / pairs.shape[1])
+            loss.backward()
+            total += float(loss.detach())
+            losses.append(per_input.detach())
+            del per_input, loss  # and all that they hold, before the next part runs
+        (gradient,) = torch.autograd.grad(draw.mask, masks.log_alpha, mask.grad, retain_graph=True)
+        return Estimate(total, gradient, torch.cat(losses, -1), draw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRatio:
+    """The score of samples times what they lose (REINFORCE: Williams, 1992), which needs no derivative of the model.
+
+    Compiled attention is saturated: almost everywhere the derivative by a query or key edge is zero, and the path
+    through z sees its effect only in the rare sample in which z falls on the step.
+
+    Note: what this estimates. A sample draws a share of the entries, and the others are at their rounded mean; the loss
+    of the rounded mask is subtracted, input by input. Under the loss `worst` the advantage of a sample is then the
+    largest increase of the loss on any input of the batch plus the largest decrease, a signed sum of the two
+    (`Objective.change`). So it is not the gradient of E[loss], but of the mean of that sum over samples among entries
+    at rounded means. Under other losses, with all entries drawn, it is an unbiased estimate of the gradient of E[loss].
+    """
+
+    mask_samples: int = 64
+    """Masks sampled a step, all run in one batched forward."""
+
+    explored: float = 0.1
+    """Share of mask entries that a sample draws; the others are at their rounded mean. 1 draws all."""
+
+    rounded: bool = True
+    """Whether sampled masks are rounded to 0 and 1, as the circuit is."""
+
+    def __post_init__(self) -> None:
+        _check(self, self.explored, least=2)
+
+    @torch.no_grad()
+    def estimate(self, problem: Problem, masks: LearnedMask, pairs: Pairs, generator: torch.Generator) -> Estimate:
+        """Draw masks, run them and the circuit as it stands on a batch, and weigh their scores."""
+        batches = problem.batches(pairs)
+        draw = masks.draw(self.mask_samples, generator, explored=self.explored, rounded=self.rounded)
+        standing = masks.rounded()
+        per_input = torch.cat([losses_per_input(problem, batch, draw.mask, standing) for batch in batches], -1)
+        change = problem.objective.change(per_input[1:], per_input[0])
+        loss = float(problem.objective.reduce(per_input[1:]).mean())
+        return Estimate(loss, masks.likelihood_ratio_gradient(draw, change), per_input, draw)
+
+
+def losses_per_input(
+    problem: Problem, batch: Batch, sampled: Float[Tensor, "sample source destination"], standing: Mask
+) -> Float[Tensor, "mask batch"]:
+    """The losses of the circuit as it stands, and after it of the sampled masks, in one batched forward.
+
+    Once most entries have converged, most samples equal the circuit, and are not run again.
+    """
+    differs = (sampled != standing).flatten(1).any(-1)
+    run = problem.losses(torch.cat([standing[None], sampled[differs]]), batch)
+    losses = run[:1].repeat(1 + len(sampled), 1)
+    losses[1:][differs] = run[1:]
+    return losses
+
+
+def _check(config: object, explored: float, *, least: int) -> None:
+    faults = out_of_range(config, counts=("mask_samples",))
+    if not faults and getattr(config, "mask_samples") < least:  # noqa: B009
+        faults.append(f"mask_samples >= {least}, got {getattr(config, 'mask_samples')}")  # noqa: B009
+    if not 0 < explored <= 1:
+        faults.append(f"0 < explored <= 1, got {explored}")
+    if faults:
+        raise ConfigError(f"Expected {'; '.join(faults)}")

@@ -1,0 +1,52 @@
+"""What a run of Edge Pruning is about: a model, inputs, an ablation, and how far masked outputs are off."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+
+from edgeprune.ablation import Ablator
+from edgeprune.data import Batch, Dataset
+from edgeprune.graph import Ablation, Graph
+from edgeprune.methods.loss import Loss, Objective, Pairs
+from edgeprune.model import Mask, MaskedModel
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The model sees batches, in parts where memory asks for it; masks see losses."""
+
+    model: MaskedModel
+    dataset: Dataset
+    objective: Objective
+    ablator: Ablator
+    parts: int = 1
+    """Parts that a batch is run in, one after the other."""
+
+    @staticmethod
+    def of(
+        model: MaskedModel,
+        dataset: Dataset,
+        ablation: Ablation,
+        loss: Loss,
+        *,
+        logit_scale: float = 1.0,
+        parts: int = 1,
+    ) -> "Problem":
+        """The problem of finding a circuit under an ablation."""
+        objective = Objective(dataset, loss, logit_scale=logit_scale)
+        return Problem(model, dataset, objective, Ablator(model, dataset, ablation), parts)
+
+    @property
+    def graph(self) -> Graph:
+        """The edges that masks stand for."""
+        return self.model.graph
+
+    def batches(self, pairs: Pairs) -> list[Batch]:
+        """Pairs of rows as inputs, in so many parts."""
+        return [self.dataset.take(some[0], some[1]) for some in pairs.chunk(self.parts, dim=1)]
+
+    def losses(self, masks: Mask, batch: Batch) -> Float[torch.Tensor, "*masks batch"]:
+        """The loss of each mask on each input."""
+        outputs = self.model(batch.clean, masks, self.ablator.own(batch), batch.positions)
+        return self.objective.per_input(outputs, batch)

@@ -1,0 +1,84 @@
+"""Settings of methods as they are nested: checked, changed by name, and read back from JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Final, TypeVar
+
+from edgeprune.errors import ConfigError
+
+LARGEST: Final = 1e6
+"""Beyond which a setting can only be a mistake."""
+
+_Config = TypeVar("_Config")
+
+
+def out_of_range(
+    config: object, *, positive: Sequence[str] = (), least: Sequence[str] = (), counts: Sequence[str] = ()
+) -> list[str]:
+    """What is wrong with settings; one that is None is not asked for.
+
+    Args:
+        config: has them.
+        positive: names of those that are above 0.
+        least: of those that are 0 or more.
+        counts: of whole numbers, 1 or more.
+    """
+    rules = (
+        [(name, 0 < value(config, name) <= LARGEST, f"0 < {name} <= {LARGEST:g}") for name in positive]
+        + [(name, 0 <= value(config, name) <= LARGEST, f"0 <= {name} <= {LARGEST:g}") for name in least]
+        + [(name, value(config, name) >= 1, f"{name} >= 1") for name in counts]
+    )
+    return [f"{says}, got {getattr(config, name)}" for name, right, says in rules if not right]
+
+
+def value(config: object, name: str) -> float:
+    """A number that is set, or one that is in every range."""
+    found = getattr(config, name)
+    return 1.0 if found is None else found if isinstance(found, int | float) else math.nan
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """All settings by name, those of nested parts too."""
+    found = dict[str, Any]()
+    for field in fields(config):
+        inner = getattr(config, field.name)
+        found |= settings(inner) if is_dataclass(inner) else {field.name: inner}
+    return found
+
+
+def with_settings(config: _Config, changed: Mapping[str, Any]) -> _Config:
+    """The same with some settings changed, wherever they are nested.
+
+    Raises:
+        ConfigError: there is no such setting, or a value is outside its range.
+    """
+    if unknown := sorted(changed.keys() - settings(config).keys()):
+        raise ConfigError(f"Expected settings among {', '.join(settings(config))}; got {', '.join(unknown)}")
+    return _changed(config, changed)
+
+
+def _changed(config: Any, changed: Mapping[str, Any]) -> Any:
+    own = {field.name: getattr(config, field.name) for field in fields(config)}
+    inner = {name: _changed(part, changed) for name, part in own.items() if is_dataclass(part)}
+    return replace(
+        config, **inner, **{name: changed[name] for name in own.keys() & changed.keys() if name not in inner}
+    )
+
+
+def from_json(like: _Config, content: Mapping[str, Any]) -> _Config:
+    """The settings that JSON has of a configuration of the same parts as `like`.
+
+    Raises:
+        KeyError, TypeError, ConfigError: it has others.
+    """
+    if names := content.keys() ^ {field.name for field in fields(like)}:  # pyright: ignore[reportArgumentType]
+        raise KeyError(f"settings that differ: {', '.join(sorted(names))}")
+    found = dict[str, Any]()
+    for name, given in content.items():
+        before = getattr(like, name)
+        if is_dataclass(before):
+            found[name] = from_json(before, given)
+        else:
+            found[name] = tuple(given) if isinstance(before, tuple) else given
+    return replace(like, **found)  # pyright: ignore[reportArgumentType]
