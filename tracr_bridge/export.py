@@ -1,9 +1,10 @@
 """A program as a Hugging Face checkpoint with a known circuit: a folder that loads without us.
 
-It holds the model in safetensors, a tokenizer, and `circuit.json`: what the program is, what each logit column stands
-for, its whole domain with RASP's own outputs, and under each ablation the true circuit with its certificate. All of it
-is checked on the model as it lies in the folder: outputs against RASP, as plain transformers gives them, and circuits
-by running masks through the adapter that prunes such models, in single precision, and once more in double.
+It holds the model in safetensors, a tokenizer, a task for `edgeprune prune`, and `circuit.json`: what the program is,
+what each logit column stands for, its whole domain with RASP's own outputs, and under each ablation the true circuit
+with its certificate. All of it is checked on the model as it lies in the folder: outputs against RASP, as plain
+transformers gives them, and circuits by running masks through the adapter that prunes such models, in single precision,
+and once more in double.
 """
 
 import json
@@ -46,6 +47,7 @@ from tracr_bridge.judge import Judge
 from tracr_bridge.model import structural_mask
 from tracr_bridge.program import Program, check_interpreter
 from tracr_bridge.report import certificate_json
+from tracr_bridge.task_file import TASK, task_text
 from tracr_bridge.transplant import LARGE, Family, Transplant, transplant
 from tracr_bridge.truth import derive_truth, is_true
 from tracr_bridge.verify import VALUE_ATOL, compile_and_verify
@@ -93,6 +95,9 @@ def export(program: Program, family: Family, out: Path, *, seed: int = 0, progre
         _tokenizer(vocabulary).save_pretrained(unfinished)
         _speak_to_older_versions(unfinished)
         content = _describe(compiled, made, family, unfinished, seed=seed, progress=progress)
+        dataset = dataset_of(*load_model(str(unfinished), device="cpu"), content)
+        write_text(unfinished / TASK, task_text(dataset, content, seed=seed))
+        content["files"][TASK] = digest_of_file(unfinished / TASK)
         content["digest"] = digest_of(content)
         write_text(unfinished / "circuit.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         for file in unfinished.iterdir():  # some are made for their owner alone

@@ -14,7 +14,7 @@ from edgeprune.tasks import boolean_expressions, gendered_pronoun, greater_than,
 from edgeprune.tasks.encode import Encoded as Encoded
 from edgeprune.tasks.encode import Encoder as Encoder
 from edgeprune.tasks.example import Example as Example
-from edgeprune.tasks.jsonl import SPLITS, read_examples
+from edgeprune.tasks.jsonl import EVERY, SPLITS, read_examples
 
 Draw = Callable[[Random], Example]
 """Draws one example."""
@@ -108,7 +108,7 @@ def _draw_apart(name: str, draw: Draw, sizes: Sizes, random: Random) -> dict[str
 def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
     """The examples of a file; of those that name no split, half are for training and a quarter for each other one."""
     examples = read_examples(path)
-    splits = {split: [example for example, asked in examples if asked == split] for split in SPLITS}
+    splits = {split: [example for example, asked in examples if asked in (split, EVERY)] for split in SPLITS}
     # What stands in several lines stays together.
     texts = list(dict.fromkeys(example.clean for example, asked in examples if asked is None))
     random.shuffle(texts)
@@ -118,7 +118,8 @@ def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]
         splits[split] += [
             example for text in mine for example, asked in examples if (asked, example.clean) == (None, text)
         ]
-    where = [(example.clean, split) for split in SPLITS for example in splits[split]]
+    everywhere = {example.clean for example, asked in examples if asked == EVERY}
+    where = [(e.clean, split) for split in SPLITS for e in splits[split] if e.clean not in everywhere]
     if both := [text for text, times in Counter(text for text, _ in set(where)).items() if times > 1]:
         raise TaskError(f"Expected every clean text in one split; {path} has {both[0]!r:.200} in more than one")
     if empty := [split for split in SPLITS if not splits[split]]:

@@ -151,6 +151,10 @@ class Encoder:
                 f"Expected tokens that the model knows, ids below {self._vocabulary_size}; got "
                 f"{max(*clean, *corrupted)}: the tokenizer is another model's. {name}: {example.clean!r:.200}"
             )
+        if example.places:
+            self._check_places(name, example, len(clean))
+            positions, ids = zip(*((place.position, [place.right]) for place in example.places), strict=True)
+            return _Row(clean, corrupted, list(positions), list(ids), [[] for _ in ids])
         ends = {end: place for place, (start, end) in enumerate(self._offsets(example.clean)) if end > start}
         positions, right, wrong = list[int](), list[list[int]](), list[list[int]]()
         for prediction in example.predictions:
@@ -169,6 +173,15 @@ class Encoder:
                     f"{example.clean!r:.200}"
                 )
         return _Row(clean, corrupted, positions, right, wrong)
+
+    def _check_places(self, name: str, example: Example, length: int) -> None:
+        known = self._vocabulary_size
+        for place in example.places:
+            if place.position >= length or (known is not None and place.right >= known):
+                raise TaskError(
+                    f"Expected places below {length}, as there are tokens, and ids below {known}, as the model knows; "
+                    f"got {place.position} and {place.right}. {name}: {example.clean!r:.200}"
+                )
 
     def _answer(self, name: str, text: str, answer: str) -> int:
         token = self.continuation(text, answer)

@@ -24,6 +24,16 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A token at which outputs count, and the id that is right there."""
+
+    position: int
+    """Of the token, those that the tokenizer adds being counted."""
+
+    right: int
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt and its corrupted version, which have the same number of tokens.
 
@@ -33,6 +43,8 @@ class Example:
     clean: str
     corrupted: str
     predictions: tuple[Prediction, ...]
+    places: tuple[Place, ...] = ()
+    """In place of predictions, where the text itself does not go on with what is to come."""
 
     @staticmethod
     def ending(clean: str, corrupted: str, right: Sequence[str], wrong: Sequence[str]) -> "Example":

@@ -2,6 +2,10 @@
 
 `{"clean": "2 + 2 =<predict> 4</predict>", "corrupted": "2 + 3 =<predict> 5</predict>", "split": "test"}`: the tokens to
 predict are marked, and what the corrupted text marks are wrong answers; `split` may be left out.
+
+`{"clean": "( )", "corrupted": ") )", "places": [[1, 4], [2, 3]], "split": "every"}`: of a model whose outputs are not
+the next tokens, such as `edgeprune export` writes. Each place is a token, counted with those that the tokenizer adds,
+and the id that is right there. The split `every` is that of an example in all splits, of a file that holds a domain.
 """
 
 import json
@@ -9,10 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeprune.errors import TaskError
-from edgeprune.tasks.example import Example
+from edgeprune.tasks.example import Example, Place
 
 SPLITS: Final = ("train", "validation", "test")
-_FIELDS: Final = {"clean": str, "corrupted": str, "split": str}
+EVERY: Final = "every"
+"""In place of a split: the example is in all of them."""
+
+_FIELDS: Final = {"clean", "corrupted", "split", "places"}
 
 
 def read_examples(path: Path) -> list[tuple[Example, str | None]]:
@@ -43,10 +50,26 @@ def _example(line: str) -> tuple[Example, str | None]:
         json.dumps(fields, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, is an error
     except (ValueError, RecursionError) as error:
         raise TaskError(f"Expected a JSON object; {error!s:.200}") from error
-    wrong = not isinstance(fields, dict) or not {"clean", "corrupted"} <= fields.keys() <= _FIELDS.keys()
-    if wrong or not all(isinstance(value, str) for value in fields.values()):
-        raise TaskError(f'Expected {{"clean": text, "corrupted": text}}, and perhaps "split": text; got {line!r:.200}')
+    wrong = not isinstance(fields, dict) or not {"clean", "corrupted"} <= fields.keys() <= _FIELDS
+    if wrong or not all(isinstance(value, str) for name, value in fields.items() if name != "places"):
+        raise TaskError(
+            'Expected {"clean": text, "corrupted": text}, and perhaps "split": text and "places": [[position, id], …]; '
+            f"got {line!r:.200}"
+        )
     split = fields.get("split")
-    if split not in (None, *SPLITS):
-        raise TaskError(f"Expected a split among {', '.join(SPLITS)}; got {split!r}")
+    if split not in (None, EVERY, *SPLITS):
+        raise TaskError(f"Expected a split among {', '.join(SPLITS)} and {EVERY}; got {split!r}")
+    if "places" in fields:
+        return Example(fields["clean"], fields["corrupted"], (), _places(fields["places"])), split
     return Example.marked(fields["clean"], fields["corrupted"]), split
+
+
+def _places(given: Any) -> tuple[Place, ...]:
+    pairs = given if isinstance(given, list) and given else [None]
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs
+    ):  # pyright: ignore
+        raise TaskError(f"Expected places, [[position, id], …], at least one, whole numbers from 0; got {given!r:.200}")
+    if len({position for position, _ in pairs}) < len(pairs):
+        raise TaskError(f"Expected places at different positions; got {given!r:.200}")
+    return tuple(Place(position, right) for position, right in pairs)

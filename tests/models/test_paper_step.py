@@ -148,4 +148,4 @@ def test_thresholds_of_edges_and_nodes_are_their_own():
     exists = edge_exists(graph)
     cells = exists.nonzero()
     assert torch.equal(kept[exists], expected & (cells[:, 0] != 0))
-    assert math.isclose(float(masks.mean().sum()), float(kept.sum()), abs_tol=1e-3)
+    assert math.isclose(float(masks.mean().detach().sum()), float(kept.sum()), abs_tol=1e-3)
