@@ -99,7 +99,8 @@ class _Recovery:
     """A class for each family: several processes that run tests take a class each."""
 
     def test_edge_pruning_recovers_them(self, exported, seed):
-        for ablation in ABLATIONS:
+        # Under the others, most are recovered by the command alone (`test_exported_path.py`).
+        for ablation in ABLATIONS if exported.content["program"]["name"] in QUICK else ("zero",):
             found = METHODS["edge-pruning-minimax"](exported.model, exported.dataset, ablation, seed=seed)
             assert is_exact(exported, found.circuit), (ablation, found.circuit.names())
 
