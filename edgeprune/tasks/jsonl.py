@@ -65,11 +65,13 @@ def _example(line: str) -> tuple[Example, str | None]:
 
 
 def _places(given: Any) -> tuple[Place, ...]:
-    pairs = given if isinstance(given, list) and given else [None]
-    if not all(
-        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs
-    ):  # pyright: ignore
+    pairs: list[Any] = given if isinstance(given, list) else []
+    if not pairs or not all(
+        isinstance(pair, list) and [type(number) for number in pair] == [int, int] and min(pair) >= 0  # pyright: ignore
+        for pair in pairs
+    ):
         raise TaskError(f"Expected places, [[position, id], …], at least one, whole numbers from 0; got {given!r:.200}")
-    if len({position for position, _ in pairs}) < len(pairs):
+    places = tuple(Place(position, right) for position, right in pairs)
+    if len({place.position for place in places}) < len(places):
         raise TaskError(f"Expected places at different positions; got {given!r:.200}")
-    return tuple(Place(position, right) for position, right in pairs)
+    return places

@@ -209,6 +209,34 @@ def line(number, **more):
     return {"clean": f"{number} is<predict> {number}</predict>", "corrupted": "2 is<predict> 2</predict>", **more}
 
 
+def at(places, **more):
+    return {"clean": "1 is", "corrupted": "2 is", "places": places, "split": "every", **more}
+
+
+def test_places_are_where_outputs_count_and_what_is_in_every_split_is_in_all(tmp_path, encoder):
+    """In any order; each with the id that is right there, whatever comes next in the text."""
+    path = written(tmp_path / "own.jsonl", at([[1, 5], [0, 7]]), at([[1, 6]], clean="3 is"))
+    splits = make_examples(path, encoder, Sizes(train=1))
+    assert {split: [example.clean for example in found] for split, found in splits.items()} == {
+        "train": ["1 is"],
+        "validation": ["1 is", "3 is"],
+        "test": ["1 is", "3 is"],
+    }
+    encoded = encoder.encode(splits["test"], "logit difference")
+    assert encoded.positions.tolist() == [[1, 0], [1, 0]] and encoded.scored.tolist() == [[True, True], [True, False]]
+    assert encoded.answers.right[..., 0].tolist() == [[5, 7], [6, -1]] and (encoded.answers.wrong == -1).all()
+    assert torch.equal(encoded.counterparts[0], encoded.counterparts[1])
+
+
+@pytest.mark.parametrize("place", [[9, 0], [0, 10**6]])
+def test_places_beyond_the_text_or_the_vocabulary_are_refused_and_named(tmp_path, place):
+    tokenizer = byte_pairs()
+    checked = Encoder(tokenizer, context_length=64, vocabulary_size=len(tokenizer))
+    examples = make_examples(written(tmp_path / "own.jsonl", at([place])), checked, FEW)
+    with pytest.raises(TaskError, match=r"Expected places below .*; got .*Example 1: '1 is'"):
+        checked.encode(examples["train"], "logit difference")
+
+
 def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encoder):
     lines = [line(n, split="test") for n in range(3)] + [line(n) for n in range(10, 18)]
     splits = make_examples(written(tmp_path / "own.jsonl", *lines, ""), encoder, Sizes(train=3))
@@ -223,7 +251,10 @@ def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encod
         ([line(1), {"clean": "x"}], r'Expected \{"clean": text, .*own.jsonl, line 2'),
         ([{**line(1), "clean": 3}], r'Expected \{"clean": text'),
         ([{**line(1), "more": ""}], r'Expected \{"clean": text'),
-        ([line(1, split="dev")], r"a split among train, validation, test; got 'dev'"),
+        ([line(1, split="dev")], r"a split among train, validation, test and every; got 'dev'"),
+        ([at([])], r"Expected places, .*got \[\]"),
+        ([at([[0, 1], [0, 2]])], "Expected places at different positions"),
+        *(([at(bad)], "Expected places, ") for bad in (3, {"0": 1}, [[0]], [[-1, 0]], [[0, 1.5]], [[True, 1]], [0, 1])),
         ([{"clean": "x", "corrupted": "y"}], r"somewhere in the clean text; got 'x' \(.*line 1"),
         ([""], "Expected examples, one JSON object a line; .* has none"),
         (["[" * 100_000], "Expected a JSON object; "),

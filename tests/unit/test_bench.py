@@ -422,7 +422,10 @@ def test_bench_runs_the_methods_and_programs_that_are_named(capsys, tmp_path):
     assert main(["bench", "hist", "--random", "2", "--out", str(tmp_path)]) == 2
     assert "Expected either programs or --random" in capsys.readouterr().err
     assert main(["bench", "--method", "magic", "--out", str(tmp_path)]) == 2
-    assert "Expected a method among edge-pruning-minimax, edge-pruning, acdc" in capsys.readouterr().err
+    assert (
+        "Expected a method among edge-pruning-minimax, edge-pruning-minimax-unchecked, edge-pruning, acdc"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_program_that_there_is_not_is_refused():

@@ -16,6 +16,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.sweep
 def test_a_rehearsal_measures_all_there_is_and_makes_a_page_that_says_so(tmp_path):
     done = run("--rehearse", "--out", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
