@@ -127,7 +127,8 @@ class LearnedMask:
                 that all are drawn about as often. 1 is plain sampling.
             rounded: whether each z is rounded to 0 or 1.
         """
-        turns, count = max(1, round(1 / explored)), len(self.log_alpha)
+        count = len(self.log_alpha)
+        turns = max(1, round(min(1 / explored, count)))
         if turns == 1:
             entries = torch.arange(count).expand(samples, -1)
         else:
@@ -157,7 +158,7 @@ class LearnedMask:
     def kept_at_mean_sparsity(self) -> Bool[Tensor, "source destination"]:
         """The circuit at the threshold at which as many entries are kept as their means add up to.
 
-        As the paper's code has it, edges and nodes have thresholds of their own, and an edge is kept with its ends.
+        Edges and nodes have thresholds of their own, and an edge is kept with its ends.
         """
         kinds = self.hard_concrete.mean(self.log_alpha.detach()).split(self._sizes)
         return self._assemble(torch.cat([at_mean_sparsity(each).float() for each in kinds])) > 0

@@ -80,7 +80,7 @@ def prune(
     if (out / "run.json").exists():
         _check_subject(out, subject)
         _restore(run, out)
-    if not ranks.agree(run.done):
+    if not ranks.agree(run.done * len(Stage) + run.stage):
         raise RunError(f"Expected one folder that all processes see; {str(out)!r} is not the same for all of them")
     if ranks.first and not (out / "run.json").exists():
         write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
@@ -240,6 +240,7 @@ def _run(run: Pruning, subject: Subject, config: RunConfig, out: Path, *, save_e
                 for value in run.state().values():
                     if value.numel():
                         ranks.take_first(value)
+            if saves and step is not None:
                 circuit = subject.evaluate("validation", config.ablation, run.kept().float())
                 measured["validation"] = asdict(circuit)
             if ranks.first and step is not None:

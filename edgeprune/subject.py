@@ -1,6 +1,7 @@
 """What a run is about: a language model, and a task in its tokens."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,10 @@ from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import Evaluation, evaluate
 from edgeprune.graph import Ablation
 from edgeprune.methods.edge_pruning.config import PruningConfig
-from edgeprune.methods.edge_pruning.configurations import PAPER
+from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
 from edgeprune.methods.edge_pruning.gradient import ThroughZ
+from edgeprune.methods.settings import from_json
+from edgeprune.metrics import ATOL
 from edgeprune.model import Mask
 from edgeprune.models.load import Precision, load_model
 from edgeprune.models.sharded import whole
@@ -57,6 +60,22 @@ class RunConfig:
             raise ConfigError(f"Expected parts from 1 to batch_size, {self.pruning.batch_size}; got {self.parts}")
         if self.parts > 1 and self.pruning.loss.loss == "worst" and isinstance(self.pruning.gradient, ThroughZ):
             raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got 'worst'")
+        if self.precision == "bfloat16" and self.pruning.loss.loss == "worst":
+            raise ConfigError(
+                f"Expected float32 for {self.pruning.name}: bfloat16 rounds by more than outputs may differ, {ATOL:g}"
+            )
+        _check_readable(self.pruning)
+
+
+def _check_readable(pruning: PruningConfig) -> None:
+    """Refuse a configuration that could not be read back from a run's folder."""
+    written = json.loads(json.dumps(asdict(pruning)))
+    try:
+        read = from_json(BY_NAME[pruning.name], written)
+    except (KeyError, TypeError, AttributeError):
+        read = None
+    if read != pruning:
+        raise ConfigError(f"Expected settings of {' or '.join(BY_NAME)}, with all of its parts; got {pruning.name!r}")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def _config(options: argparse.Namespace, target: float | None) -> "RunConfig":
 def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfig":
     """The configuration of that name, with what options say of its settings."""
     from edgeprune.errors import ConfigError
-    from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
+    from edgeprune.methods.edge_pruning.configurations import BY_NAME, FIXED, PAPER
     from edgeprune.methods.settings import settings, with_settings
 
     config = BY_NAME[getattr(options, "pruning_method", PAPER.name)]
@@ -47,7 +47,7 @@ def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfi
     given |= {} if target is None else {"target_sparsity": target}
     if "target_sparsity" in own and target is None:
         raise ConfigError(f"Expected --target-sparsity, the share of edges that {config.name} removes; got none")
-    if foreign := sorted(given.keys() - own.keys()):
+    if foreign := sorted(given.keys() - (own.keys() - FIXED[config.name])):
         options_of = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ConfigError(f"Expected settings of {config.name}, which has no {options_of}")
     return with_settings(config, given)

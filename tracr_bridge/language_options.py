@@ -168,15 +168,15 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
 
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     """Settings of pruning, with the paper's values, and how many examples there are."""
-    from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
+    from edgeprune.methods.edge_pruning.configurations import BY_NAME, FIXED, PAPER
     from edgeprune.tasks import Sizes
 
-    group = command.add_argument_group("settings of pruning")
+    group = command.add_argument_group("settings of pruning" if name == "prune" else "settings of edge-pruning alone")
     configs = list(BY_NAME.values()) if name == "prune" else [PAPER]
     found = dict[str, list[tuple[str, type, Any]]]()
     for config in configs:
         for owner, setting, value in _leaves(config):
-            if setting not in _OUTSIDE:
+            if setting not in _OUTSIDE and setting not in FIXED[config.name]:
                 found.setdefault(setting, []).append((config.name.replace("edge-pruning-", ""), owner, value))
     for setting, places in found.items():
         # The paper's is the default, and named where it stands beside another, or where another stands alone.

@@ -21,8 +21,11 @@ MOST: Final = 16384
 def task_text(dataset: Dataset, content: Mapping[str, Any], *, seed: int = 0, most: int = MOST) -> str:
     """A line for each pair of inputs of one length, with every scored position and the full model's best id there.
 
-    All pairs where they are at most `most`. Of more, each clean input has equally many corrupted ones, drawn by `seed`,
-    so that means over the file are means over the domain. Every line is in every split: the file is the whole domain.
+    All pairs where they are at most `most`. Of more, each clean input has equally many corrupted ones, drawn by `seed`;
+    so means over the file are means over the domain, as long as that has at most `most` inputs. An input without scored
+    positions has a line for its part in means. Every line is in every split.
+
+    Note: where the program's output is a number, it is the first logit, and a divergence of logits says little of it.
 
     Args:
         dataset: the domain of the checkpoint.
@@ -34,9 +37,8 @@ def task_text(dataset: Dataset, content: Mapping[str, Any], *, seed: int = 0, mo
     lines = list[str]()
     for clean, corrupted in _pairs(dataset, seed, most).tolist():
         places = [[place, int(best[clean, place])] for place in dataset.scored[clean].nonzero()[:, 0].tolist()]
-        if places:
-            example = {"clean": texts[clean], "corrupted": texts[corrupted], "places": places, "split": EVERY}
-            lines.append(json.dumps(example, ensure_ascii=False))
+        example = {"clean": texts[clean], "corrupted": texts[corrupted], "places": places, "split": EVERY}
+        lines.append(json.dumps(example, ensure_ascii=False))
     return "\n".join(lines) + "\n"
 
 

@@ -159,7 +159,7 @@ class Transformer:
             None if mask is None or ablated is None else _by_run(ablated.movedim(0, -4), 4, lead),
         )
         size = len(self.graph.sources) * math.prod(tokens.shape[-2:]) * self._unembed.shape[1]
-        at_once = runs if torch.is_grad_enabled() else max(1, _ROOM // size)
+        at_once = runs if torch.is_grad_enabled() else max(1, _ROOM // max(1, size))
         outputs = [
             self._run(ids if len(ids) == 1 else ids[some], *(p if p is None or len(p) == 1 else p[some] for p in parts))
             for some in (slice(start, start + at_once) for start in range(0, runs, at_once))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -108,7 +108,11 @@ def _draw_apart(name: str, draw: Draw, sizes: Sizes, random: Random) -> dict[str
 def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
     """The examples of a file; of those that name no split, half are for training and a quarter for each other one."""
     examples = read_examples(path)
-    splits = {split: [example for example, asked in examples if asked in (split, EVERY)] for split in SPLITS}
+    splits = {split: [example for example, asked in examples if asked == split] for split in SPLITS}
+    for split, size in asdict(sizes).items():
+        everywhere = [example for example, asked in examples if asked == EVERY]
+        # Of a whole domain, what is left out is drawn.
+        splits[split] += everywhere if len(everywhere) <= size else random.sample(everywhere, size)
     # What stands in several lines stays together.
     texts = list(dict.fromkeys(example.clean for example, asked in examples if asked is None))
     random.shuffle(texts)
@@ -118,8 +122,8 @@ def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]
         splits[split] += [
             example for text in mine for example, asked in examples if (asked, example.clean) == (None, text)
         ]
-    everywhere = {example.clean for example, asked in examples if asked == EVERY}
-    where = [(e.clean, split) for split in SPLITS for e in splits[split] if e.clean not in everywhere]
+    of_all = {example.clean for example, asked in examples if asked == EVERY}
+    where = [(e.clean, split) for split in SPLITS for e in splits[split] if e.clean not in of_all]
     if both := [text for text, times in Counter(text for text, _ in set(where)).items() if times > 1]:
         raise TaskError(f"Expected every clean text in one split; {path} has {both[0]!r:.200} in more than one")
     if empty := [split for split in SPLITS if not splits[split]]:

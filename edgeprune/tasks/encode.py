@@ -120,6 +120,8 @@ class Encoder:
             raise TaskError("Expected at least one example; got none")
         rows = [self._row(f"Example {number}", example) for number, example in enumerate(examples, start=1)]
         predicted = max(len(row.positions) for row in rows)
+        if not predicted:
+            raise TaskError("Expected an example with a place at which outputs count; none has one")
         positions = _padded([row.positions for row in rows], -1)
         return Encoded(
             tokens=_padded([row.clean for row in rows], 0),
@@ -151,10 +153,11 @@ class Encoder:
                 f"Expected tokens that the model knows, ids below {self._vocabulary_size}; got "
                 f"{max(*clean, *corrupted)}: the tokenizer is another model's. {name}: {example.clean!r:.200}"
             )
-        if example.places:
-            self._check_places(name, example, len(clean))
-            positions, ids = zip(*((place.position, [place.right]) for place in example.places), strict=True)
-            return _Row(clean, corrupted, list(positions), list(ids), [[] for _ in ids])
+        if not example.predictions:
+            self._check_places(name, example, [*clean, *corrupted])
+            places = example.places
+            right: list[list[int]] = [[place.right] for place in places]
+            return _Row(clean, corrupted, [place.position for place in places], right, [[] for _ in places])
         ends = {end: place for place, (start, end) in enumerate(self._offsets(example.clean)) if end > start}
         positions, right, wrong = list[int](), list[list[int]](), list[list[int]]()
         for prediction in example.predictions:
@@ -174,8 +177,10 @@ class Encoder:
                 )
         return _Row(clean, corrupted, positions, right, wrong)
 
-    def _check_places(self, name: str, example: Example, length: int) -> None:
-        known = self._vocabulary_size
+    def _check_places(self, name: str, example: Example, ids: list[int]) -> None:
+        known, length = self._vocabulary_size, len(ids) // 2
+        if self._tokenizer.unk_token_id in ids:
+            raise TaskError(f"Expected words that the tokenizer knows. {name}: {example.clean!r:.200}")
         for place in example.places:
             if place.position >= length or (known is not None and place.right >= known):
                 raise TaskError(

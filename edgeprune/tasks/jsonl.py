@@ -5,7 +5,8 @@ predict are marked, and what the corrupted text marks are wrong answers; `split`
 
 `{"clean": "( )", "corrupted": ") )", "places": [[1, 4], [2, 3]], "split": "every"}`: of a model whose outputs are not
 the next tokens, such as `edgeprune export` writes. Each place is a token, counted with those that the tokenizer adds,
-and the id that is right there. The split `every` is that of an example in all splits, of a file that holds a domain.
+and the id that is right there; an example without any plays its part in means alone. The split `every` is that of an
+example in all splits, of a file that holds a whole domain.
 """
 
 import json
@@ -59,18 +60,20 @@ def _example(line: str) -> tuple[Example, str | None]:
     split = fields.get("split")
     if split not in (None, EVERY, *SPLITS):
         raise TaskError(f"Expected a split among {', '.join(SPLITS)} and {EVERY}; got {split!r}")
+    if "places" in fields and "<predict>" in fields["clean"] + fields["corrupted"]:
+        raise TaskError(f"Expected either marks in the text or places; got both in {line!r:.200}")
     if "places" in fields:
         return Example(fields["clean"], fields["corrupted"], (), _places(fields["places"])), split
     return Example.marked(fields["clean"], fields["corrupted"]), split
 
 
 def _places(given: Any) -> tuple[Place, ...]:
-    pairs: list[Any] = given if isinstance(given, list) else []
-    if not pairs or not all(
+    pairs: list[Any] = given if isinstance(given, list) else [None]
+    if not all(
         isinstance(pair, list) and [type(number) for number in pair] == [int, int] and min(pair) >= 0  # pyright: ignore
         for pair in pairs
     ):
-        raise TaskError(f"Expected places, [[position, id], …], at least one, whole numbers from 0; got {given!r:.200}")
+        raise TaskError(f"Expected places, [[position, id], …], whole numbers from 0; got {given!r:.200}")
     places = tuple(Place(position, right) for position, right in pairs)
     if len({place.position for place in places}) < len(places):
         raise TaskError(f"Expected places at different positions; got {given!r:.200}")

@@ -1,14 +1,20 @@
 """Exported checkpoints pruned as any language model is: the command, its task, run folder, checkpoints, resumption."""
 
 import json
-import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from checkpoints import checkpoint, checkpoints
+from safetensors.torch import load, save
 
+from edgeprune.ablation import group_means
 from edgeprune.data import Dataset
+from edgeprune.errors import ConfigError
+from edgeprune.methods.edge_pruning.configurations import MINIMAX, UNCHECKED
 from edgeprune.methods.edge_pruning.engine import Pruning, Stage
+from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.settings import with_settings
 from edgeprune.store import load_circuit
 from edgeprune.subject import RunConfig, load_subject
 from edgeprune.tasks import Sizes
@@ -57,9 +63,9 @@ def test_minimax_finds_a_true_circuit_by_the_command_stopped_in_the_middle(
 
 
 def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes(tmp_path, tmp_path_factory, monkeypatch):
-    """In a step, and before each stage of the end."""
+    """In a step, and before what comes after the last one."""
     folder = checkpoint("induction", "gpt2", tmp_path_factory).folder
-    assert prune(folder, "resample", tmp_path / "whole") == 0
+    assert prune(folder, "resample", tmp_path / "whole", "--save-every", "30") == 0
     whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
     for number, stops in enumerate(
         (
@@ -73,10 +79,34 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes(tmp_path, tmp_p
             stop_at(patch, stops)
             assert prune(folder, "resample", out, "--save-every", "30") == 130
         assert prune(folder, "resample", out, "--save-every", "30", "--resume") == 0
-        found = {file.name: file.read_bytes() for file in out.iterdir()}
-        assert found.keys() == whole.keys()
-        same = ("circuit.json", "checkpoint.safetensors")
-        assert {name: found[name] for name in same} == {name: whole[name] for name in same}
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
+
+
+def test_a_run_restored_before_every_step_and_stage_is_the_same(compiled):
+    """Learning anew and choosing between two circuits among them."""
+    program = compiled("seldom_together")
+    problem = Problem.of(program.model, program.dataset, "resample", "worst")
+    hasty = {"steps": 40, "batch_size": 4, "mask_samples": 8, "checked": 200, "counterexamples": 4}
+    hasty |= {"learning_rate": 1.5, "penalty": 2.0, "patience": 6, "certain_for": 3}
+    config = with_settings(MINIMAX, hasty)
+
+    def run(*, restored):
+        now, stages = Pruning(problem, config, seed=1), list[Stage]()
+        while not now.ended:
+            if restored:
+                before, now = save(_kept(now)), Pruning(problem, config, seed=1)
+                now.restore(load(before))
+            stages.append(now.stage)
+            now.advance()
+        return _kept(now), stages
+
+    (whole, stages), (found, others) = run(restored=False), run(restored=True)
+    assert {*stages} == {*Stage} - {Stage.DONE} and others == stages
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def _kept(run):
+    return {name: value.clone().contiguous() for name, value in run.state().items()}
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.marks])
@@ -88,8 +118,6 @@ def test_what_the_task_file_makes_of_a_checkpoint_is_its_domain(case, tmp_path_f
     train = load_subject(config, ("train",), device="cpu").splits["train"]
     domain = exported.dataset
     clean, corrupted = domain.pairs()
-    some = domain.scored[clean].any(-1)
-    clean, corrupted = clean[some], corrupted[some]
     within = torch.arange(train.tokens.shape[1]) < train.group[:, None]  # what pads a text is for nobody to see
     assert torch.equal(train.tokens[within], domain.tokens[clean][within])
     assert torch.equal(train.counterparts[within], domain.tokens[corrupted][within])
@@ -99,6 +127,9 @@ def test_what_the_task_file_makes_of_a_checkpoint_is_its_domain(case, tmp_path_f
     wanted = domain.target[clean][rows, positions]
     torch.testing.assert_close(train.target[rows, places], wanted, atol=1e-4, rtol=1e-4)
     assert torch.equal(train.answers.right[rows, places, 0], wanted.argmax(-1))
+    means, expected = (group_means(exported.model, each) for each in (train, domain))
+    for group, length in enumerate(train.group.unique().tolist()):
+        torch.testing.assert_close(means[:, group, :length], expected[:, group, :length])
 
 
 def test_a_sample_has_every_clean_input_as_often_as_any_other():
@@ -124,6 +155,9 @@ def test_a_sample_has_every_clean_input_as_often_as_any_other():
         (("--method", "edge-pruning"), "Expected --target-sparsity, the share of edges that edge-pruning removes"),
         (("--method", "edge-pruning", "--target-sparsity", "0.5", "--penalty", "1"), "which has no --penalty"),
         (("--joint-removals", "maybe"), "expected True or False, got 'maybe'"),
+        (("--logit-scale", "2"), "settings of edge-pruning-minimax, which has no --logit-scale"),
+        (("--precision", "bfloat16"), "Expected float32 for edge-pruning-minimax"),
+        (("--certain-at", "13"), "certain_at <= largest_log_alpha, got 13.0 and 12.0"),
     ],
 )
 def test_what_a_method_cannot_take_is_one_line(tmp_path, tmp_path_factory, capsys, more, message):
@@ -145,12 +179,22 @@ def test_a_run_of_the_other_method_and_a_checkpoint_of_another_engine_are_refuse
     assert prune(folder, "resample", out, *paper) == 2
     error = capsys.readouterr().err
     assert "Expected a folder for a run of edge-pruning; " in error and error.count("\n") == 1
-    from safetensors.torch import load_file, save_file
-
-    state = load_file(out / "checkpoint.safetensors")
+    state = load((out / "checkpoint.safetensors").read_bytes())
     state["engine"] += 1
-    save_file(state, out / "checkpoint.safetensors")
+    (out / "checkpoint.safetensors").write_bytes(save(state))
     assert prune(folder, "resample", out, "--steps", "3", "--checked", "9", "--resume") == 2
     error = capsys.readouterr().err
     assert "Expected a checkpoint of engine 2; got one of engine 3" in error and error.count("\n") == 1
-    shutil.rmtree(out)
+
+
+def test_few_examples_are_enough_for_the_final_check(tmp_path, tmp_path_factory):
+    folder = checkpoint("induction", "gpt2", tmp_path_factory).folder
+    few = ("--train", "4", "--test", "4", "--steps", "3", "--checked", "9")
+    assert prune(folder, "resample", tmp_path / "run", *few) == 0
+
+
+def test_a_configuration_that_a_folder_could_not_give_back_is_refused_before_it_runs():
+    without = replace(MINIMAX, final_check=None)
+    for pruning in (UNCHECKED, without):
+        with pytest.raises(ConfigError, match="Expected settings of edge-pruning or edge-pruning-minimax, with all"):
+            RunConfig(model="any", task="ioi", pruning=pruning)

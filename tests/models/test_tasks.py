@@ -216,16 +216,31 @@ def at(places, **more):
 def test_places_are_where_outputs_count_and_what_is_in_every_split_is_in_all(tmp_path, encoder):
     """In any order; each with the id that is right there, whatever comes next in the text."""
     path = written(tmp_path / "own.jsonl", at([[1, 5], [0, 7]]), at([[1, 6]], clean="3 is"))
-    splits = make_examples(path, encoder, Sizes(train=1))
-    assert {split: [example.clean for example in found] for split, found in splits.items()} == {
-        "train": ["1 is"],
-        "validation": ["1 is", "3 is"],
-        "test": ["1 is", "3 is"],
-    }
+    splits = make_examples(path, encoder, Sizes())
+    assert all([example.clean for example in found] == ["1 is", "3 is"] for found in splits.values())
     encoded = encoder.encode(splits["test"], "logit difference")
     assert encoded.positions.tolist() == [[1, 0], [1, 0]] and encoded.scored.tolist() == [[True, True], [True, False]]
     assert encoded.answers.right[..., 0].tolist() == [[5, 7], [6, -1]] and (encoded.answers.wrong == -1).all()
     assert torch.equal(encoded.counterparts[0], encoded.counterparts[1])
+
+
+def test_examples_without_places_play_a_part_in_means_alone(tmp_path, encoder):
+    lines = (at([]), at([[1, 6]], clean="3 is"))
+    examples = make_examples(written(tmp_path / "own.jsonl", *lines), encoder, FEW)["test"]
+    encoded = encoder.encode(examples, "logit difference")
+    assert encoded.scored.tolist() == [[False], [True]]
+    with pytest.raises(TaskError, match="Expected an example with a place at which outputs count"):
+        encoder.encode(examples[:1], "logit difference")
+
+
+def test_of_a_whole_domain_what_is_left_out_is_drawn(tmp_path, encoder):
+    lines = [at([[1, 6]], clean=f"{number} is") for number in range(40)]
+    path = written(tmp_path / "own.jsonl", *lines)
+    one, again, other = (
+        [e.clean for e in make_examples(path, encoder, Sizes(train=9), seed=seed)["train"]] for seed in (0, 0, 1)
+    )
+    assert one == again != other and len(set(one)) == 9
+    assert one != [f"{number} is" for number in range(9)]
 
 
 @pytest.mark.parametrize("place", [[9, 0], [0, 10**6]])
@@ -252,7 +267,7 @@ def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encod
         ([{**line(1), "clean": 3}], r'Expected \{"clean": text'),
         ([{**line(1), "more": ""}], r'Expected \{"clean": text'),
         ([line(1, split="dev")], r"a split among train, validation, test and every; got 'dev'"),
-        ([at([])], r"Expected places, .*got \[\]"),
+        ([{**at([[0, 1]]), "clean": "a<predict> b</predict>"}], "either marks in the text or places; got both"),
         ([at([[0, 1], [0, 2]])], "Expected places at different positions"),
         *(([at(bad)], "Expected places, ") for bad in (3, {"0": 1}, [[0]], [[-1, 0]], [[0, 1.5]], [[True, 1]], [0, 1])),
         ([{"clean": "x", "corrupted": "y"}], r"somewhere in the clean text; got 'x' \(.*line 1"),

@@ -110,6 +110,8 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         faults = out_of_range(self, counts=("steps", "batch_size"))
+        if isinstance(self.gradient, LikelihoodRatio) and isinstance(self.pressure, SparsityTarget):
+            faults.append("a gradient through z under a sparsity target, which is that of the samples")
         if self.final_check is not None and not (self.tells_right and self.counterexamples.counterexamples):
             faults.append("no final check without counterexamples, the loss 'worst' and the likelihood ratio")
         elif self.final_check is not None and self.final_check.joint_removals and self.masks.masked == "nodes":
@@ -118,5 +120,8 @@ class PruningConfig:
         certain, initial = self.ending.certain_at if self.ending else None, self.masks.initial_log_alpha
         if certain is not None and self.gradient.rounded and not certain > initial:
             faults.append(f"certain_at > initial_log_alpha, got {certain} and {initial}")
+        largest = self.masks.largest_log_alpha
+        if certain is not None and largest is not None and certain > largest:
+            faults.append(f"certain_at <= largest_log_alpha, got {certain} and {largest}")
         if faults:
             raise ConfigError(f"Expected {'; '.join(faults)}")

@@ -29,6 +29,13 @@ PAPER: Final = PruningConfig(
 """As the paper prunes GPT-2 (arXiv:2406.16778, appendix, and its code); the target is for whoever runs it to choose.
 
 Its code clips gradients at norm 1 and decays log_alpha and the multipliers by 0.01, as their defaults have it.
+
+Note: deviations from the code.
+    - The mask of evaluation is the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13). The code has
+      sigmoid(1.2 log_alpha), and sets as many entries of each tensor to 0 as are expected to be.
+    - Gradients are clipped with those of the multipliers that are learned; the code's norm has those of multipliers on
+      nodes in it, which its GPT-2 runs do not learn.
+    - Each batch is drawn anew, in place of shuffled epochs. Targets are at most 1; the code's sweeps go to 1.1.
 """
 
 COMPILED: Final = PruningConfig(
@@ -91,3 +98,9 @@ UNCHECKED: Final = replace(
 
 BY_NAME: Final = {PAPER.name: PAPER, MINIMAX.name: MINIMAX}
 """Those that a language model is pruned by."""
+
+FIXED: Final = {
+    PAPER.name: frozenset({"counterexamples", "counterexample_decay", "explored"}),
+    MINIMAX.name: frozenset({"loss", "logit_scale", "counted", "initial_spread"}),
+}
+"""Settings that are no options of theirs: another value would do nothing, or be another method."""

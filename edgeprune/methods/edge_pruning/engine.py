@@ -58,7 +58,7 @@ class Progress:
 
     expected_edges: float
     sparsity: float
-    """Share of all edges that are not expected."""
+    """Share of all edges that are not expected; under a target, of edges' own masks, whatever masks their ends have."""
 
     figures: dict[str, float]
     """What the pressure is made of."""

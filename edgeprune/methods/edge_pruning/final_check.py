@@ -88,7 +88,7 @@ class FinalCheck:
         pairs = torch.cat([known, draw_pairs(self.problem.dataset, _FIRST, self.generator)], dim=1)
         right = torch.arange(len(removed))
         for some in (pairs[:, :_FEWEST], pairs[:, _FEWEST:]):
-            if not len(right):
+            if not len(right) or not some.shape[1]:
                 break
             batch, verdicts = self.problem.dataset.take(some[0], some[1]), list[Tensor]()
             ablated = self.problem.ablator.own(batch)

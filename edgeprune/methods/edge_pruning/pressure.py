@@ -85,8 +85,10 @@ class Pressure:
             kept = masks.expected_edges(rounded=draw.rounded)
             self.expected_edges = float(kept.detach())
         else:
-            kept = masks.hard_concrete.probability_positive(masks.log_alpha).sum()
-            self.expected_edges = float(masks.expected_edges().detach())
+            concrete = masks.hard_concrete
+            probability = concrete.probability_kept if draw.rounded else concrete.probability_positive
+            kept = probability(masks.log_alpha).sum()
+            self.expected_edges = float(masks.expected_edges(rounded=draw.rounded).detach())
         (gradient,) = torch.autograd.grad(kept, masks.log_alpha)
         return self._strength(step) * gradient, self.multipliers
 
