@@ -44,7 +44,7 @@ def stop_at(monkeypatch, stops):
     monkeypatch.setattr(Pruning, "advance", interrupted)
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", [pytest.param("mean", marks=pytest.mark.sweep), "resample"])
 @pytest.mark.parametrize("case", CASES)
 def test_minimax_finds_a_true_circuit_by_the_command_stopped_in_the_middle(
     case, ablation, tmp_path, tmp_path_factory, monkeypatch

@@ -50,28 +50,29 @@ def test_edges_are_counted_as_in_the_paper(layers, heads, edges):
 @given(st.data(), seeds)
 @quick
 def test_with_every_edge_the_logits_are_those_of_hugging_face(family, data, seed):
+    """Up to what a norm makes of rounding in a narrow stream; Hugging Face has some in single precision always."""
     original = family.make(data.draw(family.configs()), seed)
-    ours, clean, corrupted = family.adapter(original), tokens(3, 7, seed=seed), tokens(3, 7, seed=seed + 1)
-    with torch.no_grad():
-        theirs = original(clean).logits
-    torch.testing.assert_close(ours(clean), theirs, atol=1e-4, rtol=0)
-    everything = torch.ones(shape(ours))
-    torch.testing.assert_close(ours(clean, everything), theirs, atol=1e-4, rtol=0)
-    torch.testing.assert_close(ours(clean, everything, ours.sources(corrupted)), theirs, atol=1e-4, rtol=0)
+    clean, corrupted = tokens(3, 7, seed=seed), tokens(3, 7, seed=seed + 1)
+    for precision, most in ((torch.float32, 1e-3), (torch.float64, 1e-4)):
+        ours = family.adapter(original.to(precision))
+        with torch.no_grad():
+            theirs = original(clean).logits
+        everything = torch.ones(shape(ours))
+        for found in (ours(clean), ours(clean, everything), ours(clean, everything, ours.sources(corrupted))):
+            torch.testing.assert_close(found, theirs, atol=most, rtol=0)
 
 
 @families
 @given(st.data(), seeds, st.lists(st.integers(1, 8), min_size=2, max_size=4))
 @quick
 def test_padding_on_the_right_changes_nothing_before_it(family, data, seed, lengths):
-    original = family.make(data.draw(family.configs()), seed)
-    ours, ids = family.adapter(original), tokens(len(lengths), max(lengths), seed=seed)
+    # In double precision: what a mask leaves of a narrow stream may cancel out, and a norm makes much of rounding.
+    original = family.make(data.draw(family.configs()), seed).double()
+    precise, ids = family.adapter(original), tokens(len(lengths), max(lengths), seed=seed)
     real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         theirs = original(ids, attention_mask=real.long()).logits
-    torch.testing.assert_close(ours(ids)[real], theirs[real], atol=1e-4, rtol=0)
-    # In double precision: what a mask leaves of a narrow stream may cancel out, and a norm makes much of rounding.
-    precise = family.adapter(original.double())
+    torch.testing.assert_close(precise(ids)[real], theirs[real], atol=1e-4, rtol=0)
     mask, ablated = masks(precise, seed=seed), precise.sources(ids.flip(0))
     padded = precise(ids, mask, ablated)
     for row, length in enumerate(lengths):
