@@ -25,17 +25,17 @@ def out_of_range(
         counts: of whole numbers, 1 or more.
     """
     rules = (
-        [(name, 0 < value(config, name) <= LARGEST, f"0 < {name} <= {LARGEST:g}") for name in positive]
-        + [(name, 0 <= value(config, name) <= LARGEST, f"0 <= {name} <= {LARGEST:g}") for name in least]
-        + [(name, value(config, name) >= 1, f"{name} >= 1") for name in counts]
+        [(name, 0 < _value(config, name) <= LARGEST, f"0 < {name} <= {LARGEST:g}") for name in positive]
+        + [(name, 0 <= _value(config, name) <= LARGEST, f"0 <= {name} <= {LARGEST:g}") for name in least]
+        + [(name, _value(config, name) >= 1, f"{name} >= 1") for name in counts]
     )
     return [f"{says}, got {getattr(config, name)}" for name, right, says in rules if not right]
 
 
-def value(config: object, name: str) -> float:
+def _value(config: object, name: str) -> float:
     """A number that is set, or one that is in every range."""
     found = getattr(config, name)
-    return 1.0 if found is None else found if isinstance(found, int | float) else math.nan
+    return 1.0 if found is None else float(found) if isinstance(found, int | float) else math.nan
 
 
 def settings(config: Any) -> dict[str, Any]:

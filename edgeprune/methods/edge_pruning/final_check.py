@@ -54,7 +54,7 @@ class FinalCheck:
         return torch.cat([torch.cat(drawn, dim=1)[:, : self.count], known], dim=1)
 
     @torch.no_grad()
-    def counterexamples(self, mask: Mask, pairs: Pairs) -> Pairs:
+    def counterexamples(self, mask: Mask, pairs: Pairs) -> Known:
         """The pairs on which a mask is wrong."""
         problem, wrong = self.problem, list[Pairs]()
         for some in pairs.split(rows_at_once(problem.model, problem.dataset), dim=1):
