@@ -419,3 +419,25 @@ def test_a_circuit_that_was_saved_is_the_one_that_was_validated(config, whole):
     found = evaluate(subject.model, subject.splits["validation"], "resample", circuit_mask(saved))
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
     assert found.kl == pytest.approx(last["kl"], rel=1e-6)
+
+
+def test_a_run_learns_on_the_training_split_and_is_watched_on_the_other(config, tmp_path, monkeypatch):
+    subject = load_subject(config, ["train", "validation"])
+    rows = {split: {tuple(row) for row in data.tokens.tolist()} for split, data in subject.splits.items()}
+    seen, losses = set(), Problem.losses
+
+    def spy(self, masks, batch):
+        seen.update(tuple(row) for row in batch.clean.tolist())
+        return losses(self, masks, batch)
+
+    monkeypatch.setattr(Problem, "losses", spy)
+    prune(replace(config, pruning=replace(QUICK, steps=9)), tmp_path / "run")
+    assert seen == rows["train"] and not seen & rows["validation"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_model_has_the_precision_that_was_asked_for(config, precision):
+    subject = load_subject(replace(config, precision=precision), ["train"])
+    wanted = getattr(torch, precision)
+    assert {weight.dtype for weight in subject.model.weights.parameters()} == {wanted}
+    assert subject.model.sources(subject.splits["train"].tokens[:1]).dtype == wanted
