@@ -25,6 +25,15 @@ from edgeprune.step_cost import load_config, step_cost
 GPUS = ((80.0, None), (80.0, 8), (40.0, None), (24.0, None))
 """Gigabytes of each, and how many; None is as few as it takes."""
 
+CODELLAMA_13B = LlamaConfig(
+    num_hidden_layers=40,
+    num_attention_heads=40,
+    num_key_value_heads=40,
+    hidden_size=5120,
+    intermediate_size=13824,
+    vocab_size=32016,
+    max_position_embeddings=16384,
+)
 DEPTHS = (5, 10, 20, 40)
 INPUTS = 4
 
@@ -46,15 +55,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        LlamaConfig(
-            num_hidden_layers=40,
-            num_attention_heads=40,
-            num_key_value_heads=40,
-            hidden_size=5120,
-            intermediate_size=13824,
-            vocab_size=32016,
-            max_position_embeddings=16384,
-        ).save_pretrained(folder)
+        CODELLAMA_13B.save_pretrained(folder)
         question, config = Question(model=folder, steps=6000), load_config(folder)
         plans = [plan(replace(question, gpu_memory=memory, gpus=gpus), progress=True) for memory, gpus in GPUS]
     stacks = {}

@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in one run of at most eight minutes on one of 80 GB; nothing is downloaded.
+"""Everything that wants a GPU, in one run on one of 80 GB: no download, nothing begun after eight minutes.
 
     python benchmarks/on_gpu.py --out docs/gpu.json              measure; the file is written anew with every figure
     python benchmarks/on_gpu.py --page docs/gpu.json > docs/gpu.md     the page of what was measured
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from codellama_plan import CODELLAMA_13B
 from on_gpu_page import page
 from steps import masks_run, measure, random_run
 from torch import Tensor
@@ -79,15 +80,7 @@ class Scale:
 
 FULL = Scale(
     gpt2=GPT2Config(),
-    llama=LlamaConfig(
-        num_hidden_layers=40,
-        num_attention_heads=40,
-        num_key_value_heads=40,
-        hidden_size=5120,
-        intermediate_size=13824,
-        vocab_size=32016,
-        max_position_embeddings=16384,
-    ),
+    llama=CODELLAMA_13B,
     toy=ToyConfig(),
 )
 SMALL_GPT2 = GPT2Config(

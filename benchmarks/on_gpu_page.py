@@ -11,8 +11,8 @@ python benchmarks/on_gpu.py --out docs/gpu.json
 python benchmarks/on_gpu.py --page docs/gpu.json > docs/gpu.md
 ```
 
-The first measures all that is on this page, in at most eight minutes on one GPU of 80 GB, and downloads nothing; the
-second makes the page of its file.
+The first measures all that is on this page, and downloads nothing; it is meant for one GPU of 80 GB and begins nothing
+after eight minutes. The second makes the page of its file.
 """
 
 _NOTHING = """

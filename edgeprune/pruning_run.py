@@ -24,7 +24,7 @@ from edgeprune.methods.edge_pruning.configurations import BY_NAME
 from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import from_json, settings
-from edgeprune.parallel import join
+from edgeprune.parallel import Ranks, join
 from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
@@ -234,26 +234,37 @@ def _run(run: Pruning, subject: Subject, config: RunConfig, out: Path, *, save_e
     with bar:
         while not run.ended:
             step = run.advance()
-            saves = step is None or run.ended or run.done % save_every == 0
-            measured = {} if step is None else _metrics(step)
-            if saves:
-                for value in run.state().values():
-                    if value.numel():
-                        ranks.take_first(value)
-            if saves and step is not None:
-                circuit = subject.evaluate("validation", config.ablation, run.kept().float())
-                measured["validation"] = asdict(circuit)
-            if ranks.first and step is not None:
-                _append(out / "metrics.jsonl", measured)
-            if ranks.first and saves:
-                state = {name: value.clone().contiguous() for name, value in run.state().items()}
-                write_atomically(out / "checkpoint.safetensors", lambda file, state=state: file.write(save(state)))
-            if step is None:
+            if step is None:  # what follows learning has no metrics
+                _share(run, ranks)
+                _save(run, out, ranks)
                 bar.set_description(run.stage.name.lower().replace("_", " "))
                 bar.total = run.done + (config.pruning.steps if run.stage == Stage.LEARN_ANEW else 0)
                 continue
+            measured, saves = _metrics(step), run.ended or run.done % save_every == 0
+            if saves:
+                _share(run, ranks)
+                circuit = subject.evaluate("validation", config.ablation, run.kept().float())
+                measured["validation"] = asdict(circuit)
+            if ranks.first:
+                _append(out / "metrics.jsonl", measured)
+            if saves:
+                _save(run, out, ranks)
             bar.set_postfix_str(f"loss {step.loss:.3g}, sparsity {step.sparsity:.3f}", refresh=False)
             bar.update()
+
+
+def _share(run: Pruning, ranks: Ranks) -> None:
+    """Give all processes the first one's values."""
+    for value in run.state().values():
+        if value.numel():
+            ranks.take_first(value)
+
+
+def _save(run: Pruning, out: Path, ranks: Ranks) -> None:
+    """Write a checkpoint."""
+    if ranks.first:
+        apart = {name: value.clone().contiguous() for name, value in run.state().items()}  # some are one and the same
+        write_atomically(out / "checkpoint.safetensors", lambda file: file.write(save(apart)))
 
 
 def _metrics(step: Progress) -> dict[str, Any]:

@@ -32,6 +32,16 @@ def out_of_range(
     return [f"{says}, got {getattr(config, name)}" for name, right, says in rules if not right]
 
 
+def refuse(faults: Sequence[str]) -> None:
+    """Raise where there are faults.
+
+    Raises:
+        ConfigError: there are; its message has all of them.
+    """
+    if faults:
+        raise ConfigError(f"Expected {'; '.join(faults)}")
+
+
 def _value(config: object, name: str) -> float:
     """A number that is set, or one that is in every range."""
     found = getattr(config, name)

@@ -154,7 +154,7 @@ class Encoder:
                 f"{max(*clean, *corrupted)}: the tokenizer is another model's. {name}: {example.clean!r:.200}"
             )
         if not example.predictions:
-            self._check_places(name, example, [*clean, *corrupted])
+            self._check_places(name, example, clean, corrupted)
             places = example.places
             right: list[list[int]] = [[place.right] for place in places]
             return _Row(clean, corrupted, [place.position for place in places], right, [[] for _ in places])
@@ -177,9 +177,9 @@ class Encoder:
                 )
         return _Row(clean, corrupted, positions, right, wrong)
 
-    def _check_places(self, name: str, example: Example, ids: list[int]) -> None:
-        known, length = self._vocabulary_size, len(ids) // 2
-        if self._tokenizer.unk_token_id in ids:
+    def _check_places(self, name: str, example: Example, clean: list[int], corrupted: list[int]) -> None:
+        known, length = self._vocabulary_size, len(clean)
+        if self._tokenizer.unk_token_id in (*clean, *corrupted):
             raise TaskError(f"Expected words that the tokenizer knows. {name}: {example.clean!r:.200}")
         for place in example.places:
             if place.position >= length or (known is not None and place.right >= known):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgeprune.errors import ConfigError
 from edgeprune.masks import HardConcrete, Masked
 from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig
 from edgeprune.methods.edge_pruning.ending import Converged
@@ -11,7 +10,7 @@ from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
 from edgeprune.methods.edge_pruning.optimizer import AdamConfig
 from edgeprune.methods.edge_pruning.pressure import Penalty, SparsityTarget
 from edgeprune.methods.loss import Loss
-from edgeprune.methods.settings import LARGEST, out_of_range
+from edgeprune.methods.settings import LARGEST, out_of_range, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,7 @@ class MaskConfig:
         faults = out_of_range(self, positive=("largest_log_alpha",), least=("initial_spread",))
         if not abs(self.initial_log_alpha) <= LARGEST:
             faults.append(f"-{LARGEST:g} <= initial_log_alpha <= {LARGEST:g}, got {self.initial_log_alpha}")
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(faults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +52,7 @@ class LossConfig:
     """Logits are multiplied by this before a divergence (paper: 1)."""
 
     def __post_init__(self) -> None:
-        faults = out_of_range(self, positive=("logit_scale",))
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(out_of_range(self, positive=("logit_scale",)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +67,7 @@ class FinalCheckConfig:
     taken out of the circuit on trial, and stays out where the rest is right on all that is `checked`."""
 
     def __post_init__(self) -> None:
-        faults = out_of_range(self, counts=("checked",))
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(out_of_range(self, counts=("checked",)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,5 +117,4 @@ class PruningConfig:
         largest = self.masks.largest_log_alpha
         if certain is not None and largest is not None and certain > largest:
             faults.append(f"certain_at <= largest_log_alpha, got {certain} and {largest}")
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(faults)

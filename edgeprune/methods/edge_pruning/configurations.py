@@ -10,6 +10,7 @@ from edgeprune.methods.edge_pruning.ending import Converged
 from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
 from edgeprune.methods.edge_pruning.optimizer import AdamConfig
 from edgeprune.methods.edge_pruning.pressure import Penalty, SparsityTarget
+from edgeprune.methods.settings import with_settings
 
 PAPER: Final = PruningConfig(
     name="edge-pruning",
@@ -38,21 +39,16 @@ Note: deviations from the code.
     - Each batch is drawn anew, in place of shuffled epochs. Targets are at most 1; the code's sweeps go to 1.1.
 """
 
-COMPILED: Final = PruningConfig(
-    name="edge-pruning",
-    steps=1500,
-    gradient=ThroughZ(mask_samples=32),
-    pressure=SparsityTarget(target_sparsity=1.0, multiplier_learning_rate=0.02),
-    optimizer=AdamConfig(
-        learning_rate=0.4,
-        learning_rate_warmup=1 / 15,
-        learning_rate_decay=14 / 15,
-        weight_decay=0.01,
-        largest_gradient_norm=1.0,
-    ),
-    masks=MaskConfig(initial_spread=0.01),
-    loss=LossConfig(logit_scale=3.0),
-    kept="at mean sparsity",
+COMPILED: Final = with_settings(
+    PAPER,
+    {
+        "target_sparsity": 1.0,
+        "steps": 1500,
+        "mask_samples": 32,
+        "learning_rate": 0.4,
+        "multiplier_learning_rate": 0.02,
+        "logit_scale": 3.0,
+    },
 )
 """The paper's objective in the one configuration that compiled programs are pruned in.
 

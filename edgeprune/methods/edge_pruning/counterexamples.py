@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edgeprune.errors import ConfigError
 from edgeprune.methods.loss import Pairs
+from edgeprune.methods.settings import out_of_range, refuse
 
 _LEAST_MERIT: Final = 0.01
 """Merit below which a pair is forgotten."""
@@ -30,13 +30,10 @@ class CounterexampleConfig:
     """What is left of a counterexample's merit after a step; from 1 to forgotten in 460 steps."""
 
     def __post_init__(self) -> None:
-        faults = list[str]()
-        if self.counterexamples < 0:
-            faults.append(f"counterexamples >= 0, got {self.counterexamples}")
+        faults = out_of_range(self, least=("counterexamples",))
         if not 0 <= self.counterexample_decay < 1:
             faults.append(f"0 <= counterexample_decay < 1, got {self.counterexample_decay}")
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(faults)
 
 
 class Counterexamples:

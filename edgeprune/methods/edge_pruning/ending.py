@@ -7,9 +7,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from edgeprune.errors import ConfigError
 from edgeprune.masks import LearnedMask
-from edgeprune.methods.settings import out_of_range
+from edgeprune.methods.settings import out_of_range, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +37,7 @@ class Converged:
     beginning, with those inputs at hand; once, and in the first half of `steps`, while some are left to converge in."""
 
     def __post_init__(self) -> None:
-        faults = out_of_range(self, counts=("patience", "certain_for"))
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(out_of_range(self, counts=("patience", "certain_for")))
 
 
 class Verdict(Enum):

@@ -25,7 +25,7 @@ from edgeprune.methods.edge_pruning.ending import Ending, Verdict
 from edgeprune.methods.edge_pruning.final_check import FinalCheck
 from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
 from edgeprune.methods.edge_pruning.optimizer import Adam
-from edgeprune.methods.edge_pruning.pressure import Penalty, Pressure
+from edgeprune.methods.edge_pruning.pressure import Pressure
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs, draw_pairs
 from edgeprune.methods.method import Discovery, Trace
@@ -86,15 +86,14 @@ class Pruning:
 
     def _begin(self) -> None:
         """Whatever learning begins with, masks and counterexamples apart."""
-        config, pressure = self.config, self.config.pressure
-        self._step = 0
-        self.pressure = Pressure(pressure, config.steps)
+        config, self._step = self.config, 0
+        self.pressure: Pressure = config.pressure.start(config.steps)
         self._optimizer = Adam(config.optimizer, self.masks.log_alpha, self.pressure.multipliers)
         self._ending = Ending(
             config.ending,
             config.steps,
             self.masks,
-            uncertain_until=pressure.penalty_warmup if isinstance(pressure, Penalty) else 0,
+            uncertain_until=self.pressure.full_from,
             may_start_over=config.tells_right,
         )
 
@@ -219,7 +218,6 @@ class Pruning:
         """All that a run needs to go on as if it had never stopped."""
         parts = {
             "counterexamples": self.counterexamples,
-            "pressure": self.pressure,
             "optimizer": self._optimizer,
             "ending": self._ending,
         }
@@ -230,6 +228,7 @@ class Pruning:
             "log_alpha": self.masks.log_alpha.detach(),
             "first_circuit": self._first_circuit,
             "against": self._against,
+            "multipliers": self.pressure.multipliers,
             **{f"{name}/{key}": value for name, part in parts.items() for key, value in part.state().items()},
         }
 
@@ -250,10 +249,10 @@ class Pruning:
         self.stage = Stage(stage)
         self.generator.set_state(state["noise"])
         self.masks.log_alpha.copy_(state["log_alpha"])
+        self.pressure.multipliers.copy_(state["multipliers"])
         self._first_circuit, self._against = state["first_circuit"].clone(), state["against"].clone()
         for name, part in (
             ("counterexamples", self.counterexamples),
-            ("pressure", self.pressure),
             ("optimizer", self._optimizer),
             ("ending", self._ending),
         ):

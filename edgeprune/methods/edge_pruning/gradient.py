@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeprune.data import Batch
-from edgeprune.errors import ConfigError
 from edgeprune.masks import Draw, LearnedMask
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs
-from edgeprune.methods.settings import out_of_range
+from edgeprune.methods.settings import refuse
 from edgeprune.model import Mask
 
 
@@ -46,7 +45,7 @@ class ThroughZ:
         return False
 
     def __post_init__(self) -> None:
-        _check(self, self.explored, least=1)
+        _check(self.mask_samples, self.explored, least=1)
 
     def estimate(self, problem: Problem, masks: LearnedMask, pairs: Pairs, generator: torch.Generator) -> Estimate:
         """Draw masks, run them on a batch, part after part, and go back."""
@@ -88,7 +87,7 @@ class LikelihoodRatio:
     """Whether sampled masks are rounded to 0 and 1, as the circuit is."""
 
     def __post_init__(self) -> None:
-        _check(self, self.explored, least=2)
+        _check(self.mask_samples, self.explored, least=2)
 
     @torch.no_grad()
     def estimate(self, problem: Problem, masks: LearnedMask, pairs: Pairs, generator: torch.Generator) -> Estimate:
@@ -116,11 +115,8 @@ def losses_per_input(
     return losses
 
 
-def _check(config: object, explored: float, *, least: int) -> None:
-    faults = out_of_range(config, counts=("mask_samples",))
-    if not faults and getattr(config, "mask_samples") < least:  # noqa: B009
-        faults.append(f"mask_samples >= {least}, got {getattr(config, 'mask_samples')}")  # noqa: B009
+def _check(samples: int, explored: float, *, least: int) -> None:
+    faults = [f"mask_samples >= {least}, got {samples}"] if samples < least else []
     if not 0 < explored <= 1:
         faults.append(f"0 < explored <= 1, got {explored}")
-    if faults:
-        raise ConfigError(f"Expected {'; '.join(faults)}")
+    refuse(faults)

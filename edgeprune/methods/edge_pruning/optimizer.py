@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from edgeprune.errors import ConfigError
-from edgeprune.methods.settings import out_of_range
+from edgeprune.methods.settings import out_of_range, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,7 @@ class AdamConfig:
         for name in ("learning_rate_warmup", "learning_rate_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 faults.append(f"0 <= {name} <= 1, got {getattr(self, name)}")
-        if faults:
-            raise ConfigError(f"Expected {'; '.join(faults)}")
+        refuse(faults)
 
     def factor(self, step: int, steps: int) -> float:
         """What learning rates are multiplied by at a step: `transformers.get_linear_schedule_with_warmup`, if decay
