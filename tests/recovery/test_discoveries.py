@@ -158,5 +158,5 @@ def test_node_masks_and_the_path_gradient_recover_a_small_program_too(compiled, 
 @pytest.mark.parametrize("sparsity", [0.3, pytest.param(0.6, marks=pytest.mark.sweep)])
 def test_the_target_sparsity_is_met(compiled, sparsity):
     program = compiled("reverse")
-    found = prune_compiled(program, "zero", compiled_paper(target_sparsity=sparsity, mask_samples=1, steps=400))
+    found = prune_compiled(program, "zero", compiled_paper(target_sparsity=sparsity, mask_samples=1))
     assert 1 - len(found.circuit) / program.model.graph.total == pytest.approx(sparsity, abs=0.15)

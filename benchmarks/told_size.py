@@ -1,0 +1,98 @@
+"""How often the paper's objective finds an exported checkpoint's circuit when it is told how large that circuit is.
+
+    python benchmarks/told_size.py                        the column of README
+    python benchmarks/told_size.py --programs induction   of one program
+    python benchmarks/told_size.py --golden               as tests/golden/told_size.json has it
+
+Each run is `edgeprune prune --method edge-pruning` as a user starts it, with the paper's settings, on the `task.jsonl` that
+`edgeprune export` wrote. Its target is the sparsity of the smallest true circuit: something that a user does not know, so
+that this is no method of the registry, and has a name of its own, `edge-pruning-told-size`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from edgeprune.store import load_circuit
+from tracr_bridge.catalogue import catalogue, load_program
+from tracr_bridge.cli import main as edgeprune
+from tracr_bridge.export import export
+from tracr_bridge.exported import Exported
+from tracr_bridge.recover import assess
+from tracr_bridge.task_file import MOST
+
+Row = tuple[bool, int, int, int]
+"""Whether exact; edges found, of the smallest true circuit, and in all."""
+
+
+def told_size(exported: Exported, ablation: str, out: Path) -> Row:
+    """One run by the command, told the size.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    truth = exported.truth(ablation)
+    true, total = min(map(len, truth.certificate.circuits)), exported.model.graph.total
+    about = ["--model", str(exported.folder), "--task", str(exported.folder / "task.jsonl"), "--ablation", ablation]
+    sizes = ["--train", str(MOST), "--validation", "8", "--test", "8"]
+    target = ["--method", "edge-pruning", "--target-sparsity", str(1 - true / total)]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        status = edgeprune(["prune", *about, *sizes, *target, "--out", str(out), "--json"])
+    if status:
+        raise RuntimeError(f"Expected a run that ends; got exit status {status}: {said.getvalue()}")
+    found = load_circuit(out / "circuit.json")
+    return assess(truth, found).comparison.exact, len(found), true, total
+
+
+def measure(name: str, family: str) -> dict[str, Row]:
+    """Rows of one checkpoint, by ablation."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(load_program(name), family, Path(folder) / "checkpoint")
+        return {
+            ablation: told_size(exported, ablation, Path(folder) / ablation)
+            for ablation in ("mean", "resample")
+            if ablation in exported.certificates
+        }
+
+
+def main() -> None:
+    """Run the benchmark as the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", nargs="+", help="names (default: all that can be exported)")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--golden", action="store_true", help="print the golden table instead of Markdown")
+    options = parser.parse_args()
+    names = options.programs or [name for name, program in catalogue().items() if program.causal]
+    rows: dict[str, dict[str, Row]] = {f"{name}-{family}": {} for name in names for family in ("gpt2", "llama")}
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(measure, *key.rsplit("-", 1)): key for key in rows}
+        for job in tqdm(as_completed(jobs), total=len(jobs), disable=None, file=sys.stderr):
+            rows[jobs[job]] = job.result()
+            print(jobs[job], job.result(), file=sys.stderr, flush=True)
+    if options.golden:
+        lines = [
+            f"  {json.dumps(key)}: {json.dumps({a: row[:3] for a, row in of.items()})}" for key, of in rows.items()
+        ]
+        print("{\n" + ",\n".join(lines) + "\n}")
+        return
+    print("| checkpoint | ablation | exact | edges found | true | in all |\n|---|---|---|---|---|---|")
+    for key, of in rows.items():
+        for ablation, (exact, found, true, total) in of.items():
+            print(f"| {key} | {ablation} | {'yes' if exact else 'no'} | {found} | {true} | {total} |")
+    for ablation in ("mean", "resample"):
+        scored = [of[ablation][0] for of in rows.values() if ablation in of]
+        print(f"\n{ablation}: {sum(scored)} of {len(scored)} exact")
+
+
+if __name__ == "__main__":
+    main()
