@@ -4,9 +4,9 @@
     python benchmarks/told_size.py --programs induction   of one program
     python benchmarks/told_size.py --golden               as tests/golden/told_size.json has it
 
-Each run is `edgeprune prune --method edge-pruning` as a user starts it, with the paper's settings, on the `task.jsonl` that
-`edgeprune export` wrote. Its target is the sparsity of the smallest true circuit: something that a user does not know, so
-that this is no method of the registry, and has a name of its own, `edge-pruning-told-size`.
+Each run is `edgeprune prune --method edge-pruning` as a user starts it, with the paper's settings, on the `task.jsonl`
+that `edgeprune export` wrote. Its target is the sparsity of the smallest true circuit: something that a user does not
+know, so that this is no method of the registry, and has a name of its own, `edge-pruning-told-size`.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tracr_bridge.export import export
 from tracr_bridge.exported import Exported
 from tracr_bridge.recover import assess
 from tracr_bridge.task_file import MOST
+from tracr_bridge.transplant import Family
 
 Row = tuple[bool, int, int, int]
 """Whether exact; edges found, of the smallest true circuit, and in all."""
@@ -53,7 +54,7 @@ def told_size(exported: Exported, ablation: str, out: Path) -> Row:
     return assess(truth, found).comparison.exact, len(found), true, total
 
 
-def measure(name: str, family: str) -> dict[str, Row]:
+def measure(name: str, family: Family) -> dict[str, Row]:
     """Rows of one checkpoint, by ablation."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +74,11 @@ def main() -> None:
     parser.add_argument("--golden", action="store_true", help="print the golden table instead of Markdown")
     options = parser.parse_args()
     names = options.programs or [name for name, program in catalogue().items() if program.causal]
-    rows: dict[str, dict[str, Row]] = {f"{name}-{family}": {} for name in names for family in ("gpt2", "llama")}
+    families: tuple[Family, ...] = ("gpt2", "llama")
+    asked = {f"{name}-{family}": (name, family) for name in names for family in families}
+    rows: dict[str, dict[str, Row]] = {key: {} for key in asked}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(measure, *key.rsplit("-", 1)): key for key in rows}
+        jobs = {pool.submit(measure, *asked[key]): key for key in asked}
         for job in tqdm(as_completed(jobs), total=len(jobs), disable=None, file=sys.stderr):
             rows[jobs[job]] = job.result()
             print(jobs[job], job.result(), file=sys.stderr, flush=True)
