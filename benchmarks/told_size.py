@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     names = options.programs or [name for name, program in catalogue().items() if program.causal]
     families: tuple[Family, ...] = ("gpt2", "llama")
-    asked = {f"{name}-{family}": (name, family) for name in names for family in families}
+    asked: dict[str, tuple[str, Family]] = {f"{name}-{family}": (name, family) for name in names for family in families}
     rows: dict[str, dict[str, Row]] = {key: {} for key in asked}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         jobs = {pool.submit(measure, *asked[key]): key for key in asked}
