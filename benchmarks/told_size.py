@@ -18,10 +18,12 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Final
 
 import torch
 from tqdm import tqdm
 
+from edgeprune.graph import Ablation
 from edgeprune.store import load_circuit
 from tracr_bridge.catalogue import catalogue, load_program
 from tracr_bridge.cli import main as edgeprune
@@ -31,11 +33,13 @@ from tracr_bridge.recover import assess
 from tracr_bridge.task_file import MOST
 from tracr_bridge.transplant import Family
 
+ABLATIONS: Final[tuple[Ablation, ...]] = ("mean", "resample")
+
 Row = tuple[bool, int, int, int]
 """Whether exact; edges found, of the smallest true circuit, and in all."""
 
 
-def told_size(exported: Exported, ablation: str, out: Path) -> Row:
+def told_size(exported: Exported, ablation: Ablation, out: Path) -> Row:
     """One run by the command, told the size.
 
     Raises:
@@ -61,7 +65,7 @@ def measure(name: str, family: Family) -> dict[str, Row]:
         exported = export(load_program(name), family, Path(folder) / "checkpoint")
         return {
             ablation: told_size(exported, ablation, Path(folder) / ablation)
-            for ablation in ("mean", "resample")
+            for ablation in ABLATIONS
             if ablation in exported.certificates
         }
 
@@ -92,7 +96,7 @@ def main() -> None:
     for key, of in rows.items():
         for ablation, (exact, found, true, total) in of.items():
             print(f"| {key} | {ablation} | {'yes' if exact else 'no'} | {found} | {true} | {total} |")
-    for ablation in ("mean", "resample"):
+    for ablation in ABLATIONS:
         scored = [of[ablation][0] for of in rows.values() if ablation in of]
         print(f"\n{ablation}: {sum(scored)} of {len(scored)} exact")
 
