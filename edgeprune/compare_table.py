@@ -1,5 +1,6 @@
 """Circuits of several methods as a table and a picture: what was asked of each, what it does, and what it took."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -8,9 +9,13 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from edgeprune.evaluate import Evaluation
+from edgeprune.outcome import sparsity_reached
 from edgeprune.tasks import metric_of
 
 PRUNING: Final = "edge-pruning"
+
+POLISHED: Final = "edge-pruning-polished"
+"""Begins with what `edge-pruning` found, and ends with as many edges as were asked for, or fewer."""
 
 MINIMAX: Final = "edge-pruning-minimax"
 """Chooses the size of its circuit, whatever is asked for."""
@@ -44,10 +49,21 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, float, int | None]:
-        """What was asked for; of Edge Pruning no number of edges, and of `edge-pruning-minimax` nothing at all."""
+        """What was asked for; of Edge Pruning the sparsity alone, and of `edge-pruning-minimax` nothing at all."""
         if self.method == MINIMAX:
             return self.method, self.examples, 0.0, None
-        return self.method, self.examples, self.target, None if self.method == PRUNING else self.asked
+        return self.method, self.examples, self.target, None if self.method in (PRUNING, POLISHED) else self.asked
+
+    @property
+    def missed(self) -> bool:
+        """Whether the sparsity is not what was asked for; polishing may end with fewer edges that do as well."""
+        it = self.evaluation
+        if self.method == POLISHED:
+            return it.edges > self.asked
+        if self.method != PRUNING:
+            return False
+        total = round(it.edges / (1 - it.sparsity)) if it.edges else math.inf
+        return not sparsity_reached(self.target, it.sparsity, total)
 
     @property
     def file(self) -> str:
@@ -75,7 +91,7 @@ def cells(task: str, rows: Sequence[Row]) -> list[tuple[str, ...]]:
                 f"{row.examples:,}",
                 row.method,
                 str(it.edges),
-                f"{it.sparsity:.1%}",
+                f"{it.sparsity:.1%}" + (f", not {row.target:.1%}" if row.missed else ""),
                 f"{it.kl:.4f}",
                 f"{it.metric:.3f}",
                 f"{it.exact_match:.1%}",

@@ -247,24 +247,6 @@ def edge_names(graph: Graph, edges: Iterable[Edge]) -> list[str]:
     return [str(edge) for edge in sorted(chosen, key=lambda e: graph.position(e)[::-1])]
 
 
-def live_edges(graph: Graph, edges: Iterable[Edge]) -> frozenset[Edge]:
-    """The edges of `graph` from whose destination a path of `edges` leads to the logits.
-
-    The others cannot change the output, whatever they carry: nothing reads what their destination computes.
-    """
-    remaining = set(edges)
-    while True:
-        read = {edge.source for edge in remaining}
-        live = {
-            edge
-            for edge in remaining
-            if edge.destination.kind == "logits" or not read.isdisjoint(graph.readers[edge.destination])
-        }
-        if live == remaining:
-            return frozenset(live)
-        remaining = live
-
-
 @dataclass(frozen=True)
 class Comparison:
     """`found` against `truth`, as sets of edges."""

@@ -1,6 +1,6 @@
 """Edges that may go only together: without one of them, what is left computes something else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from math import comb
 from typing import Final
@@ -21,31 +21,44 @@ Removals = Bool[Tensor, "removal edge"]
 """What is taken out of a circuit together, one set of edges a row."""
 
 
-def removals(graph: Graph, edges: Sequence[Edge]) -> Removals:
+def groups(graph: Graph, edges: Sequence[Edge]) -> Removals:
+    """All edges into each destination; the queries and keys of each node; all its inputs; all its outputs."""
+    return _as_rows(_groups(graph, edges), len(edges))
+
+
+def removals(graph: Graph, edges: Sequence[Edge], *, pairs: int | None = None) -> Removals:
     """What to try to take out of a circuit of `edges` together, small sets first.
 
-    All sets of one edge, of two, three and so on, as long as there are at most `SUBSETS` of them. All edges into a
-    destination; the queries and keys of a node; all its inputs; all its outputs; any two of these, if there are at most
-    `PAIRS` such pairs.
+    All sets of one edge, of two, three and so on, as long as there are at most `SUBSETS` of them; all `groups`; any two
+    of these, if there are at most `pairs` of them, or `PAIRS`.
     """
-    groups: dict[frozenset[int], None] = {}
-    for node in graph.destinations:
-        groups[frozenset(n for n, edge in enumerate(edges) if edge.destination == node)] = None
-    for node in graph.sources:
-        inputs = [n for n, edge in enumerate(edges) if node in graph.readers[edge.destination]]
-        matched = [n for n in inputs if edges[n].destination.port in ("q", "k")]
-        outputs = [n for n, edge in enumerate(edges) if edge.source == node]
-        groups |= {frozenset(group): None for group in (matched, inputs, outputs)}
-    groups.pop(frozenset(), None)
-    pairs = combinations(groups, 2) if comb(len(groups), 2) <= PAIRS else ()
-    together = list({*groups, *(one | other for one, other in pairs)})
-    rows = torch.zeros(len(together), len(edges), dtype=torch.bool)
-    for row, group in enumerate(together):
-        rows[row, list(group)] = True
+    single = _groups(graph, edges)
+    double = combinations(single, 2) if comb(len(single), 2) <= (PAIRS if pairs is None else pairs) else ()
+    rows = _as_rows({*single, *(one | other for one, other in double)}, len(edges))
     if not edges:
         return rows
     found = torch.unique(torch.cat([rows, *_small_sets(len(edges))]), dim=0)
     return found[torch.argsort(found.sum(1), stable=True)]
+
+
+def _groups(graph: Graph, edges: Sequence[Edge]) -> list[frozenset[int]]:
+    found: dict[frozenset[int], None] = {}
+    for node in graph.destinations:
+        found[frozenset(n for n, edge in enumerate(edges) if edge.destination == node)] = None
+    for node in graph.sources:
+        inputs = [n for n, edge in enumerate(edges) if node in graph.readers[edge.destination]]
+        matched = [n for n in inputs if edges[n].destination.port in ("q", "k")]
+        outputs = [n for n, edge in enumerate(edges) if edge.source == node]
+        found |= {frozenset(group): None for group in (matched, inputs, outputs)}
+    found.pop(frozenset(), None)
+    return list(found)
+
+
+def _as_rows(sets: Collection[frozenset[int]], edges: int) -> Removals:
+    rows = torch.zeros(len(sets), edges, dtype=torch.bool)
+    for row, members in enumerate(sets):
+        rows[row, list(members)] = True
+    return rows
 
 
 def _small_sets(count: int) -> Iterator[Removals]:

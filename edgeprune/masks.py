@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Circuit, Edge, Graph
+from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,9 @@ class Draw:
 
 LARGE: Final = 12.0
 """A log_alpha beyond which a mask is as good as certain."""
+
+_BARELY: Final = 1e-2
+"""A log_alpha at which an edge is just kept."""
 
 Masked = Literal["edges", "nodes", "edges and nodes", "edges and groups"]
 """What has masks: every edge; every source, whose mask is that of all edges out of it; edges and sources; or edges,
@@ -198,6 +201,14 @@ class LearnedMask:
         self.log_alpha[: self._sizes[0]][~kept.flatten()[self._cells]] = -LARGE
 
     @torch.no_grad()
+    def keep_exactly(self, kept: Bool[Tensor, "source destination"]) -> None:
+        """Bring every edge of `kept` to where it is just kept, and every other one to where it is not, if need be."""
+        assert self._sizes[1:] == (0, 0), "edges alone have masks"
+        stays = kept.flatten()[self._cells]
+        self.log_alpha[stays] = self.log_alpha[stays].clamp(min=_BARELY)
+        self.log_alpha[~stays] = self.log_alpha[~stays].clamp(max=-_BARELY)
+
+    @torch.no_grad()
     def lower_to(self, log_alpha: float) -> None:
         """Bring every entry that is above `log_alpha` down to it."""
         self.log_alpha.clamp_(max=log_alpha)
@@ -280,6 +291,30 @@ def edges_of(graph: Graph, kept: Bool[Tensor, "source destination"]) -> frozense
         Edge(graph.sources[row], graph.destinations[column])
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
     )
+
+
+def live(graph: Graph, kept: Bool[Tensor, "*lead source destination"]) -> Bool[Tensor, "*lead source destination"]:
+    """The entries of `kept` from which a path of kept edges leads to the logits; all others are dead.
+
+    Dead edges cannot change the output, whatever they carry: nothing reads what their destination computes.
+    """
+    kept = kept & edge_exists(graph).to(kept.device)
+    last = torch.tensor([node.kind == "logits" for node in graph.destinations], device=kept.device)
+    leads_on = last.expand(*kept.shape[:-2], -1).clone()
+    read_by = dict[Node, list[int]]()
+    for node, readers in graph.readers.items():
+        for reader in readers:
+            read_by.setdefault(reader, []).append(graph.destination_index[node])
+    for node in sorted(graph.sources, key=lambda node: -node.stage):  # each after all that read it
+        row = graph.source_index[node]
+        if columns := read_by.get(node):
+            leads_on[..., columns] |= (kept[..., row, :] & leads_on).any(-1, keepdim=True)
+    return kept & leads_on[..., None, :]
+
+
+def live_circuit(graph: Graph, ablation: Ablation, kept: Bool[Tensor, "source destination"]) -> Circuit:
+    """The circuit of the edges that are kept and not dead."""
+    return Circuit(graph, ablation, edges_of(graph, live(graph, kept)))
 
 
 def circuit_mask(circuit: Circuit) -> Float[Tensor, "source destination"]:

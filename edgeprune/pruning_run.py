@@ -1,7 +1,8 @@
 """Edge Pruning of a language model as a folder: what was asked for, how it went, and where it stands.
 
 `run.json` says what was asked for, `metrics.jsonl` has a line a step, `checkpoint.safetensors` all that the run needs
-to go on as if it had never stopped, and `circuit.json` what was found once it has ended. Each is written whole or not
+to go on as if it had never stopped, and, once it has ended, `circuit.json` what was found and `outcome.json` whether
+that is what was asked for. Each is written whole or not
 at all, lines of metrics apart: those after the checkpoint are made again.
 """
 
@@ -18,13 +19,16 @@ from tqdm import tqdm
 
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
-from edgeprune.graph import Circuit
-from edgeprune.masks import circuit_mask, edge_exists, edges_of
+from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods.edge_pruning.configurations import BY_NAME
-from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage
+from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circuit_loss
+from edgeprune.methods.edge_pruning.pressure import LossTolerance
 from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.polish import PolishConfig
 from edgeprune.methods.settings import from_json, settings
+from edgeprune.outcome import Outcome, outcome
 from edgeprune.parallel import Ranks, join
+from edgeprune.polish_run import polish_in
 from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
@@ -38,7 +42,7 @@ from edgeprune.store import (
 from edgeprune.subject import RunConfig, Subject, load_subject
 from edgeprune.tasks import Sizes, metric_of
 
-FORMAT: Final = "edgeprune run 2"
+FORMAT: Final = "edgeprune run 3"
 
 
 def prune(
@@ -49,7 +53,7 @@ def prune(
     device: str = "auto",
     save_every: int = 250,
     progress: bool = False,
-) -> SavedCircuit:
+) -> Outcome:
     """Run Edge Pruning in a folder, or go on with the run that is there.
 
     Of processes that `torchrun` started, each calls this; the first writes. As many as there are then may go on.
@@ -85,15 +89,24 @@ def prune(
     if ranks.first and not (out / "run.json").exists():
         write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
     _run(run, subject, config, out, save_every=save_every, progress=progress)
-    circuit = Circuit(subject.model.graph, config.ablation, edges_of(subject.model.graph, run.kept()))
+    kept, pressure = run.kept(), config.pruning.pressure
+    judges = config.polish or isinstance(pressure, LossTolerance)
+    loss = circuit_loss(run.problem, config.pruning, config.seed) if judges else None
+    if config.polish:
+        assert loss is not None
+        kept = polish_in(out, loss, config.pruning, kept, PolishConfig(), progress=progress).kept
+    circuit = live_circuit(subject.model.graph, config.ablation, kept)
     mean = run.mean()
     scores = {edge: float(mean[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
-    method = {"name": config.pruning.name, "seed": config.seed, "config": asdict(config.pruning)}
+    method = {"name": config.method, "seed": config.seed, "config": asdict(config.pruning)}
     saved = SavedCircuit(circuit, scores, config.model, method, versions())
+    judged = None if loss is None else (float(loss(circuit_mask(circuit)[None])[0]), loss.inputs)
+    found = outcome(saved, pressure, judged=judged, polished=config.polish)
     if ranks.first:
+        write_text(out / "outcome.json", json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
         save_circuit(saved, out / "circuit.json")
     ranks.wait()
-    return saved
+    return found
 
 
 def evaluate_run(
@@ -223,7 +236,13 @@ def _problem(subject: Subject, config: RunConfig) -> Problem:
     """What a run learns on."""
     loss, train = config.pruning.loss, subject.splits["train"]
     return Problem.of(
-        subject.model, train, config.ablation, loss.loss, logit_scale=loss.logit_scale, parts=config.parts
+        subject.model,
+        train,
+        config.ablation,
+        loss.loss,
+        logit_scale=loss.logit_scale,
+        over=loss.criterion,
+        parts=config.parts,
     )
 
 

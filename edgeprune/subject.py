@@ -25,6 +25,7 @@ from edgeprune.models.load import Precision, load_model
 from edgeprune.models.sharded import whole
 from edgeprune.models.transformer import Transformer
 from edgeprune.parallel import join
+from edgeprune.polish_run import goal_of
 from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
 
 _MEASURED: Final = 32
@@ -55,15 +56,26 @@ class RunConfig:
 
     pruning: PruningConfig = PAPER
 
+    polish: bool = False
+    """Whether what was learned is polished: edges taken out, and exchanged, on trial (`methods/polish.py`)."""
+
+    @property
+    def method(self) -> str:
+        """The name of what finds the circuit."""
+        return f"{self.pruning.name}-polished" if self.polish else self.pruning.name
+
     def __post_init__(self) -> None:
         if not 1 <= self.parts <= self.pruning.batch_size:
             raise ConfigError(f"Expected parts from 1 to batch_size, {self.pruning.batch_size}; got {self.parts}")
-        if self.parts > 1 and self.pruning.loss.loss == "worst" and isinstance(self.pruning.gradient, ThroughZ):
-            raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got 'worst'")
+        loss = self.pruning.loss
+        if self.parts > 1 and "worst" in (loss.loss, loss.criterion) and isinstance(self.pruning.gradient, ThroughZ):
+            raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got the worst")
         if self.precision == "bfloat16" and self.pruning.loss.loss == "worst":
             raise ConfigError(
                 f"Expected float32 for {self.pruning.name}: bfloat16 rounds by more than outputs may differ, {ATOL:g}"
             )
+        if self.polish:
+            goal_of(self.pruning, 1)
         _check_readable(self.pruning)
 
 

@@ -39,6 +39,9 @@ class Point:
     evaluation: Evaluation
     """On the test split."""
 
+    reached: bool
+    """Whether its sparsity is what was asked for."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -92,9 +95,9 @@ def sweep(
             asked = replace(config, seed=seed, pruning=pruning)
             folder = out / f"sparsity-{target!r}-seed-{seed}"
             resume = (folder / "run.json").exists()
-            saved = prune(asked, folder, resume=resume, device=device, save_every=save_every, progress=progress)
+            run = prune(asked, folder, resume=resume, device=device, save_every=save_every, progress=progress)
             _, found = evaluate_run(folder, device=device, progress=progress)
-            points.append(Point(target, seed, saved.circuit, found["circuit"]))
+            points.append(Point(target, seed, run.saved.circuit, found["circuit"], run.reached is not False))
     result = summarise(points)
     if join().first:
         _write(result, out)
@@ -136,7 +139,9 @@ def knee_of(curve: dict[float, float]) -> float | None:
 def _write(result: Sweep, out: Path) -> None:
     """The table as JSON, the picture, and the circuits that seeds have in common."""
     content = {
-        "points": [{"target": p.target, "seed": p.seed, **asdict(p.evaluation)} for p in result.points],
+        "points": [
+            {"target": p.target, "seed": p.seed, "reached": p.reached, **asdict(p.evaluation)} for p in result.points
+        ],
         "curve": [{"target": target, "kl": kl} for target, kl in result.curve.items()],
         "knee": result.knee,
         "agreement": [{"target": target, "iou": list(iou)} for target, iou in result.agreement.items()],

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,22 +33,29 @@ def _config(options: argparse.Namespace, target: float | None) -> "RunConfig":
         precision=options.precision,
         parts=getattr(options, "parts", 1),
         pruning=_pruning(options, target),
+        polish=getattr(options, "polish", False),
     )
 
 
 def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfig":
     """The configuration of that name, with what options say of its settings."""
     from edgeprune.errors import ConfigError
-    from edgeprune.methods.edge_pruning.configurations import BY_NAME, FIXED, PAPER
+    from edgeprune.methods.edge_pruning.configurations import BY_NAME, FIXED, PAPER, TOLERANCE
     from edgeprune.methods.settings import settings, with_settings
 
-    config = BY_NAME[getattr(options, "pruning_method", PAPER.name)]
+    config, tolerance = BY_NAME[getattr(options, "pruning_method", PAPER.name)], getattr(options, "tolerance", None)
+    if config == PAPER and (tolerance is None) == (target is None):
+        got = "neither" if target is None else "both"
+        raise ConfigError(
+            "Expected --target-sparsity, the share of edges that edge-pruning removes, or --tolerance, the loss that "
+            f"the fewest edges are to stay within; got {got}"
+        )
+    if config == PAPER and tolerance is not None:
+        config = TOLERANCE
     known = set[str]().union(*(settings(each) for each in BY_NAME.values()))
     given = {name: value for name, value in vars(options).items() if name in known and value is not None}
     own = settings(config)
     given |= {} if target is None else {"target_sparsity": target}
-    if "target_sparsity" in own and target is None:
-        raise ConfigError(f"Expected --target-sparsity, the share of edges that {config.name} removes; got none")
     if foreign := sorted(given.keys() - (own.keys() - FIXED[config.name])):
         options_of = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ConfigError(f"Expected settings of {config.name}, which has no {options_of}")
@@ -70,7 +79,7 @@ def prune(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
 
     config = _config(options, options.target_sparsity)
-    saved = pruning_run.prune(
+    found = pruning_run.prune(
         config,
         options.out,
         resume=options.resume,
@@ -78,20 +87,25 @@ def prune(options: argparse.Namespace) -> bool:
         save_every=options.save_every,
         progress=True,
     )
-    circuit, total = saved.circuit, saved.circuit.graph.total
+    circuit, total = found.saved.circuit, found.saved.circuit.graph.total
     where = str((options.out / "circuit.json").resolve())
+    if found.missed and _speaks():
+        print(f"edgeprune: {found.missed}", file=sys.stderr)
     if options.json:
-        found = {"circuit": where, "edges": len(circuit), "total": total, "sparsity": 1 - len(circuit) / total}
-        print(report.as_json(found), file=options.output)
-        return True
+        print(report.as_json({"circuit": where, "method": config.method} | found.as_json()), file=options.output)
+        return _ends_well(well=found.reached is not False)
     rows = [
-        ("method", config.pruning.name),
+        ("method", config.method),
         ("edges kept", f"{len(circuit)} of {total}"),
         ("sparsity", f"{1 - len(circuit) / total:.4f}"),
     ]
+    if found.loss is not None:
+        rows.append(("loss on training examples, nats", f"{found.loss:.4g}"))
+    if found.reached is not None:
+        rows.append(("reached", "yes" if found.reached else "no"))
     report.print_rows(f"{config.model} on {config.task}, {config.ablation}", rows)
     print(f"circuit: {where}\nmeasure it: edgeprune evaluate {options.out}")
-    return True
+    return _ends_well(well=found.reached is not False)
 
 
 def sweep(options: argparse.Namespace) -> bool:
@@ -112,9 +126,11 @@ def sweep(options: argparse.Namespace) -> bool:
         save_every=options.save_every,
         progress=True,
     )
+    missed = [f"{p.target:g} ({p.evaluation.sparsity:.3f}, seed {p.seed})" for p in found.points if not p.reached]
+    _say_missed(missed, len(found.points), "`edgeprune prune --polish`")
     if options.json:
         print(report.as_json(json.loads((options.out / "sweep.json").read_text(encoding="utf-8"))), file=options.output)
-        return True
+        return _ends_well(well=not missed)
     rows = [
         (
             f"{target:g}" + (" (knee)" if target == found.knee else ""),
@@ -129,7 +145,30 @@ def sweep(options: argparse.Namespace) -> bool:
     head = ("target", "sparsity", "KL, nats", "accuracy", "IoU of seeds", "edges of all seeds")
     report.print_table(f"{config.model} on {config.task}, {config.ablation}, {options.seeds} seeds", head, rows)
     print(f"picture: {(options.out / 'sweep.svg').resolve()}")
-    return True
+    return _ends_well(well=not missed)
+
+
+def _speaks() -> bool:
+    """Whether this is the process that says what all of them found."""
+    from edgeprune.parallel import join
+
+    return join().first
+
+
+def _ends_well(*, well: bool) -> bool:
+    """What the exit status says: of several processes the first one's alone, once all have come to the end."""
+    from edgeprune.parallel import join
+
+    join().wait()
+    return well or not _speaks()
+
+
+def _say_missed(missed: Sequence[str], runs: int, instead: str) -> None:
+    """On standard error, which sparsities were not reached."""
+    if missed and _speaks():
+        what = f"{len(missed)} of {runs} circuits missed the sparsity that was asked for"
+        change = f"try more --steps, or {instead}, which ends with as many edges as were asked for"
+        print(f"edgeprune: {what} (in brackets what they have): {', '.join(missed)}; {change}", file=sys.stderr)
 
 
 def compare(options: argparse.Namespace) -> bool:
@@ -146,13 +185,15 @@ def compare(options: argparse.Namespace) -> bool:
         examples=tuple(options.examples or comparing.Comparison.examples),
     )
     rows = comparing.compare(asked, options.out, device=options.device, progress=True)
+    missed = [f"{row.method} {row.target:g} ({row.evaluation.sparsity:.3f})" for row in rows if row.missed]
+    _say_missed(missed, len(rows), "edge-pruning-polished")
     if options.json:
-        print(report.as_json({"rows": [asdict(row) for row in rows]}), file=options.output)
-        return True
+        print(report.as_json({"rows": [asdict(row) | {"missed": row.missed} for row in rows]}), file=options.output)
+        return _ends_well(well=not missed)
     head, *body = cells(config.task, rows)
     report.print_table(f"{config.model} on {config.task}, {config.ablation}: the test split", head, body)
     print(f"table and picture: {(options.out / 'compare.md').resolve()}, compare.svg")
-    return True
+    return _ends_well(well=not missed)
 
 
 def plan(options: argparse.Namespace) -> bool:

@@ -12,7 +12,18 @@ from edgeprune.graph import ABLATIONS
 from tracr_bridge import language
 from tracr_bridge.arguments import count, seed
 
-_OUTSIDE: Final = ("target_sparsity", "name", "kept", "betas", "temperature", "low", "high", "ending", "final_check")
+_OUTSIDE: Final = (
+    "target_sparsity",
+    "name",
+    "kept",
+    "betas",
+    "temperature",
+    "low",
+    "high",
+    "ending",
+    "final_check",
+    "tolerance",
+)
 """Settings of pruning that are options of another form, or none."""
 
 
@@ -49,6 +60,18 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         help="share of edges that edge-pruning removes, such as 0.95",
     )
     prune_command.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="KL",
+        help="in its place, the loss, nats, on 256 training examples that the fewest edges are to stay within, such as "
+        "0.05 (edge-pruning-tolerance); --criterion says whether in the mean or at worst",
+    )
+    prune_command.add_argument(
+        "--polish",
+        action="store_true",
+        help="then take out and exchange edges on trial, until no edge and no group of edges can go",
+    )
+    prune_command.add_argument(
         "--resume", action="store_true", help="go on with the run that DIR holds, if it holds one"
     )
     for command, why in ((sweep_command, ", and has to be three times for a knee"), (compare_command, "")):
@@ -66,9 +89,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
     compare_command.add_argument(
         "--method",
         action="append",
-        help="edge-pruning, edge-pruning-minimax, acdc, eap, eap-ig-inputs, eap-ig-activations, random, "
-        "or package.module:function for one of your own, whose scores are ranked; may be repeated (default: all "
-        "of these but edge-pruning-minimax and random)",
+        help="edge-pruning, edge-pruning-polished, edge-pruning-minimax, acdc, greedy-elimination, eap, eap-ig-inputs, "
+        "eap-ig-activations, random, or package.module:function for one of your own, whose scores are ranked; may be "
+        "repeated (default: edge-pruning, acdc, eap, eap-ig-inputs and eap-ig-activations)",
     )
     compare_command.add_argument(
         "--examples", type=count, action="append", metavar="N", help="training examples; may be repeated (default: 200)"

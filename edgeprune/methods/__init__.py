@@ -16,6 +16,7 @@ from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning.configurations import COMPILED, MINIMAX, UNCHECKED
 from edgeprune.methods.edge_pruning.engine import prune_edges
+from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.hisp import HispConfig, score_nodes
 from edgeprune.methods.method import Discovery as Discovery
 from edgeprune.methods.method import Method as Method
@@ -28,6 +29,7 @@ METHODS: Final[Mapping[str, Method]] = {
     COMPILED.name: partial(prune_edges, config=COMPILED),
     "acdc": partial(remove_greedily, config=AcdcConfig()),
     "acdc-earliest-first": partial(remove_greedily, config=AcdcConfig(order="earliest first")),
+    "greedy-elimination": partial(eliminate, config=GreedyConfig()),
     "eap": partial(attribution_patching, config=EapConfig()),
     "eap-ig-inputs": partial(integrate_gradients, config=EapIgConfig()),
     "eap-ig-activations": partial(integrate_gradients, config=EapIgConfig(over="activations")),

@@ -10,9 +10,8 @@ serves all models. Inputs are one sample, drawn once. Numbers, which have no div
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final, Literal
 
 import torch
@@ -20,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from edgeprune.ablation import Ablator
-from edgeprune.data import Batch, Dataset
+from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Edge, Graph
 from edgeprune.masks import edge_exists
-from edgeprune.methods.loss import Loss, Objective
+from edgeprune.methods.circuit_loss import CircuitLoss
+from edgeprune.methods.loss import Loss
 from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.model import MaskedModel
 
@@ -62,9 +61,6 @@ class AcdcConfig:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
-_ROOM: Final = 2**28
-"""Numbers that ablated sources of all inputs may be to be held."""
-
 _BROKEN: Final = 1e6
 """By how much the loss grows where it is no number any more."""
 
@@ -81,12 +77,16 @@ def remove_greedily(
 ) -> Discovery:
     """Ablate edges one by one; an edge's score is by how much the loss grew without it. See `Method`, `AcdcConfig`."""
     config = AcdcConfig() if config is None else config
-    objective, ablator = (
-        Objective(dataset, config.loss, logit_scale=config.logit_scale),
-        Ablator(model, dataset, ablation),
+    loss_of = CircuitLoss(
+        model,
+        dataset,
+        ablation,
+        loss=config.loss,
+        logit_scale=config.logit_scale,
+        inputs=config.inputs,
+        batch_size=config.batch_size,
+        seed=seed,
     )
-    batches = list(dataset.sample_batches(config.inputs, config.batch_size, torch.Generator().manual_seed(seed)))
-    loss_of = partial(_losses, model, objective, batches, _carried(ablator, batches))
     cells = [model.graph.position(edge) for edge in traversal(model.graph, config.order)]
     kept = edge_exists(model.graph).float()
     scores = torch.zeros_like(kept)
@@ -125,34 +125,3 @@ def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Fl
     for number, (row, column) in enumerate(cells):
         masks[number:, row, column] = 0
     return masks
-
-
-def _carried(ablator: Ablator, batches: Sequence[Batch]) -> Iterable[Tensor | None]:
-    """The ablated sources of each batch: held where they fit, and otherwise computed whenever they are gone through."""
-    first = ablator.own(batches[0])
-    if first is None or first.numel() * len(batches) <= _ROOM:
-        return [first, *map(ablator.own, batches[1:])]
-    return _Anew(ablator, batches)
-
-
-@dataclass(frozen=True)
-class _Anew:
-    ablator: Ablator
-    batches: Sequence[Batch]
-
-    def __iter__(self) -> Iterator[Tensor | None]:
-        return map(self.ablator.own, self.batches)
-
-
-def _losses(
-    model: MaskedModel,
-    objective: Objective,
-    batches: Sequence[Batch],
-    carried: Iterable[Tensor | None],
-    masks: Tensor,
-) -> Float[Tensor, " mask"]:
-    losses = [
-        objective.per_input(model(batch.clean, masks, ablated, batch.positions), batch)
-        for batch, ablated in zip(batches, carried, strict=True)
-    ]
-    return objective.reduce(torch.cat(losses, -1))

@@ -19,8 +19,8 @@ from torch import Tensor
 from edgeprune.data import Dataset
 from edgeprune.errors import MethodError, UnknownMethod
 from edgeprune.graph import Ablation, Circuit, Graph
-from edgeprune.masks import edge_exists, edges_of
-from edgeprune.methods.method import Discovery, Method, Record, Snapshot
+from edgeprune.masks import edge_exists
+from edgeprune.methods.method import Discovery, Method, Record, Snapshot, keep_above
 from edgeprune.model import MaskedModel
 
 
@@ -109,7 +109,7 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
     """
     if isinstance(result, Tensor):
         _check_scores(result, graph, name)
-        result = Discovery(Circuit(graph, ablation, edges_of(graph, result > 0.5)), result, ())
+        result = keep_above(graph, ablation, result, 0.5)
     if isinstance(result, Circuit):
         scores = torch.zeros(len(graph.sources), len(graph.destinations))
         for edge in result.edges if result.graph == graph else ():

@@ -38,6 +38,9 @@ DISTANCES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
 _ROOM: Final = 2**26
 """Numbers among outputs that their range and variance are taken of."""
 
+Over = Literal["mean", "worst"]
+"""How the losses of inputs become one: their mean, or the largest of them."""
+
 Pairs = Int[Tensor, "2 pair"]
 """Rows of a dataset: clean inputs, and below them their corrupted inputs."""
 
@@ -50,11 +53,13 @@ class Objective:
         loss: which one.
         logit_scale: what logits are multiplied by before `divergence`; Tracr's outputs are one-hot, so that at 1 even a
             perfect answer is an unsure one.
+        over: how the losses of inputs become one; the largest counts for `worst`, whatever this is.
     """
 
-    def __init__(self, dataset: Dataset, loss: Loss, *, logit_scale: float = 1.0) -> None:
+    def __init__(self, dataset: Dataset, loss: Loss, *, logit_scale: float = 1.0, over: Over = "mean") -> None:
         self._dataset = dataset
         self._loss: Loss = loss
+        self.over: Over = "worst" if loss == "worst" else over
         self._logit_scale = logit_scale
         self._logits = dataset.logits
 
@@ -99,8 +104,8 @@ class Objective:
         return squared_error(outputs, batch.target, batch.scored) / self._variance
 
     def reduce(self, losses: Float[Tensor, "*masks batch"]) -> Float[Tensor, "*masks"]:
-        """The loss of a batch from those of its inputs: the largest for `worst`, else the mean."""
-        return losses.amax(-1) if self._loss == "worst" else losses.mean(-1)
+        """The loss of a batch from those of its inputs."""
+        return losses.amax(-1) if self.over == "worst" else losses.mean(-1)
 
     def change(
         self, losses: Float[Tensor, "*masks batch"], baseline: Float[Tensor, " batch"]

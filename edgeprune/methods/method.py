@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Graph
-from edgeprune.masks import LearnedMask, edges_of
+from edgeprune.masks import LearnedMask, live_circuit
 from edgeprune.model import MaskedModel
 
 _SNAPSHOTS: Final = 100
@@ -45,6 +45,8 @@ class Discovery:
     """What a method found."""
 
     circuit: Circuit
+    """Ours have no dead edges, from which no path of kept edges leads to the logits."""
+
     scores: Float[Tensor, "source destination"]
     """How strongly the method holds on to each edge; for masks their mean."""
 
@@ -78,8 +80,9 @@ class Trace:
         if self._records and self._snapshots[-1].step < len(self._records) - 1:
             self._take_snapshot()
         graph = self._masks.graph
-        circuit = Circuit(graph, ablation, edges_of(graph, self._kept()))
-        return Discovery(circuit, scores, tuple(self._records), tuple(self._snapshots))
+        return Discovery(
+            live_circuit(graph, ablation, self._kept()), scores, tuple(self._records), tuple(self._snapshots)
+        )
 
     def _take_snapshot(self) -> None:
         self._snapshots.append(Snapshot(len(self._records) - 1, self._masks.edge_log_alpha(), self._kept()))
@@ -88,8 +91,8 @@ class Trace:
 def keep_above(
     graph: Graph, ablation: Ablation, scores: Float[Tensor, "source destination"], threshold: float
 ) -> Discovery:
-    """What is found by keeping the edges that score above `threshold`."""
-    return Discovery(Circuit(graph, ablation, edges_of(graph, scores > threshold)), scores, ())
+    """What is found by keeping the edges that score above `threshold`, dead ones apart."""
+    return Discovery(live_circuit(graph, ablation, scores > threshold), scores, ())
 
 
 @runtime_checkable

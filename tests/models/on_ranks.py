@@ -58,7 +58,7 @@ def config(model: str) -> RunConfig:
 def _minimax(asked: RunConfig, out: Path) -> torch.Tensor:
     """Scores of a short run in two parts, its final check with it."""
     few = with_settings(MINIMAX, {"steps": 8, "mask_samples": 4, "batch_size": 5, "checked": 9})
-    saved = prune(replace(asked, parts=2, pruning=few), out, device="cpu")
+    saved = prune(replace(asked, parts=2, pruning=few), out, device="cpu").saved
     return torch.tensor([saved.scores[edge] for edge in saved.circuit.graph.edges])
 
 
@@ -95,7 +95,7 @@ def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
         found[f"hisp {size}"] = score_nodes(ours, train, "resample", config=HispConfig(batch_size=size)).scores
     some = AcdcConfig(inputs=3, at_once=1)
     found["acdc"] = remove_greedily(ours, train, "resample", config=some).scores
-    saved = prune(asked, out / "run", save_every=8, device="cpu")
+    saved = prune(asked, out / "run", save_every=8, device="cpu").saved
     prune(replace(asked, parts=2), out / "parts", save_every=8, device="cpu")
     found["minimax"] = _minimax(asked, out / "minimax")
     assert evaluate_run(out / "run", task="gp", device="cpu")[1]["circuit"].edges == len(saved.circuit)

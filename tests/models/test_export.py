@@ -109,7 +109,7 @@ class _Recovery:
 class TestRecoveryOfGpt2(_Recovery): ...
 
 
-@recoveries("llama", "depth")
+@recoveries("llama", "induction")
 class TestRecoveryOfLlama(_Recovery): ...
 
 

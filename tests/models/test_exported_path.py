@@ -152,8 +152,16 @@ def test_a_sample_has_every_clean_input_as_often_as_any_other():
     [
         (("--target-sparsity", "0.5"), "settings of edge-pruning-minimax, which has no --target-sparsity"),
         (("--sparsity-warmup", "0.5"), "settings of edge-pruning-minimax, which has no --sparsity-warmup"),
-        (("--method", "edge-pruning"), "Expected --target-sparsity, the share of edges that edge-pruning removes"),
+        (
+            ("--method", "edge-pruning"),
+            "Expected --target-sparsity, the share of edges",
+        ),
         (("--method", "edge-pruning", "--target-sparsity", "0.5", "--penalty", "1"), "which has no --penalty"),
+        (("--tolerance", "0.1"), "settings of edge-pruning-minimax, which has no --tolerance"),
+        (("--polish",), "edge-pruning-minimax is asked for neither, and takes superfluous edges out itself"),
+        (("--method", "edge-pruning", "--target-sparsity", "0.5", "--tolerance", "1"), "got both"),
+        (("--method", "edge-pruning", "--tolerance", "0"), "0 < tolerance <= 1e+06, got 0"),
+        (("--method", "edge-pruning", "--tolerance", "1", "--masked", "nodes"), "which has no --masked"),
         (("--joint-removals", "maybe"), "expected True or False, got 'maybe'"),
         (("--logit-scale", "2"), "settings of edge-pruning-minimax, which has no --logit-scale"),
         (("--precision", "bfloat16"), "Expected float32 for edge-pruning-minimax"),
@@ -196,5 +204,5 @@ def test_few_examples_are_enough_for_the_final_check(tmp_path, tmp_path_factory)
 def test_a_configuration_that_a_folder_could_not_give_back_is_refused_before_it_runs():
     without = replace(MINIMAX, final_check=None)
     for pruning in (UNCHECKED, without):
-        with pytest.raises(ConfigError, match="Expected settings of edge-pruning or edge-pruning-minimax, with all"):
+        with pytest.raises(ConfigError, match="Expected settings of edge-pruning or edge-pruning-tolerance or "):
             RunConfig(model="any", task="ioi", pruning=pruning)

@@ -33,8 +33,10 @@ def options(model, out, /, **settings):
 
 
 def test_prune_evaluate_and_draw(capsys, model, tmp_path):
-    status, out, _ = run(capsys, "prune", *options(model, tmp_path / "run"))
-    assert status == 0 and "edges kept" in out and f"edgeprune evaluate {tmp_path / 'run'}" in out
+    status, out, missed = run(capsys, "prune", *options(model, tmp_path / "run"))
+    assert status == 1 and missed.startswith("edgeprune: asked for a sparsity of 0.6, reached 0.")
+    assert "try more --steps, or --polish" in missed and missed.count("\n") == 1
+    assert "edges kept" in out and f"edgeprune evaluate {tmp_path / 'run'}" in out
     status, out, _ = run(capsys, "evaluate", tmp_path / "run")
     assert status == 0 and "logit difference" in out and "full model" in out.replace("\n", " ")
     status, out, _ = run(capsys, "evaluate", tmp_path / "run", "--split", "validation", "--json")
@@ -49,7 +51,7 @@ def test_prune_evaluate_and_draw(capsys, model, tmp_path):
 def test_a_circuit_is_taken_into_another_task_and_joined_with_its_own(capsys, model, tmp_path):
     """As table 2 of arXiv:2406.16778: found in one setting, measured in the other, and what both have."""
     for task in ("gp", "ioi"):
-        assert run(capsys, "prune", *options(model, tmp_path / task, task=task, seed=len(task)))[0] == 0
+        assert run(capsys, "prune", *options(model, tmp_path / task, task=task, seed=len(task)))[0] == 1
     status, out, _ = run(capsys, "evaluate", tmp_path / "gp", "--task", "ioi", "--json")
     there = json.loads(out)
     assert status == 0 and there["task"] == "ioi" and [*(tmp_path / "gp").glob("evaluation-test-task-ioi-*.json")]
@@ -115,16 +117,18 @@ def test_circuits_that_do_not_belong_together_are_one_line(capsys, model, tmp_pa
 
 def test_a_run_that_is_gone_on_with_says_what_it_found(capsys, model, tmp_path):
     status, first, _ = run(capsys, "prune", *options(model, tmp_path / "run"), "--json")
-    assert status == 0 and json.loads(first).keys() == {"circuit", "edges", "total", "sparsity"}
+    found = json.loads(first)
+    assert found.keys() == {"circuit", "method", "edges", "total", "sparsity", "reached", "missed"}
+    assert status == 1 and found["method"] == "edge-pruning" and not found["reached"]
     status, _, error = run(capsys, "prune", *options(model, tmp_path / "run"))
     assert status == 2 and "go on with --resume" in error
     status, again, _ = run(capsys, "prune", *options(model, tmp_path / "run"), "--json", "--resume")
-    assert (status, json.loads(again)) == (0, json.loads(first))
+    assert (status, json.loads(again)) == (1, found)
 
 
 def test_every_setting_of_pruning_is_an_option_with_the_papers_value(capsys, model, tmp_path):
     changed = {"steps": 2, "mask_samples": 2, "masked": "edges", "learning_rate": 0.5, "ablation": "mean"}
-    assert run(capsys, "prune", *options(model, tmp_path / "run", **changed))[0] == 0
+    assert run(capsys, "prune", *options(model, tmp_path / "run", **changed))[0] == 1
     config = read_config(tmp_path / "run")
     assert config.ablation == "mean"
     given = {**changed, "target_sparsity": 0.6, "batch_size": 4, "initial_log_alpha": 0.5}
@@ -136,7 +140,7 @@ def test_every_setting_of_pruning_is_an_option_with_the_papers_value(capsys, mod
     named = [name for each in (PAPER, MINIMAX) for name in settings(each).keys() - FIXED[each.name]]
     for name in set(named) - no_options:
         assert f"--{name.replace('_', '-')}" in shown
-    assert "(default: 0.8, minimax: 0.2)" in shown
+    assert "(default: 0.8, tolerance: 0.1, minimax: 0.2)" in shown
 
 
 @pytest.mark.parametrize(

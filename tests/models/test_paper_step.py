@@ -8,7 +8,7 @@ import torch
 from tiny import FAMILIES
 
 from edgeprune.data import Dataset
-from edgeprune.masks import LearnedMask, edge_exists
+from edgeprune.masks import LearnedMask, edge_exists, live
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning
 from edgeprune.methods.edge_pruning.problem import Problem
@@ -87,7 +87,7 @@ def apart(problem, config):
             (run.masks.log_alpha.detach() - log_alpha).abs().max(),
             (run.pressure.multipliers - multipliers).abs().max(),
             torch.tensor(abs(step.loss - loss)),
-            (run.kept()[exists] != kept).sum(),
+            (run.kept() != live(problem.graph, torch.zeros_like(exists).masked_scatter(exists, kept))).sum(),
         )
         found = torch.maximum(found, torch.stack([each.double() for each in now]))
     assert run.ended

@@ -74,7 +74,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_leaves_what_was_asked_for_how_it_went_and_what_was_found(config, whole):
-    assert contents(whole).keys() == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "circuit.json"}
+    assert contents(whole).keys() == {
+        *("run.json", "metrics.jsonl", "checkpoint.safetensors", "circuit.json", "outcome.json")
+    }
     assert read_config(whole) == config
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(STEPS))
@@ -90,7 +92,7 @@ def test_the_same_again_is_the_same_and_another_seed_is_not(config, whole, tmp_p
     prune(config, tmp_path / "again", save_every=100)
     assert (tmp_path / "again" / "circuit.json").read_bytes() == (whole / "circuit.json").read_bytes()
     other = prune(replace(config, seed=1), tmp_path / "other")
-    assert other.scores != load_saved(whole / "circuit.json").scores
+    assert other.saved.scores != load_saved(whole / "circuit.json").scores
 
 
 @pytest.mark.parametrize("stop", [3, 7, 8, 20, STEPS])
@@ -143,7 +145,7 @@ def test_going_on_with_a_run_that_has_ended_changes_nothing(config, whole):
 
 def test_a_llama_is_pruned_stopped_gone_on_with_and_evaluated_alike(config, tmp_path, monkeypatch):
     ours = replace(config, model=save_model(tmp_path / "model", family=FAMILIES[1]), task="ioi")
-    saved = prune(ours, tmp_path / "whole", save_every=7)
+    saved = prune(ours, tmp_path / "whole", save_every=7).saved
     assert saved.circuit.graph.total > len(saved.circuit) > 0
     assert {str(edge.destination) for edge in saved.circuit.graph.edges} >= {"a1.h3.q", "a1.h1.k", "a1.h1.v"}
     monkeypatch.setattr(pruning_run, "write_atomically", fails_after(2, pruning_run.write_atomically))
@@ -178,7 +180,9 @@ def test_a_batch_may_run_in_parts(config, tmp_path):
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 def test_other_ablations_run_too(config, tmp_path, ablation):
     sizes = Sizes(train=40, validation=4, test=6)  # of every length
-    found = prune(replace(config, ablation=ablation, sizes=sizes, pruning=replace(QUICK, steps=4)), tmp_path / ablation)
+    found = prune(
+        replace(config, ablation=ablation, sizes=sizes, pruning=replace(QUICK, steps=4)), tmp_path / ablation
+    ).saved
     assert found.circuit.ablation == ablation
 
 
@@ -312,7 +316,7 @@ def test_a_batch_in_parts_is_the_same_step(config, tmp_path):
     losses, scores = {}, {}
     for parts in (1, 3):
         out = tmp_path / str(parts)
-        saved = prune(replace(config, parts=parts, pruning=replace(QUICK, steps=3, batch_size=5)), out)
+        saved = prune(replace(config, parts=parts, pruning=replace(QUICK, steps=3, batch_size=5)), out).saved
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[parts] = [(line["loss"], line["sparsity"]) for line in lines]
         scores[parts] = {str(edge): score for edge, score in saved.scores.items()}

@@ -28,7 +28,8 @@ def config(tmp_path_factory):
 
 def point(target: float, seed: int, kl: float, edges: int) -> Point:
     circuit = Circuit(GRAPH, "resample", frozenset(GRAPH.edges[seed : seed + edges]))
-    return Point(target, seed, circuit, Evaluation(kl, 1.0, 1.0, 1.0, edges, 1 - edges / GRAPH.total))
+    measured = Evaluation(kl, 1.0, 1.0, 1.0, edges, 1 - edges / GRAPH.total)
+    return Point(target, seed, circuit, measured, reached=True)
 
 
 def test_runs_are_summarised_target_by_target():
@@ -84,8 +85,10 @@ def test_the_command_prints_a_table_and_marks_the_knee(config, capsys, tmp_path,
     sizes = ["--train", "8", "--validation", "4", "--test", "6", "--batch-size", "4", "--steps", "3", "--seeds", "2"]
     targets = ["--target-sparsity", "0.3", "--target-sparsity", "0.6"]
     asked = ["sweep", "--model", config.model, "--task", "gp", "--out", str(tmp_path), *targets, *sizes]
-    assert main(asked) == 0
-    shown = capsys.readouterr().out
+    assert main(asked) == 1
+    shown, missed = capsys.readouterr()
+    assert "4 of 4 circuits missed the sparsity" in missed and "0.3 (0.000, seed 1)" in missed
     assert "0.6 (knee)" in shown and "IoU" in shown and str(tmp_path / "sweep.svg") in shown.replace("\n", "")
-    assert main([*asked, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["points"]) == 4
+    assert main([*asked, "--json"]) == 1
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert len(points) == 4 and not any(point["reached"] for point in points)

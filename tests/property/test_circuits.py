@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import GraphError
-from edgeprune.graph import Circuit, Edge, Graph, Node, compare, live_edges
-from edgeprune.masks import circuit_mask, edge_exists, edges_of
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare
+from edgeprune.masks import circuit_mask, edge_exists, edges_of, live, live_circuit
 
 
 @st.composite
@@ -89,9 +89,10 @@ def test_comparison_is_the_difference_of_sets_either_way_round(one, data):
 
 @given(circuits())
 def test_live_edges_are_those_on_a_path_to_the_logits(circuit):
-    live = live_edges(circuit.graph, circuit.edges)
-    assert live == reachable(circuit.graph, circuit.edges)
-    assert live_edges(circuit.graph, live) == live
+    kept = live(circuit.graph, circuit_mask(circuit) > 0)
+    assert edges_of(circuit.graph, kept) == reachable(circuit.graph, circuit.edges)
+    several = torch.stack([edge_exists(circuit.graph), circuit_mask(circuit) > 0, kept])
+    assert torch.equal(live(circuit.graph, several)[1:], torch.stack([kept, kept]))
 
 
 @given(data=st.data())
@@ -99,9 +100,8 @@ def test_live_edges_are_those_on_a_path_to_the_logits(circuit):
 def test_dead_edges_change_no_output(compiled, data):
     program = compiled("sort_unique")
     circuit = data.draw(circuits(program.model.graph))
-    live = live_edges(circuit.graph, circuit.edges)
-    assume(live != circuit.edges)
-    alone = Circuit(circuit.graph, "zero", live)
+    alone = live_circuit(circuit.graph, "zero", circuit_mask(circuit) > 0)
+    assume(alone.edges != circuit.edges)
     tokens = program.dataset.tokens[:20]
     torch.testing.assert_close(
         program.model(tokens, circuit_mask(circuit)), program.model(tokens, circuit_mask(alone)), atol=1e-4, rtol=1e-4

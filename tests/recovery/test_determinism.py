@@ -4,6 +4,8 @@ import inspect
 import json
 import os
 
+import pytest
+
 from edgeprune.methods import find_method
 from tracr_bridge.sample import draw_programs
 
@@ -54,6 +56,7 @@ def test_drawn():
 """
 
 
+@pytest.mark.sweep
 def test_every_worker_of_another_process_finds_the_same(pytester, monkeypatch, compiled, truth):
     found = discover(compiled("detect_pattern"), truth("detect_pattern", "resample"))
     drawn = [program.source for program in draw_programs(3, seed=0)]

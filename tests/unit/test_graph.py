@@ -1,7 +1,8 @@
 import pytest
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
-from edgeprune.graph import Circuit, Edge, Graph, Node, compare, live_edges, parse_ablation
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare, parse_ablation
+from edgeprune.masks import live_circuit, mask_of
 from edgeprune.measures import nodes_of
 
 TRACR = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
@@ -9,6 +10,10 @@ TRACR = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
 
 def edges(*names: str) -> frozenset[Edge]:
     return frozenset(Edge.parse(name) for name in names)
+
+
+def live_edges(graph, kept):
+    return live_circuit(graph, "zero", mask_of(graph, kept) > 0).edges
 
 
 @pytest.mark.parametrize(

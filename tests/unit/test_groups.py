@@ -7,9 +7,9 @@ import torch
 from pruning import minimax, prune_compiled
 
 from edgeprune import groups
-from edgeprune.graph import Edge, Graph, live_edges
+from edgeprune.graph import Edge, Graph
 from edgeprune.groups import masks_without, removals
-from edgeprune.masks import edges_of, mask_of
+from edgeprune.masks import circuit_mask, edges_of, live_circuit, mask_of
 from edgeprune.methods.edge_pruning.final_check import FinalCheck
 from edgeprune.methods.edge_pruning.problem import Problem
 
@@ -125,4 +125,4 @@ def test_no_dead_edge_is_found(compiled):
     for name in ("end_pair", "xproportion"):
         program = compiled(name)
         found = prune_compiled(program, "zero", minimax(steps=60)).circuit
-        assert live_edges(found.graph, found.edges) == found.edges
+        assert live_circuit(found.graph, "zero", circuit_mask(found) > 0) == found

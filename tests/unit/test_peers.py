@@ -24,10 +24,12 @@ from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning.engine import prune_edges
 from edgeprune.methods.edge_pruning.pressure import Penalty
+from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
 from edgeprune.methods.loss import Objective, draw_pairs
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
+from edgeprune.ranking import keep_most
 from tracr_bridge.model import TracrModel
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
@@ -277,7 +279,7 @@ def test_acdc_decides_alike_where_ablated_values_do_not_fit(compiled, monkeypatc
     held = remove_greedily(program.model, program.dataset, "resample", config=config)
     calls, sources = [], type(program.model).sources
     monkeypatch.setattr(type(program.model), "sources", lambda *given: calls.append(given) or sources(*given))
-    monkeypatch.setattr("edgeprune.methods.acdc._ROOM", 0)
+    monkeypatch.setattr("edgeprune.methods.circuit_loss._ROOM", 0)
     anew = remove_greedily(program.model, program.dataset, "resample", config=config)
     assert torch.equal(held.scores, anew.scores) and len(calls) > 10
 
@@ -404,3 +406,14 @@ def test_every_method_finds_a_circuit_under_every_ablation(compiled, name, ablat
     again = METHODS[name](program.model, program.dataset, ablation, seed=0)
     assert again.circuit == found.circuit
     assert torch.equal(again.scores, found.scores)
+
+
+@pytest.mark.parametrize("many", [250, 4])
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_greedy_elimination_ranks_a_true_circuit_highest(compiled, truth, ablation, many):
+    """One at a time, and several at a time while there are many."""
+    program, true = compiled("xproportion"), truth("xproportion", ablation).circuit
+    config = GreedyConfig(many=many, share=0.2)
+    found = eliminate(program.model, program.dataset, ablation, config=config)
+    assert found.circuit == true
+    assert edges_of(true.graph, keep_most(true.graph, found.scores, len(true))) == true.edges

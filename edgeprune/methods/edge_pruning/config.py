@@ -8,8 +8,8 @@ from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig
 from edgeprune.methods.edge_pruning.ending import Converged
 from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
 from edgeprune.methods.edge_pruning.optimizer import AdamConfig
-from edgeprune.methods.edge_pruning.pressure import Penalty, SparsityTarget
-from edgeprune.methods.loss import Loss
+from edgeprune.methods.edge_pruning.pressure import LossTolerance, Penalty, SparsityTarget
+from edgeprune.methods.loss import DISTANCES, Loss, Over
 from edgeprune.methods.settings import LARGEST, out_of_range, refuse
 
 
@@ -51,6 +51,9 @@ class LossConfig:
     logit_scale: float = 1.0
     """Logits are multiplied by this before a divergence (paper: 1)."""
 
+    criterion: Over = "mean"
+    """Which of the examples' losses counts: their mean, or the worst of them."""
+
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("logit_scale",)))
 
@@ -79,7 +82,7 @@ class PruningConfig:
     """Optimiser steps, at the most, each time that everything is learned."""
 
     gradient: ThroughZ | LikelihoodRatio
-    pressure: SparsityTarget | Penalty
+    pressure: SparsityTarget | LossTolerance | Penalty
     optimizer: AdamConfig
     batch_size: int = 32
     """Fresh inputs a step, shared by all its masks (paper: 32)."""
@@ -106,6 +109,13 @@ class PruningConfig:
         faults = out_of_range(self, counts=("steps", "batch_size"))
         if isinstance(self.gradient, LikelihoodRatio) and isinstance(self.pressure, SparsityTarget):
             faults.append("a gradient through z under a sparsity target, which is that of the samples")
+        if isinstance(self.pressure, LossTolerance):
+            if self.masks.masked != "edges":
+                faults.append(f"masks on edges alone under a tolerance, got {self.masks.masked!r}")
+            if self.loss.loss not in DISTANCES:
+                faults.append(f"a loss that is 0 at the full model under a tolerance, got {self.loss.loss!r}")
+            if self.kept != "rounded":
+                faults.append(f"kept='rounded' under a tolerance, got {self.kept!r}")
         if self.final_check is not None and not (self.tells_right and self.counterexamples.counterexamples):
             faults.append("no final check without counterexamples, the loss 'worst' and the likelihood ratio")
         elif self.final_check is not None and self.final_check.joint_removals and self.masks.masked == "nodes":

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,20 +19,25 @@ from tqdm import tqdm
 from edgeprune.data import Dataset
 from edgeprune.errors import RunError
 from edgeprune.graph import Ablation
-from edgeprune.masks import LearnedMask, mask_of
+from edgeprune.masks import LearnedMask, live, mask_of
+from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.counterexamples import Counterexamples
 from edgeprune.methods.edge_pruning.ending import Ending, Verdict
 from edgeprune.methods.edge_pruning.final_check import FinalCheck
 from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
 from edgeprune.methods.edge_pruning.optimizer import Adam
-from edgeprune.methods.edge_pruning.pressure import Pressure
+from edgeprune.methods.edge_pruning.pressure import LossTolerance, Pressure
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs, draw_pairs
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.model import MaskedModel
+from edgeprune.ranking import keep_within
 
-ENGINE = 2
+_JUDGED_ON: Final = 256
+"""Inputs that circuits are run on once masks have been learned, or all where there are fewer."""
+
+ENGINE: Final = 2
 """Version of what `Pruning.state` holds."""
 
 
@@ -75,7 +81,7 @@ class Pruning:
 
     def __init__(self, problem: Problem, config: PruningConfig, *, seed: int = 0) -> None:
         self.problem, self.config, self.done, self.stage = problem, config, 0, Stage.LEARN
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator, self._seed = torch.Generator().manual_seed(seed), seed
         masks = config.masks
         self.masks = LearnedMask(problem.graph, masks.hard_concrete, initial=masks.initial_log_alpha, of=masks.masked)
         if masks.initial_spread:
@@ -124,7 +130,8 @@ class Pruning:
         estimate = config.gradient.estimate(self.problem, self.masks, pairs, self.generator)
         self.counterexamples.update(pairs, estimate.per_input)
         figures = self.pressure.figures(step)
-        by_masks, by_multipliers = self.pressure.gradients(self.masks, estimate.draw, step)
+        loss = self._loss_as_it_stands(pairs) if isinstance(config.pressure, LossTolerance) else estimate.loss
+        by_masks, by_multipliers = self.pressure.gradients(self.masks, estimate.draw, step, loss)
         factor = config.optimizer.factor(step, config.steps)
         rates = (config.optimizer.learning_rate * factor, self.pressure.multiplier_learning_rate * factor)
         self._optimizer.step((estimate.gradient + by_masks, by_multipliers), rates)
@@ -133,6 +140,13 @@ class Pruning:
         self._follow(step, estimate, pairs)
         expected = self.pressure.expected_edges
         return Progress(self.done - 1, estimate.loss, expected, 1 - expected / self.problem.graph.total, figures)
+
+    @torch.no_grad()
+    def _loss_as_it_stands(self, pairs: Pairs) -> float:
+        """The loss of the circuit that rounded masks are, which a tolerance is about; samples fare worse."""
+        standing, problem = self.masks.rounded(), self.problem
+        losses = torch.cat([problem.losses(standing, batch) for batch in problem.batches(pairs)], -1)
+        return float(problem.objective.reduce(losses))
 
     @torch.no_grad()
     def _keep_in_range(self, loss: float) -> None:
@@ -152,7 +166,9 @@ class Pruning:
         verdict = self._ending.after(step, rounded=gradient.rounded, wrong=bool(wrong.any()))
         if verdict == Verdict.END:
             then = Stage.CHECK if self.stage == Stage.LEARN else Stage.CHECK_ANEW
-            self.stage = then if self.config.final_check else Stage.DONE
+            if self.config.final_check is None:
+                then = Stage.REMOVE if isinstance(self.config.pressure, LossTolerance) else Stage.DONE
+            self.stage = then
         elif verdict == Verdict.START_OVER:
             self.counterexamples.remember(pairs[:, wrong])
             self.masks.set_to(initial)
@@ -193,8 +209,11 @@ class Pruning:
         return check.counterexamples(standing, pairs).shape[1], int(standing.sum())
 
     def _remove(self) -> None:
-        """Take out edges, and groups of edges that may go only together, on trial."""
-        final = self.config.final_check
+        """Take out edges, and groups of edges that may go only together, on trial; or all that a tolerance lets go."""
+        final, pressure = self.config.final_check, self.config.pressure
+        if isinstance(pressure, LossTolerance):
+            loss = circuit_loss(self.problem, self.config, self._seed)
+            self.masks.keep_exactly(keep_within(loss, self.masks.edge_log_alpha(), pressure.tolerance))
         if final is not None and final.joint_removals:
             kept = self._final_check().without_superfluous(self.masks.rounded(), self.counterexamples.pairs)
             self.masks.keep_only(mask_of(self.problem.graph, kept) > 0)
@@ -209,10 +228,10 @@ class Pruning:
         return self.masks.mean().detach()
 
     def kept(self) -> Bool[Tensor, "source destination"]:
-        """The circuit as it stands."""
+        """The circuit as it stands, without dead edges."""
         if self.config.kept == "at mean sparsity":
-            return self.masks.kept_at_mean_sparsity()
-        return self.masks.rounded() > 0
+            return live(self.problem.graph, self.masks.kept_at_mean_sparsity())
+        return live(self.problem.graph, self.masks.rounded() > 0)
 
     def state(self) -> dict[str, Tensor]:
         """All that a run needs to go on as if it had never stopped."""
@@ -260,6 +279,22 @@ class Pruning:
             part.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
+def circuit_loss(problem: Problem, config: PruningConfig, seed: int) -> CircuitLoss:
+    """What circuits are judged by once masks have been learned: the loss of a run, on more inputs than a batch has."""
+    loss = config.loss
+    return CircuitLoss(
+        problem.model,
+        problem.dataset,
+        problem.ablator,
+        loss=loss.loss,
+        logit_scale=loss.logit_scale,
+        over=loss.criterion,
+        inputs=_JUDGED_ON,
+        batch_size=math.ceil(config.batch_size / problem.parts),
+        seed=seed,
+    )
+
+
 def discover(problem: Problem, config: PruningConfig, *, seed: int, progress: bool, name: str) -> Discovery:
     """Run from beginning to end; see `Method`."""
     run = Pruning(problem, config, seed=seed)
@@ -288,5 +323,6 @@ def prune_edges(
     config: PruningConfig,
 ) -> Discovery:
     """Find a circuit by Edge Pruning; see `Method` and `PruningConfig`."""
-    problem = Problem.of(model, dataset, ablation, config.loss.loss, logit_scale=config.loss.logit_scale)
+    loss = config.loss
+    problem = Problem.of(model, dataset, ablation, loss.loss, logit_scale=loss.logit_scale, over=loss.criterion)
     return discover(problem, config, seed=seed, progress=progress, name=config.name)

@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from edgeprune.ablation import rows_at_once
-from edgeprune.graph import Edge, live_edges
+from edgeprune.graph import Edge
 from edgeprune.groups import Removals, masks_without, removals
-from edgeprune.masks import edges_of
+from edgeprune.masks import edges_of, live
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs, draw_pairs
 from edgeprune.model import Mask
@@ -68,7 +68,7 @@ class FinalCheck:
         A removal is tried on a few inputs and on known pairs, then on all. A pair on which it is wrong becomes known.
         """
         graph = self.problem.graph
-        edges = live_edges(graph, edges_of(graph, mask > 0))
+        edges = edges_of(graph, live(graph, mask > 0))
         while True:
             listed = sorted(edges)
             removed = removals(graph, listed).flip(0)
@@ -76,7 +76,7 @@ class FinalCheck:
                 (mask,) = masks_without(graph, listed, removed[[number]])
                 wrong = self.counterexamples(mask, self.pairs(known))
                 if not wrong.shape[1]:
-                    edges = live_edges(graph, edges_of(graph, mask > 0))
+                    edges = edges_of(graph, live(graph, mask > 0))
                     break
                 known = torch.cat([known, wrong[:, :1]], dim=1)
             else:

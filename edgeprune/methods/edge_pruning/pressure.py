@@ -1,7 +1,8 @@
-"""What makes edges fall: a Lagrangian on a target sparsity (the paper's), or a penalty on every expected edge."""
+"""What makes edges fall: a Lagrangian on sparsity (the paper's), one on the loss, or a penalty on every edge."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,12 @@ from torch import Tensor
 
 from edgeprune.masks import Draw, LearnedMask
 from edgeprune.methods.settings import out_of_range, refuse
+
+_LEAST_LOSS, _LARGEST_LOSS = 1e-12, 1e12
+"""Losses that a logarithm is taken of."""
+
+_LARGEST_LOG_PRICE: Final = 30.0
+"""Beyond which a price grows, or falls, no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,28 @@ class Penalty:
         refuse(out_of_range(self, positive=("penalty",), least=("penalty_warmup",)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossTolerance:
+    """The fewest expected edges at which the loss is within a tolerance: a Lagrangian on the loss.
+
+    Divided by its multiplier, `E[kept] + lambda (loss - tolerance)` is `loss + price * E[kept]`, whose price grows
+    while the loss is within the tolerance, and falls while it is not. That loss is of rounded masks, not of samples.
+    """
+
+    tolerance: float
+    """Loss that a circuit may have, nats: what is asked for in place of a sparsity."""
+
+    price_learning_rate: float = 0.05
+    """Of the logarithm of the price of an edge."""
+
+    def start(self, steps: int) -> "WithinTolerance":
+        """Its state; `steps` play no part."""
+        return WithinTolerance(self)
+
+    def __post_init__(self) -> None:
+        refuse(out_of_range(self, positive=("tolerance", "price_learning_rate")))
+
+
 class Pressure(Protocol):
     """What a run asks of either."""
 
@@ -76,8 +105,15 @@ class Pressure(Protocol):
     expected_edges: float
     """As of the last step."""
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int) -> tuple[Tensor, Tensor]:
-        """By log_alpha, on which it descends, and by the multipliers, on which it ascends."""
+    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
+        """By log_alpha, on which it descends, and by the multipliers, on which it ascends.
+
+        Args:
+            masks: what is learned.
+            draw: the samples of the step.
+            step: its number, from 0.
+            loss: of the samples, in the mean; for a tolerance, of the circuit as it stands.
+        """
         ...
 
     def figures(self, step: int) -> dict[str, float]:
@@ -96,7 +132,7 @@ class TowardsTarget:
         self.multiplier_learning_rate = config.multiplier_learning_rate
         self.expected_edges = 0.0
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int) -> tuple[Tensor, Tensor]:
+    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
         """See `Pressure`."""
         edges = masks.edge_values(draw)
         short = self._target(step) - (1 - edges.mean())
@@ -126,7 +162,7 @@ class UnderPenalty:
         self.multipliers: Float[Tensor, " multiplier"] = torch.zeros(0)
         self.expected_edges = 0.0
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int) -> tuple[Tensor, Tensor]:
+    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
         """See `Pressure`."""
         kept = edges = masks.expected_edges(rounded=draw.rounded)
         self.expected_edges = float(edges.detach())
@@ -144,3 +180,34 @@ class UnderPenalty:
     def figures(self, step: int) -> dict[str, float]:
         """See `Pressure`."""
         return {"penalty": self._strength(step)}
+
+
+class WithinTolerance:
+    """The state of a Lagrangian on the loss; its one multiplier is the logarithm of the price of an edge, in nats."""
+
+    full_from = 0
+
+    def __init__(self, config: LossTolerance) -> None:
+        self._config, self.multiplier_learning_rate = config, config.price_learning_rate
+        self.multipliers: Float[Tensor, " multiplier"] = torch.zeros(1)
+        self.expected_edges = 0.0
+
+    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
+        """See `Pressure`."""
+        kept = masks.expected_edges(rounded=draw.rounded)
+        self.expected_edges = float(kept.detach())
+        (gradient,) = torch.autograd.grad(kept, masks.log_alpha)
+        room = math.log(self._config.tolerance / min(max(loss, _LEAST_LOSS), _LARGEST_LOSS))
+        log_price = float(self.multipliers)
+        may = log_price < _LARGEST_LOG_PRICE if room > 0 else log_price > -_LARGEST_LOG_PRICE
+        by_price = torch.tensor([min(1.0, max(-1.0, room)) if may else 0.0])
+        return self._price(masks) * min(1.0, math.exp(room)) * gradient, by_price
+
+    def _price(self, masks: LearnedMask) -> float:
+        """Of an edge; at first all edges together cost as much as the tolerance."""
+        log_price = min(_LARGEST_LOG_PRICE, float(self.multipliers))
+        return self._config.tolerance / masks.graph.total * math.exp(log_price)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """See `Pressure`."""
+        return {"tolerance": self._config.tolerance, "log_price": float(self.multipliers)}

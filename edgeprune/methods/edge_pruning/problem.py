@@ -8,7 +8,7 @@ from jaxtyping import Float
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.graph import Ablation, Graph
-from edgeprune.methods.loss import Loss, Objective, Pairs
+from edgeprune.methods.loss import Loss, Objective, Over, Pairs
 from edgeprune.model import Mask, MaskedModel
 
 
@@ -31,10 +31,11 @@ class Problem:
         loss: Loss,
         *,
         logit_scale: float = 1.0,
+        over: Over = "mean",
         parts: int = 1,
     ) -> "Problem":
         """The problem of finding a circuit under an ablation."""
-        objective = Objective(dataset, loss, logit_scale=logit_scale)
+        objective = Objective(dataset, loss, logit_scale=logit_scale, over=over)
         return Problem(model, dataset, objective, Ablator(model, dataset, ablation), parts)
 
     @property

@@ -1,0 +1,120 @@
+"""Greedy elimination: of all edges, the one goes whose absence harms least, then again of those that are left.
+
+The baseline that measures every removal in the circuit as it is, where ACDC measures each edge once, in a fixed order.
+
+Note: while there are many edges, a share of them goes together, those whose absence alone harms least.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from edgeprune.data import Dataset
+from edgeprune.graph import Ablation
+from edgeprune.masks import edge_exists, live
+from edgeprune.methods.circuit_loss import CircuitLoss
+from edgeprune.methods.loss import Loss
+from edgeprune.methods.method import Discovery, keep_above
+from edgeprune.methods.settings import out_of_range, refuse
+from edgeprune.model import MaskedModel
+
+_TOGETHER: Final = 256
+"""Masks in one call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyConfig:
+    """Settings of `eliminate`."""
+
+    threshold: float = 0.01
+    """Loss up to which edges go; how they are ranked does not depend on it."""
+
+    many: int = 250
+    """Edges above which a share of them goes at a time."""
+
+    share: float = 0.05
+    """That share."""
+
+    loss: Loss = "divergence"
+    """See `loss.Loss`."""
+
+    logit_scale: float = 10.0
+    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
+
+    inputs: int = 128
+    """Inputs on which removals are judged, or all where there are fewer."""
+
+    batch_size: int = 32
+    """Inputs in a forward; it changes nothing but time and memory."""
+
+    def __post_init__(self) -> None:
+        faults = out_of_range(self, counts=("many", "inputs", "batch_size"), positive=("logit_scale",))
+        if not 0 < self.share <= 1:
+            faults.append(f"0 < share <= 1, got {self.share}")
+        refuse(faults)
+
+
+@torch.no_grad()
+def eliminate(
+    model: MaskedModel,
+    dataset: Dataset,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    config: GreedyConfig | None = None,
+) -> Discovery:
+    """Take out all edges, one after the other; an edge's score is the share of the edges that went before it.
+
+    The circuit is what is left when the loss last was within the threshold. See `Method`, `GreedyConfig`.
+    """
+    config = GreedyConfig() if config is None else config
+    loss = CircuitLoss(
+        model,
+        dataset,
+        ablation,
+        loss=config.loss,
+        logit_scale=config.logit_scale,
+        inputs=config.inputs,
+        batch_size=config.batch_size,
+        seed=seed,
+    )
+    exists = edge_exists(model.graph)
+    kept, scores, last = exists.clone(), torch.zeros(exists.shape), exists
+    with tqdm(total=model.graph.total, desc=f"greedy, {ablation}", disable=None if progress else True) as bar:
+        while kept.any():
+            gone = kept & ~_fewer(loss, kept, config)
+            scores[gone] = (bar.total - int(kept.sum())) / bar.total
+            kept = kept & ~gone
+            bar.update(int(gone.sum()))
+            if float(loss(kept[None].float())[0]) <= config.threshold:
+                last = kept
+    return replace(keep_above(model.graph, ablation, last.float(), 0.5), scores=scores)
+
+
+def _fewer(loss: CircuitLoss, kept: Tensor, config: GreedyConfig) -> Tensor:
+    """What is left after one round: dead edges go first, as they harm nothing."""
+    alive = live(loss.graph, kept)
+    if not torch.equal(alive, kept):
+        return alive
+    cells = torch.nonzero(kept)
+    if len(cells) <= config.many:
+        without = _without(kept, cells)
+        number, _ = loss.best(without)
+        return without[number] > 0
+    losses = torch.cat([loss(_without(kept, some)) for some in cells.split(_TOGETHER)])
+    gone = cells[losses.argsort(stable=True)[: max(1, int(config.share * len(cells)))]]
+    fewer = kept.clone()
+    fewer[gone[:, 0], gone[:, 1]] = False
+    return fewer
+
+
+def _without(kept: Tensor, cells: Tensor) -> Float[Tensor, "edge source destination"]:
+    """The mask of a circuit without the edge at each cell."""
+    masks = kept.float().repeat(len(cells), 1, 1)
+    masks[torch.arange(len(cells)), cells[:, 0], cells[:, 1]] = 0
+    return masks

@@ -1,0 +1,293 @@
+"""Polishing: what is taken out, exchanged and certified, beside running all subsets; and as a stage of a run."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_pruning_run import QUICK, save_model
+
+from edgeprune import polish_run
+from edgeprune.errors import ConfigError, RunError
+from edgeprune.groups import masks_without, removals
+from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live
+from edgeprune.methods.circuit_loss import CircuitLoss
+from edgeprune.methods.edge_pruning.configurations import TOLERANCE
+from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step, polish
+from edgeprune.methods.settings import with_settings
+from edgeprune.models.transformer import Transformer
+from edgeprune.pruning_run import prune
+from edgeprune.subject import RunConfig, load_subject
+from edgeprune.tasks import Sizes
+from tracr_bridge.cli import main
+
+CONFIG = PolishConfig()
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    model = save_model(tmp_path_factory.mktemp("model"))
+    return RunConfig(model=model, task="gp", sizes=Sizes(train=8, validation=4, test=6), pruning=QUICK)
+
+
+@pytest.fixture(scope="module")
+def subject(asked):
+    return load_subject(asked, ["train"])
+
+
+def loss_of(subject, **more):
+    return CircuitLoss(subject.model, subject.splits["train"], "resample", inputs=8, batch_size=3, seed=0, **more)
+
+
+def removals_of(loss, kept):
+    listed = sorted(edges_of(loss.graph, kept))
+    return masks_without(loss.graph, listed, removals(loss.graph, listed))
+
+
+# The loss
+
+
+@pytest.mark.parametrize("over", ["mean", "worst"])
+def test_a_limit_changes_no_loss_that_is_within_it(subject, over):
+    loss = loss_of(subject, over=over)
+    masks = torch.rand(40, *edge_exists(loss.graph).shape, generator=torch.Generator().manual_seed(0)).round()
+    whole = loss(masks)
+    limit = float(whole.median())
+    found = loss(masks, limit=limit)
+    assert torch.equal(found, torch.where(whole <= limit, whole, torch.inf))
+    assert loss(masks, limit=0.0).isinf().all()
+    number, least = loss.best(masks)
+    assert (number, least) == (int(whole.argmin()), float(whole.min()))
+    assert loss.best(masks, limit=least / 2)[1] == float("inf")
+    assert loss.masks_run == 5 * 40
+
+
+def test_the_worst_is_the_largest_over_examples_and_the_mean_their_mean(subject):
+    mask = torch.zeros(1, *edge_exists(subject.model.graph).shape)
+    each = [
+        float(CircuitLoss(subject.model, subject.splits["train"], "resample", inputs=n, batch_size=99, seed=0)(mask)[0])
+        * n
+        for n in range(1, 9)
+    ]
+    per_input = torch.tensor(each).diff(prepend=torch.zeros(1))
+    assert float(loss_of(subject, over="worst")(mask)[0]) == pytest.approx(float(per_input.max()), rel=1e-3)
+    assert float(loss_of(subject)(mask)[0]) == pytest.approx(float(per_input.mean()), rel=1e-3)
+
+
+# The search
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-2])
+def test_within_a_tolerance_nothing_that_is_listed_can_go(subject, tolerance):
+    loss = loss_of(subject)
+    run = Polish(loss, Goal(tolerance=tolerance), edge_exists(loss.graph), CONFIG)
+    polish(run)
+    assert run.loss <= tolerance and run.edges < loss.graph.total
+    assert float(loss(run.kept[None].float())[0]) == pytest.approx(run.loss, rel=1e-3)
+    assert (loss(removals_of(loss, run.kept)) > tolerance).all()
+    assert torch.equal(live(loss.graph, run.kept), run.kept)
+
+
+@pytest.mark.parametrize("edges", [3, 12, 25])
+def test_of_so_many_edges_none_can_go_and_none_be_exchanged(subject, edges):
+    """From a random circuit; afterwards no removal is as good, and no exchange of one edge is better."""
+    loss = loss_of(subject)
+    start = edge_exists(loss.graph) & (torch.rand(edge_exists(loss.graph).shape) < 0.5)
+    run = Polish(loss, Goal(edges=edges), start, replace(CONFIG, exchanges=99))
+    polish(run)
+    assert run.edges <= edges
+    assert (loss(removals_of(loss, run.kept)) > run.limit).all()
+    inside, outside = (torch.nonzero(each) for each in (run.kept, edge_exists(loss.graph) & ~run.kept))
+    exchanged = run.kept.repeat(len(inside), len(outside), 1, 1)
+    for (n, gone), (m, new) in itertools.product(enumerate(inside), enumerate(outside)):
+        exchanged[n, m, gone[0], gone[1]], exchanged[n, m, new[0], new[1]] = False, True
+    better = loss(exchanged.flatten(0, 1).float()) < run.loss * (1 - 0.01) - 1e-6
+    assert run.edges < edges or not better.any()
+
+
+def test_what_a_head_needs_together_is_found_though_no_edge_of_it_serves_alone(compiled, truth):
+    """From nothing: a head that is missing comes with its inputs and outputs."""
+    program = compiled("xproportion")
+    true = truth("xproportion", "resample").circuit
+    loss = CircuitLoss(program.model, program.dataset, "resample", loss="squared", inputs=999, batch_size=64, seed=0)
+    run = Polish(loss, Goal(edges=len(true)), edge_exists(loss.graph), PolishConfig())
+    polish(run)
+    assert run.circuit("resample") == true
+
+
+def test_polishing_that_is_restored_before_every_step_is_the_same(subject):
+    def states(*, restored):
+        run, found = Polish(loss_of(subject), Goal(edges=12), edge_exists(subject.model.graph), CONFIG), []
+        while not run.ended:
+            if restored:
+                before, run = run.state(), Polish(loss_of(subject), Goal(edges=12), run.kept, CONFIG)
+                run.restore(before)
+            run.advance()
+            found.append(run.state())
+        return found
+
+    whole, again = states(restored=False), states(restored=True)
+    assert len(whole) == len(again) and Step(int(whole[-1]["at"][0])) == Step.DONE
+    for one, other in zip(whole, again, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("goal", [{}, {"edges": 3, "tolerance": 0.1}, {"edges": 0}, {"tolerance": 0.0}])
+def test_goals_that_are_none_are_refused(goal):
+    with pytest.raises(ConfigError, match="Expected"):
+        Goal(**goal)
+
+
+def test_a_circuit_whose_masks_would_not_fit_is_refused(subject, monkeypatch):
+    monkeypatch.setattr("edgeprune.methods.polish._ROOM", 99)
+    with pytest.raises(ConfigError, match="Expected a circuit of fewer edges to polish"):
+        Polish(loss_of(subject), Goal(edges=3), edge_exists(subject.model.graph), CONFIG)
+
+
+# As a stage of a run
+
+
+def test_a_run_is_polished_to_the_size_that_was_asked_for(asked, tmp_path, monkeypatch):
+    polished = replace(asked, polish=True)
+    plain, found = prune(asked, tmp_path / "plain"), prune(polished, tmp_path / "whole")
+    assert plain.saved.method["name"] == "edge-pruning" and found.saved.method["name"] == "edge-pruning-polished"
+    wanted = round(0.5 * found.saved.circuit.graph.total)
+    assert found.reached and len(found.saved.circuit) <= wanted != len(plain.saved.circuit)
+    certificate = json.loads((tmp_path / "whole" / "polish.json").read_text())
+    assert certificate["criterion"] == {"loss": "divergence", "over": "mean", "examples": 8, "edges": wanted}
+    assert certificate["found"]["edges"] == len(found.saved.circuit)
+    assert (
+        certificate["tried"]["removals"] > wanted and certificate["tried"]["masks"] > certificate["tried"]["removals"]
+    )
+    calls, advance = [], Polish.advance
+
+    def stops(run):
+        calls.append(run)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        advance(run)
+
+    monkeypatch.setattr(Polish, "advance", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prune(polished, tmp_path / "run")
+    prune(polished, tmp_path / "run", resume=True)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "run" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_what_polishing_left_is_refused_where_it_is_damaged(asked, tmp_path):
+    polished = replace(asked, polish=True, pruning=replace(QUICK, steps=2))
+    prune(polished, tmp_path / "run")
+    (tmp_path / "run" / "polish.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError, match="Expected where polishing stood"):
+        prune(polished, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("criterion", ["mean", "worst"])
+@pytest.mark.parametrize("polished", [False, True])
+def test_a_run_within_a_tolerance(asked, tmp_path, criterion, polished):
+    settings = {"tolerance": 0.01, "steps": 60, "batch_size": 4, "criterion": criterion, "learning_rate": 0.5}
+    config = replace(asked, pruning=with_settings(TOLERANCE, settings), polish=polished)
+    found = prune(config, tmp_path / "run", save_every=25)
+    assert found.saved.method["name"] == "edge-pruning-tolerance" + ("-polished" if polished else "")
+    loss = loss_of(load_subject(config, ["train"]), over=criterion)
+    mask = torch.zeros(edge_exists(loss.graph).shape)
+    for edge in found.saved.circuit.edges:
+        mask[loss.graph.position(edge)] = 1
+    assert (
+        found.reached and found.loss == pytest.approx(float(loss(mask[None])[0]), rel=1e-3) and 0 < found.loss <= 0.01
+    )
+    assert len(found.saved.circuit) < loss.graph.total
+    if polished:
+        assert (loss(removals_of(loss, mask > 0)) > 0.01).all()
+    prune(config, tmp_path / "run", resume=True)
+
+
+def test_the_command_takes_a_tolerance_and_polishes(asked, tmp_path, capsys):
+    sizes = ["--train", "8", "--validation", "4", "--test", "6", "--batch-size", "4", "--steps", "20", "--json"]
+    about = ["prune", "--model", asked.model, "--task", "gp", "--out", str(tmp_path / "run")]
+    assert main([*about, *sizes, "--tolerance", "0.05", "--criterion", "worst", "--polish"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "edge-pruning-tolerance-polished" and found["reached"] and found["loss"] <= 0.05
+    assert json.loads((tmp_path / "run" / "outcome.json").read_text()) == {
+        name: value for name, value in found.items() if name not in ("circuit", "method")
+    }
+
+
+def test_what_is_asked_for_neither_is_not_polished(asked):
+    with pytest.raises(ConfigError, match="is asked for neither"):
+        polish_run.goal_of(replace(TOLERANCE, pressure=with_settings_penalty()), 9)
+
+
+def with_settings_penalty():
+    from edgeprune.methods.edge_pruning.pressure import Penalty
+
+    return Penalty(penalty=0.1)
+
+
+# What the loss may be, and where there is no end
+
+
+@pytest.mark.parametrize("polished", [False, True])
+def test_a_loss_that_falls_below_that_of_the_full_model_is_refused(asked, polished):
+    pruning = replace(QUICK, loss=replace(QUICK.loss, loss="disagreement"))
+    with pytest.raises(ConfigError, match="Expected a loss that is 0 at the full model"):
+        if polished:
+            replace(asked, pruning=pruning, polish=True)
+        else:
+            with_settings(TOLERANCE, {"loss": "disagreement"})
+
+
+def test_a_loss_that_rounding_puts_below_0_is_none(subject, monkeypatch):
+    """Or an edge would go and come back for ever."""
+    loss = loss_of(subject)
+    monkeypatch.setattr(loss._objective, "per_input", lambda outputs, batch: 0 * outputs.sum((-1, -2)) - 1e-7)
+    run = Polish(loss, Goal(edges=loss.graph.total), edge_exists(loss.graph), CONFIG)
+    for _ in range(100):
+        if not run.ended:
+            run.advance()
+    assert run.ended and run.loss == 0
+
+
+def test_a_circuit_whose_loss_is_no_number_is_polished_to_one_that_has_one(subject, monkeypatch):
+    loss = loss_of(subject)
+    per_input = loss._objective.per_input
+    monkeypatch.setattr(
+        loss._objective, "per_input", lambda outputs, batch: per_input(outputs, batch) / (outputs.shape[0] > 1)
+    )
+    run = Polish(loss, Goal(edges=20), edge_exists(loss.graph), CONFIG)
+    assert run.loss == float("inf")
+    polish(run)
+    assert run.edges == 20 and 0 < run.loss < float("inf")
+
+
+def test_a_tolerance_that_everything_is_within_ends_with_no_edge(asked, tmp_path):
+    """Its price grows no further than numbers go; and a loss without bounds lowers it."""
+    settings = {"tolerance": 50.0, "steps": 60, "batch_size": 4, "price_learning_rate": 30.0}
+    found = prune(replace(asked, pruning=with_settings(TOLERANCE, settings)), tmp_path / "run")
+    assert found.reached and not found.saved.circuit.edges
+    state = TOLERANCE.pressure.start(9)
+    masks = LearnedMask(found.saved.circuit.graph, HardConcrete(), initial=0.0, of="edges")
+    draw = masks.draw(1, torch.Generator().manual_seed(0))
+    for loss in (float("inf"), 0.0):
+        by_masks, by_price = state.gradients(masks, draw, 0, loss)
+        assert by_masks.isfinite().all() and float(by_price) == (1.0 if loss == 0 else -1.0)
+
+
+def test_what_follows_learning_runs_in_parts_too_and_only_where_it_is_asked_for(asked, tmp_path, monkeypatch):
+    rows, sources = [], Transformer.sources
+
+    def counted(model, tokens):
+        rows.append(tokens.shape[-2])
+        return sources(model, tokens)
+
+    monkeypatch.setattr(Transformer, "sources", counted)
+    one = replace(asked.sizes, validation=1)
+    prune(replace(asked, sizes=one, parts=4, polish=True, pruning=replace(QUICK, steps=2)), tmp_path / "run")
+    assert max(rows) == 1
+    rows.clear()
+    prune(replace(asked, pruning=replace(QUICK, steps=2)), tmp_path / "plain")
+    rows.clear()
+    prune(replace(asked, pruning=replace(QUICK, steps=2)), tmp_path / "plain", resume=True)
+    assert not rows
