@@ -62,7 +62,7 @@ class Row:
             return it.edges > self.asked
         if self.method != PRUNING:
             return False
-        total = round(it.edges / (1 - it.sparsity)) if it.edges else math.inf
+        total = it.edges / (1 - it.sparsity) if it.edges else math.inf
         return not sparsity_reached(self.target, it.sparsity, total)
 
     @property

@@ -69,7 +69,7 @@ def outcome(
     if not isinstance(pressure, SparsityTarget):
         return Outcome(saved, loss, examples, None, "")
     target, missed = pressure.target_sparsity, ""
-    if not (sparsity_reached(target, 1 - edges / total, total) or (polished and 1 - edges / total >= target)):
+    if not (sparsity_reached(target, 1 - edges / total, float(total)) or (polished and 1 - edges / total >= target)):
         missed = (
             f"asked for a sparsity of {target:g}, reached {1 - edges / total:.3f} ({edges} of {total} edges): try more "
             "--steps, or --polish, which ends with as many edges as were asked for"
