@@ -280,7 +280,7 @@ def toy(record: Record, scale: Scale, folder: Path | None) -> None:
         sizes = Sizes() if scale is FULL else Sizes(train=8, validation=4, test=4)
         asked = RunConfig(model=str(folder or here / "toy"), task="ioi", pruning=pruning, sizes=sizes)
         start = time.perf_counter()
-        saved = prune(asked, here / "run", device=scale.device)
+        saved = prune(asked, here / "run", device=scale.device).saved
         seconds = time.perf_counter() - start
         measured = evaluate_run(here / "run", device=scale.device)[1]["circuit"]
         record.note("toy", steps=scale.toy_steps, seconds=seconds, total=saved.circuit.graph.total, **asdict(measured))

@@ -24,11 +24,11 @@ from edgeprune.methods.edge_pruning.configurations import BY_NAME
 from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circuit_loss
 from edgeprune.methods.edge_pruning.pressure import LossTolerance
 from edgeprune.methods.edge_pruning.problem import Problem
-from edgeprune.methods.polish import PolishConfig
+from edgeprune.methods.polish import PolishConfig, check_room
 from edgeprune.methods.settings import from_json, settings
 from edgeprune.outcome import Outcome, outcome
 from edgeprune.parallel import Ranks, join
-from edgeprune.polish_run import polish_in
+from edgeprune.polish_run import goal_of, polish_in
 from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
@@ -79,6 +79,8 @@ def prune(
         for file in unfinished(out):
             file.unlink()
     subject = load_subject(config, ("train", "validation"), device=device, progress=progress)
+    if config.polish:
+        check_room(subject.model.graph, goal_of(config.pruning, subject.model.graph.total).edges or 0)
     run = Pruning(_problem(subject, config), config.pruning, seed=config.seed)
     asked = {"format": FORMAT, "config": asdict(config), "about": subject.digests, "versions": dict(versions())}
     if (out / "run.json").exists():

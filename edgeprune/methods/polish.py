@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Ablation, Circuit
+from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.groups import groups, masks_without, removals
 from edgeprune.masks import edge_exists, edges_of, live
 from edgeprune.methods.circuit_loss import CircuitLoss
@@ -77,6 +77,20 @@ class Goal:
         refuse(faults)
 
 
+def check_room(graph: Graph, edges: int) -> None:
+    """Refuse a circuit of so many edges whose masks would not fit.
+
+    Raises:
+        ConfigError: they would not.
+    """
+    room = edges * len(graph.sources) * len(graph.destinations)
+    if room > _ROOM:
+        raise ConfigError(
+            f"Expected a circuit of fewer edges to polish, as a mask is held without each of them; those of {edges:,} "
+            f"edges take {room / 2**30:.0f} GiB, and {_ROOM / 2**30:.0f} GiB are the most"
+        )
+
+
 class Step(IntEnum):
     """What is done next."""
 
@@ -103,12 +117,7 @@ class Polish:
     def __init__(self, loss: CircuitLoss, goal: Goal, kept: Kept, config: PolishConfig) -> None:
         self._run, self._graph, self._goal, self._config = loss, loss.graph, goal, config
         self.kept: Kept = live(self._graph, kept)
-        room = self.edges * self.kept.numel()
-        if room > _ROOM:
-            raise ConfigError(
-                f"Expected a circuit of fewer edges to polish, as a mask is held without each of them; those of "
-                f"{self.edges:,} edges take {room / 2**30:.0f} GiB, and {_ROOM / 2**30:.0f} GiB are the most"
-            )
+        check_room(self._graph, self.edges)
         self.step, self.moves, self.removals = Step.SHRINK, 0, 0
         self.loss = float(loss(self.kept[None].float())[0])
 

@@ -145,6 +145,13 @@ def test_a_circuit_whose_masks_would_not_fit_is_refused(subject, monkeypatch):
         Polish(loss_of(subject), Goal(edges=3), edge_exists(subject.model.graph), CONFIG)
 
 
+def test_a_size_whose_masks_would_not_fit_is_refused_before_anything_is_learned(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeprune.methods.polish._ROOM", 99)
+    with pytest.raises(ConfigError, match="those of 23 edges take"):
+        prune(replace(asked, polish=True), tmp_path / "run")
+    assert not [*(tmp_path / "run").iterdir()]
+
+
 # As a stage of a run
 
 
