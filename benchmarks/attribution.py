@@ -28,10 +28,11 @@ def row(compiled: Compiled, ablation: Ablation) -> str:
     batches = [(b, ablator(b)) for b in dataset.batches(config.batch_size, torch.Generator().manual_seed(0))]
 
     def plainly() -> None:
-        embedding = model._token = model._token.detach().requires_grad_()  # the only parameter that a plain run shows
+        # The only parameter that a plain run shows.
+        embedding = model._token = model._token.detach().requires_grad_()  # pyright: ignore[reportPrivateUsage]
         for batch, _ in batches:
             torch.autograd.grad(objective.per_input(model(batch.clean), batch).sum(), embedding)
-        model._token = embedding.detach()
+        model._token = embedding.detach()  # pyright: ignore[reportPrivateUsage]
 
     def masked() -> None:
         for batch, ablated in batches:

@@ -32,8 +32,7 @@ from edgeprune.methods.baselines import draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning import configurations
-from edgeprune.methods.edge_pruning.engine import circuit_loss, prune_edges
-from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.edge_pruning.engine import circuit_loss, problem_of, prune_edges
 from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, polish
 from edgeprune.methods.settings import with_settings
@@ -173,15 +172,7 @@ class _Bench:
     def _polished(self, found: _Found, edges: int) -> _Found:
         """What polishing makes of a circuit, at so many edges at the most."""
         begin, config, pruning = time.perf_counter(), PolishConfig(), self.config.pruning
-        learned = pruning.loss
-        problem = Problem.of(
-            self.subject.model,
-            self._train,
-            self.config.ablation,
-            learned.loss,
-            logit_scale=learned.logit_scale,
-            over=learned.criterion,
-        )
+        problem = problem_of(self.subject.model, self._train, self.config.ablation, pruning)
         loss = circuit_loss(problem, pruning, self.config.seed)
         run = Polish(loss, Goal(edges=edges), circuit_mask(found.circuit) > 0, config)
         polish(run, progress=self.progress)

@@ -312,6 +312,15 @@ def live(graph: Graph, kept: Bool[Tensor, "*lead source destination"]) -> Bool[T
     return kept & leads_on[..., None, :]
 
 
+def without_each(
+    kept: Bool[Tensor, "source destination"], cells: Int[Tensor, "edge 2"]
+) -> Bool[Tensor, "edge source destination"]:
+    """A circuit without the edge at each of so many cells, one at a time."""
+    circuits = kept.repeat(len(cells), 1, 1)
+    circuits[torch.arange(len(cells)), cells[:, 0], cells[:, 1]] = False
+    return circuits
+
+
 def live_circuit(graph: Graph, ablation: Ablation, kept: Bool[Tensor, "source destination"]) -> Circuit:
     """The circuit of the edges that are kept and not dead."""
     return Circuit(graph, ablation, edges_of(graph, live(graph, kept)))

@@ -7,9 +7,7 @@ certificate that no edge and no group of edges can go under the criterion that i
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-
+from edgeprune.checkpoint import restore_from, write_state
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.edge_pruning.config import PruningConfig
@@ -17,7 +15,7 @@ from edgeprune.methods.edge_pruning.pressure import LossTolerance, SparsityTarge
 from edgeprune.methods.loss import DISTANCES
 from edgeprune.methods.polish import Goal, Kept, Polish, PolishConfig, Step, polish
 from edgeprune.parallel import join
-from edgeprune.store import write_atomically, write_text
+from edgeprune.store import write_text
 
 
 def goal_of(pruning: PruningConfig, total: int) -> Goal:
@@ -50,13 +48,7 @@ def polish_in(
     state, goal = out / "polish.safetensors", goal_of(pruning, loss.graph.total)
     run = Polish(loss, goal, kept, config)
     if state.exists():
-        try:
-            run.restore(load_file(state))
-        except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
-            raise RunError(
-                f"Expected where polishing stood in {str(state)!r}; it is damaged: {error!s:.200}. Take it away to "
-                "polish anew"
-            ) from error
+        restore_from(state, run.restore)
     ranks = join()
     if not ranks.agree(run.moves * len(Step) + run.step):
         raise RunError(f"Expected one folder that all processes see; {str(out)!r} is not the same for all of them")
@@ -64,7 +56,7 @@ def polish_in(
 
     def keep(run: Polish) -> None:
         if writes:
-            write_atomically(state, lambda file: file.write(save(run.state())))
+            write_state(run.state(), state)
 
     polish(run, moved=keep, progress=progress)
     if writes:

@@ -2,8 +2,8 @@
 
 `run.json` says what was asked for, `metrics.jsonl` has a line a step, `checkpoint.safetensors` all that the run needs
 to go on as if it had never stopped, and, once it has ended, `circuit.json` what was found and `outcome.json` whether
-that is what was asked for. Each is written whole or not
-at all, lines of metrics apart: those after the checkpoint are made again.
+that is what was asked for; polishing has files of its own (`polish_run.py`). Each is written whole or not at all, lines
+of metrics apart: those after the checkpoint are made again.
 """
 
 import hashlib
@@ -13,17 +13,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from edgeprune.checkpoint import restore_from, write_state
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods.edge_pruning.configurations import BY_NAME
-from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circuit_loss
+from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circuit_loss, problem_of
 from edgeprune.methods.edge_pruning.pressure import LossTolerance
-from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.polish import PolishConfig, check_room
 from edgeprune.methods.settings import from_json, settings
 from edgeprune.outcome import Outcome, outcome
@@ -81,7 +79,8 @@ def prune(
     subject = load_subject(config, ("train", "validation"), device=device, progress=progress)
     if config.polish:
         check_room(subject.model.graph, goal_of(config.pruning, subject.model.graph.total).edges or 0)
-    run = Pruning(_problem(subject, config), config.pruning, seed=config.seed)
+    problem = problem_of(subject.model, subject.splits["train"], config.ablation, config.pruning, parts=config.parts)
+    run = Pruning(problem, config.pruning, seed=config.seed)
     asked = {"format": FORMAT, "config": asdict(config), "about": subject.digests, "versions": dict(versions())}
     if (out / "run.json").exists():
         _check_subject(out, subject)
@@ -234,20 +233,6 @@ def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
         raise RunError(f"Expected the run that {str(out)!r} holds, with {'; '.join(differing)}: name another folder")
 
 
-def _problem(subject: Subject, config: RunConfig) -> Problem:
-    """What a run learns on."""
-    loss, train = config.pruning.loss, subject.splits["train"]
-    return Problem.of(
-        subject.model,
-        train,
-        config.ablation,
-        loss.loss,
-        logit_scale=loss.logit_scale,
-        over=loss.criterion,
-        parts=config.parts,
-    )
-
-
 def _run(run: Pruning, subject: Subject, config: RunConfig, out: Path, *, save_every: int, progress: bool) -> None:
     """Go on until there is nothing left to do: a line of metrics for each step, and checkpoints in between."""
     ranks = subject.model.ranks
@@ -284,8 +269,7 @@ def _share(run: Pruning, ranks: Ranks) -> None:
 def _save(run: Pruning, out: Path, ranks: Ranks) -> None:
     """Write a checkpoint."""
     if ranks.first:
-        apart = {name: value.clone().contiguous() for name, value in run.state().items()}  # some are one and the same
-        write_atomically(out / "checkpoint.safetensors", lambda file: file.write(save(apart)))
+        write_state(run.state(), out / "checkpoint.safetensors")
 
 
 def _metrics(step: Progress) -> dict[str, Any]:
@@ -304,13 +288,7 @@ def _restore(run: Pruning, out: Path) -> None:
     """Bring a run to its last checkpoint, or leave it at its beginning; metrics end there too."""
     checkpoint, metrics = out / "checkpoint.safetensors", out / "metrics.jsonl"
     if checkpoint.exists():
-        try:
-            run.restore(load_file(checkpoint))
-        except (SafetensorError, KeyError, RuntimeError, ValueError, OSError) as error:
-            raise RunError(
-                f"Expected a checkpoint of this run in {str(checkpoint)!r}; it is damaged: {error!s:.200}. Put a copy "
-                "in its place, or take it away to begin again"
-            ) from error
+        restore_from(checkpoint, run.restore)
     if metrics.exists() and join().first:
         lines = metrics.read_bytes().splitlines(keepends=True)[: run.done]
         write_atomically(metrics, lambda file: file.write(b"".join(lines)))

@@ -9,7 +9,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.masks import edge_exists
+from edgeprune.masks import edge_exists, without_each
 from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.model import MaskedModel
@@ -61,8 +61,7 @@ def ablate_each(
     scores = torch.zeros(exists.shape)
     chunks = cells.split(max(1, _ROWS // len(batch.clean)))
     for chunk in tqdm(chunks, desc=f"single edges, {ablation}", disable=None if progress else True):
-        masks = exists.float().repeat(len(chunk), 1, 1)
-        masks[torch.arange(len(chunk)), chunk[:, 0], chunk[:, 1]] = 0
+        masks = without_each(exists, chunk).float()
         scores[chunk[:, 0], chunk[:, 1]] = objective(model(batch.clean, masks, ablated, batch.positions), batch)
     return keep_above(model.graph, ablation, scores, config.threshold)
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation
-from edgeprune.masks import edge_exists, live
+from edgeprune.masks import edge_exists, live, without_each
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.loss import Loss
 from edgeprune.methods.method import Discovery, keep_above
@@ -103,18 +102,11 @@ def _fewer(loss: CircuitLoss, kept: Tensor, config: GreedyConfig) -> Tensor:
         return alive
     cells = torch.nonzero(kept)
     if len(cells) <= config.many:
-        without = _without(kept, cells)
-        number, _ = loss.best(without)
-        return without[number] > 0
-    losses = torch.cat([loss(_without(kept, some)) for some in cells.split(_TOGETHER)])
+        without = without_each(kept, cells)
+        number, _ = loss.best(without.float())
+        return without[number]
+    losses = torch.cat([loss(without_each(kept, some).float()) for some in cells.split(_TOGETHER)])
     gone = cells[losses.argsort(stable=True)[: max(1, int(config.share * len(cells)))]]
     fewer = kept.clone()
     fewer[gone[:, 0], gone[:, 1]] = False
     return fewer
-
-
-def _without(kept: Tensor, cells: Tensor) -> Float[Tensor, "edge source destination"]:
-    """The mask of a circuit without the edge at each cell."""
-    masks = kept.float().repeat(len(cells), 1, 1)
-    masks[torch.arange(len(cells)), cells[:, 0], cells[:, 1]] = 0
-    return masks

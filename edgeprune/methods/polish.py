@@ -7,7 +7,7 @@ certified: all removals that `groups.removals` lists were run, and none of them 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.groups import groups, masks_without, removals
-from edgeprune.masks import edge_exists, edges_of, live
+from edgeprune.masks import edge_exists, edges_of, live, without_each
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.settings import out_of_range, refuse
 
@@ -38,6 +38,9 @@ _PAIRS: Final = 1024
 
 _TOGETHER: Final = 256
 """Masks in one call."""
+
+_EACH: Final = 64
+"""Edges of a circuit up to which it is run without each of them to see which are missed least."""
 
 _ROOM: Final = 2**33
 """Bytes of the masks of a circuit without each of its edges, at the most."""
@@ -187,7 +190,7 @@ class Polish:
         if missing <= 0:
             return
         larger = self._larger()
-        larger = larger[_sizes(larger) <= self._wanted]
+        larger = _with(larger[_sizes(larger) <= self._wanted], self._cut_nodes(larger, self._wanted))
         if (many := int(_AT_ONCE * missing)) > 1:
             single = larger[_sizes(larger) == self.edges + 1]
             together = single[self._order(single)[:many]].any(0, keepdim=True)
@@ -197,12 +200,11 @@ class Polish:
     def _exchange(self) -> None:
         """Add what serves best, and take out as many again: kept where the loss falls."""
         some, size = self._config.exchanges, self.edges
-        larger, without = self._larger(), _without_each(self.kept)
-        single, nodes = larger[_sizes(larger) == size + 1], larger[_sizes(larger) > size + 1]
+        larger, without = self._larger(), without_each(self.kept, torch.nonzero(self.kept))
+        single = larger[_sizes(larger) == size + 1]
         single, without = single[self._order(single)[:some]] & ~self.kept, without[self._order(without)[:some]]
-        nodes = [self._cut(each, size)[None] for each in nodes[self._order(nodes)[: self._config.nodes]]]
         exchanged = (single[:, None] | without[None]).flatten(0, 1)
-        tried = live(self._graph, torch.cat([exchanged, *nodes]))
+        tried = live(self._graph, _with(exchanged, self._cut_nodes(larger, size)))
         if not self._take_best(tried[_sizes(tried) <= size].unique(dim=0), self._lower, Step.SHRINK):
             self.step = Step.CERTIFY
 
@@ -221,7 +223,9 @@ class Polish:
         """What is left without each edge, or each group of edges, and without what is dead then."""
         listed = sorted(edges_of(self._graph, self.kept))
         in_groups = masks_without(self._graph, listed, groups(self._graph, listed)) > 0
-        return live(self._graph, torch.cat([_without_each(self.kept), in_groups])).unique(dim=0)
+        return live(self._graph, torch.cat([without_each(self.kept, torch.nonzero(self.kept)), in_groups])).unique(
+            dim=0
+        )
 
     def _larger(self) -> Circuits:
         """The circuit with one more edge, for each that would be alive, and with each node that it lacks."""
@@ -251,18 +255,34 @@ class Polish:
         nodes = live(graph, torch.stack(nodes)) if nodes else larger[:0]
         return torch.cat([larger, nodes[_sizes(nodes) > self.edges]])
 
+    def _cut_nodes(self, larger: Circuits, size: int) -> list[Kept]:
+        """Circuits with a node that was lacking, those that serve best on the first inputs, cut down to a size."""
+        nodes = larger[_sizes(larger) > max(size, self.edges + 1)]
+        return [self._cut(each, size) for each in nodes[self._order(nodes)[: self._config.nodes]]]
+
     def _cut(self, kept: Kept, size: int) -> Kept:
-        """Take out what is missed least, to first order, until so many edges are left, half of the excess at a time."""
+        """Take out what is missed least until so many edges are left, half of the excess at a time.
+
+        Where there are many edges, that is to first order, which sees nothing beyond a step.
+        """
         while (excess := int(kept.sum()) - size) > 0:
-            missed = torch.where(kept, -self._run.gradient(kept.float()), math.inf)
-            gone = missed.flatten().argsort(stable=True)[: math.ceil(excess / 2)]
-            kept = live(self._graph, kept.flatten().index_fill(0, gone, value=False).view_as(kept))
+            cells = torch.nonzero(kept)
+            if len(cells) <= _EACH:
+                missed = self._run.glance(without_each(kept, cells).float())
+            else:
+                missed = -self._run.gradient(kept.float())[kept]
+            gone = cells[missed.argsort(stable=True)[: math.ceil(excess / 2)]]
+            kept = kept.clone()
+            kept[gone[:, 0], gone[:, 1]] = False
+            kept = live(self._graph, kept)
         return kept
 
     def _order(self, circuits: Circuits, *, per_edge: bool = False) -> Tensor:
-        """From the best on the first inputs to the worst; per edge that is not there any more, if asked for."""
+        """From the best on the first inputs to the worst; by what each edge that went has cost, if asked for."""
         losses = torch.cat([self._run.glance(some.float()) for some in circuits.split(_TOGETHER)] or [torch.zeros(0)])
-        return (losses / (self.edges - _sizes(circuits)) if per_edge else losses).argsort(stable=True)
+        if per_edge:
+            losses = (losses - self._run.glance(self.kept[None].float())) / (self.edges - _sizes(circuits))
+        return losses.argsort(stable=True)
 
     def circuit(self, ablation: Ablation) -> Circuit:
         """The circuit as it is now."""
@@ -306,13 +326,9 @@ def polish(run: Polish, *, moved: Callable[[Polish], None] | None = None, progre
                 moved(run)
 
 
-def _without_each(kept: Kept) -> Circuits:
-    """A circuit without each of its edges."""
-    cells = torch.nonzero(kept)
-    circuits = kept.repeat(len(cells), 1, 1)
-    circuits[torch.arange(len(cells)), cells[:, 0], cells[:, 1]] = False
-    return circuits
-
-
 def _sizes(circuits: Circuits) -> Float[Tensor, " circuit"]:
     return circuits.flatten(1).sum(1).float()
+
+
+def _with(circuits: Circuits, others: Sequence[Kept]) -> Bool[Tensor, "more source destination"]:
+    return torch.cat([circuits, *(other[None] for other in others)])

@@ -346,6 +346,28 @@ def test_a_model_whose_weights_have_changed_is_another_one(run, tmp_path):
 # The command
 
 
+def test_a_sparsity_that_is_missed_is_told(capsys, run, tmp_path):
+    asked = ["compare", "--model", run.model, "--task", "gp", "--out", str(tmp_path / "out"), "--test", "6"]
+    asked += ["--examples", "6", "--target-sparsity", "0.5", "--steps", "3"]
+    asked += ["--method", "edge-pruning", "--method", "edge-pruning-polished", "--method", "eap"]
+    assert main(asked) == 1
+    shown, missed = capsys.readouterr()
+    assert "1 of 3 circuits missed the sparsity" in missed and "edge-pruning 0.5 (0.000)" in missed
+    assert "0.0%, not 50.0%" in (tmp_path / "out" / "compare.md").read_text() and "edge-pruning" in shown
+    assert main([*asked, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["method"]: row["missed"] for row in rows} == {
+        "edge-pruning": True, "edge-pruning-polished": False, "eap": False
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("edges", "sparsity"), [(0, 1.0), (9, 0.8), (46, 0.0)])
+def test_a_circuit_with_no_edge_has_missed_half_of_them(edges, sparsity):
+    measured = Evaluation(0.5, 1.5, 0.25, 1.0, edges, sparsity)
+    assert Row("edge-pruning", 6, 0.5, edges, 1.0, 1, "cpu", measured).missed
+    assert not Row("edge-pruning", 6, sparsity or 0.02, edges, 1.0, 1, "cpu", measured).missed
+
+
 def test_the_command_compares_methods_ones_own_among_them(capsys, run, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)

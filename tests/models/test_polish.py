@@ -10,10 +10,12 @@ from test_pruning_run import QUICK, save_model
 
 from edgeprune import polish_run
 from edgeprune.errors import ConfigError, RunError
+from edgeprune.graph import Node
 from edgeprune.groups import masks_without, removals
-from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live
+from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live, mask_of
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.edge_pruning.configurations import TOLERANCE
+from edgeprune.methods.edge_pruning.pressure import Penalty
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step, polish
 from edgeprune.methods.settings import with_settings
 from edgeprune.models.transformer import Transformer
@@ -93,7 +95,8 @@ def test_within_a_tolerance_nothing_that_is_listed_can_go(subject, tolerance):
 def test_of_so_many_edges_none_can_go_and_none_be_exchanged(subject, edges):
     """From a random circuit; afterwards no removal is as good, and no exchange of one edge is better."""
     loss = loss_of(subject)
-    start = edge_exists(loss.graph) & (torch.rand(edge_exists(loss.graph).shape) < 0.5)
+    drawn = torch.rand(edge_exists(loss.graph).shape, generator=torch.Generator().manual_seed(edges))
+    start = edge_exists(loss.graph) & (drawn < 0.5)
     run = Polish(loss, Goal(edges=edges), start, replace(CONFIG, exchanges=99))
     polish(run)
     assert run.edges <= edges
@@ -106,14 +109,20 @@ def test_of_so_many_edges_none_can_go_and_none_be_exchanged(subject, edges):
     assert run.edges < edges or not better.any()
 
 
-def test_what_a_head_needs_together_is_found_though_no_edge_of_it_serves_alone(compiled, truth):
-    """From nothing: a head that is missing comes with its inputs and outputs."""
-    program = compiled("xproportion")
-    true = truth("xproportion", "resample").circuit
-    loss = CircuitLoss(program.model, program.dataset, "resample", loss="squared", inputs=999, batch_size=64, seed=0)
-    run = Polish(loss, Goal(edges=len(true)), edge_exists(loss.graph), PolishConfig())
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+@pytest.mark.parametrize("head", [None, 0, 1])
+def test_a_true_circuit_is_found_from_all_edges_and_from_one_that_lacks_a_head(compiled, truth, ablation, head):
+    """No edge into a head that is missing, or out of it, serves alone: it comes with all of them, and is cut down."""
+    program, true = compiled("end_pair"), truth("end_pair", ablation).circuit
+    graph = program.model.graph
+    lacks = None if head is None else Node("a", 1, head)
+    start = {edge for edge in true.edges if lacks not in (edge.source, edge.destination.owner)}
+    assert lacks is None or len(start) < len(true) - 1
+    loss = CircuitLoss(program.model, program.dataset, ablation, loss="squared", inputs=999, batch_size=64, seed=0)
+    kept = edge_exists(graph) if lacks is None else mask_of(graph, start) > 0
+    run = Polish(loss, Goal(edges=len(true)), kept, CONFIG)
     polish(run)
-    assert run.circuit("resample") == true
+    assert run.circuit(ablation) == true
 
 
 def test_polishing_that_is_restored_before_every_step_is_the_same(subject):
@@ -187,7 +196,7 @@ def test_what_polishing_left_is_refused_where_it_is_damaged(asked, tmp_path):
     polished = replace(asked, polish=True, pruning=replace(QUICK, steps=2))
     prune(polished, tmp_path / "run")
     (tmp_path / "run" / "polish.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RunError, match="Expected where polishing stood"):
+    with pytest.raises(RunError, match=r"Expected a checkpoint of this run in .*polish"):
         prune(polished, tmp_path / "run", resume=True)
 
 
@@ -224,13 +233,7 @@ def test_the_command_takes_a_tolerance_and_polishes(asked, tmp_path, capsys):
 
 def test_what_is_asked_for_neither_is_not_polished(asked):
     with pytest.raises(ConfigError, match="is asked for neither"):
-        polish_run.goal_of(replace(TOLERANCE, pressure=with_settings_penalty()), 9)
-
-
-def with_settings_penalty():
-    from edgeprune.methods.edge_pruning.pressure import Penalty
-
-    return Penalty(penalty=0.1)
+        polish_run.goal_of(replace(TOLERANCE, pressure=Penalty(penalty=0.1)), 9)
 
 
 # What the loss may be, and where there is no end

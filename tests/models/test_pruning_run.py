@@ -148,7 +148,7 @@ def test_a_llama_is_pruned_stopped_gone_on_with_and_evaluated_alike(config, tmp_
     saved = prune(ours, tmp_path / "whole", save_every=7).saved
     assert saved.circuit.graph.total > len(saved.circuit) > 0
     assert {str(edge.destination) for edge in saved.circuit.graph.edges} >= {"a1.h3.q", "a1.h1.k", "a1.h1.v"}
-    monkeypatch.setattr(pruning_run, "write_atomically", fails_after(2, pruning_run.write_atomically))
+    monkeypatch.setattr(pruning_run, "write_state", fails_after(2, pruning_run.write_state))
     with pytest.raises(KeyboardInterrupt):
         prune(ours, tmp_path / "run", save_every=7)
     monkeypatch.undo()

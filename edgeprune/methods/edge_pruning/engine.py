@@ -279,6 +279,16 @@ class Pruning:
             part.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
+def problem_of(
+    model: MaskedModel, dataset: Dataset, ablation: Ablation, config: PruningConfig, *, parts: int = 1
+) -> Problem:
+    """What a run of a configuration is about."""
+    loss = config.loss
+    return Problem.of(
+        model, dataset, ablation, loss.loss, logit_scale=loss.logit_scale, over=loss.criterion, parts=parts
+    )
+
+
 def circuit_loss(problem: Problem, config: PruningConfig, seed: int) -> CircuitLoss:
     """What circuits are judged by once masks have been learned: the loss of a run, on more inputs than a batch has."""
     loss = config.loss
@@ -323,6 +333,5 @@ def prune_edges(
     config: PruningConfig,
 ) -> Discovery:
     """Find a circuit by Edge Pruning; see `Method` and `PruningConfig`."""
-    loss = config.loss
-    problem = Problem.of(model, dataset, ablation, loss.loss, logit_scale=loss.logit_scale, over=loss.criterion)
+    problem = problem_of(model, dataset, ablation, config)
     return discover(problem, config, seed=seed, progress=progress, name=config.name)

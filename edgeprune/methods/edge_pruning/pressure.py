@@ -11,8 +11,9 @@ from torch import Tensor
 from edgeprune.masks import Draw, LearnedMask
 from edgeprune.methods.settings import out_of_range, refuse
 
-_LEAST_LOSS, _LARGEST_LOSS = 1e-12, 1e12
-"""Losses that a logarithm is taken of."""
+_LEAST_LOSS: Final = 1e-12
+_LARGEST_LOSS: Final = 1e12
+"""Between which a logarithm is taken of a loss."""
 
 _LARGEST_LOG_PRICE: Final = 30.0
 """Beyond which a price grows, or falls, no more."""
@@ -74,6 +75,7 @@ class LossTolerance:
 
     Divided by its multiplier, `E[kept] + lambda (loss - tolerance)` is `loss + price * E[kept]`, whose price grows
     while the loss is within the tolerance, and falls while it is not. That loss is of rounded masks, not of samples.
+    While it is not, the price is also lowered at once, by as many times as the loss is too large.
     """
 
     tolerance: float
@@ -91,7 +93,7 @@ class LossTolerance:
 
 
 class Pressure(Protocol):
-    """What a run asks of either."""
+    """What a run asks of each of them."""
 
     multipliers: Float[Tensor, " multiplier"]
     """They ascend; there may be none."""
