@@ -42,7 +42,8 @@ from edgeprune.step_cost import step_cost
 from edgeprune.store import write_text
 from edgeprune.subject import RunConfig
 from edgeprune.tasks import Sizes
-from edgeprune.toy import ToyConfig, train_toy
+from edgeprune.toys import ToyConfig
+from edgeprune.toys.train import train_toy
 
 SECONDS = 480.0
 """Of the whole run: what has not begun by then is left out, and named."""
@@ -274,7 +275,7 @@ def toy(record: Record, scale: Scale, folder: Path | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
         if folder is None:
-            trained = train_toy(here / "toy", scale.toy)
+            trained = train_toy(here / "toy", config=scale.toy)
             record.note("toy_training", accuracy=trained.accuracy, seconds=trained.seconds)
         pruning = replace(PAPER, steps=scale.toy_steps)
         sizes = Sizes() if scale is FULL else Sizes(train=8, validation=4, test=4)

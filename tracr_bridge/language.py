@@ -231,16 +231,19 @@ def plan(options: argparse.Namespace) -> bool:
 
 def train_toy(options: argparse.Namespace) -> bool:
     """`edgeprune train-toy`."""
-    from edgeprune.toy import ToyConfig
-    from edgeprune.toy import train_toy as train
+    from edgeprune.toys import LESSONS
+    from edgeprune.toys.train import train_toy as train
     from tracr_bridge import report
 
-    toy = train(options.out, _asked(ToyConfig(), options), seed=options.seed, progress=True)
+    lesson = LESSONS[options.task]
+    said = {each.name: getattr(options, each.name) for each in fields(lesson.config)}
+    config = replace(lesson.config, **{name: value for name, value in said.items() if value is not None})
+    toy = train(options.out, options.task, config, seed=options.seed, progress=True)
     where = str(options.out.resolve())
     if options.json:
         print(report.as_json({"model": where} | asdict(toy)), file=options.output)
     else:
-        rows = [("accuracy on held-out names", f"{toy.accuracy:.2%}"), ("loss, nats a token", f"{toy.loss:.3f}")]
+        rows = [(f"accuracy on {lesson.tested_on}", f"{toy.accuracy:.2%}"), ("loss, nats a token", f"{toy.loss:.3f}")]
         report.print_rows(options.task, [*rows, ("seconds", f"{toy.seconds:.0f}")])
         print(f"model: {where}")
     return toy.accuracy >= _LEARNED

@@ -137,13 +137,34 @@ def _add_others(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> 
     toy_command = add(
         "train-toy", "train a small GPT-2 that knows a task, to try the other commands on", language.train_toy
     )
-    toy_command.add_argument("task", choices=("ioi",), help="what it learns: indirect object identification")
-    toy_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    toy_command.add_argument(
+        "task",
+        choices=("ioi", "sort", "parentheses", "modular-addition"),
+        help="what it learns: indirect object identification; five numbers, sorted, by one head; whether ten "
+        "parentheses are balanced; sums modulo 23",
+    )
+    toy_command.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder to make; task.jsonl in it is the task, but for ioi",
+    )
     if chosen == "train-toy":
-        from edgeprune.toy import ToyConfig
-
-        _add_fields(toy_command.add_argument_group("shape and training"), ToyConfig())
+        _add_toy_settings(toy_command)
     _add_device(evaluate_command)
+
+
+def _add_toy_settings(command: argparse.ArgumentParser) -> None:
+    """Shape and training, with each lesson's values."""
+    from edgeprune.toys import LESSONS, ToyConfig
+
+    group = command.add_argument_group("shape and training")
+    for setting in fields(ToyConfig):
+        values = {task: getattr(lesson.config, setting.name) for task, lesson in LESSONS.items()}
+        first, others = values["ioi"], {task: value for task, value in values.items() if value != values["ioi"]}
+        says = ", ".join([_shown(first), *(f"{task}: {_shown(value)}" for task, value in others.items())])
+        _add_field(group, ToyConfig, setting.name, first, default=None, says=f" (default: {says})")
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

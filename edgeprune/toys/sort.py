@@ -1,0 +1,58 @@
+"""Five different numbers, sorted: `7 2 19 4 11 = 2 4 7 11 19`.
+
+One layer, one head and no MLP suffice; Baggins et al., "One attention head is all you need for sorting fixed-length
+lists" (2023), trained such a model. A number attends to what is larger, most to the next, and copies it to the output.
+"""
+
+from itertools import islice
+from random import Random
+from typing import Final
+
+from edgeprune.tasks.example import Example
+from edgeprune.toys.lesson import Course, Lesson, ToyConfig
+
+NUMBERS: Final = 20
+LENGTH: Final = 5
+HELD_OUT: Final = 2000
+"""Lists that test, and do not teach."""
+
+EXAMPLES: Final = 1024
+"""Of the task's file; there are 1,860,480 lists."""
+
+Numbers = tuple[int, ...]
+
+
+def _drawn(random: Random) -> Numbers:
+    return tuple(random.sample(range(NUMBERS), LENGTH))
+
+
+def _marked(numbers: Numbers) -> str:
+    right = "".join(f"<predict> {number}</predict>" for number in sorted(numbers))
+    return f"{' '.join(map(str, numbers))} ={right}"
+
+
+def _example(numbers: Numbers) -> Example:
+    return Example.marked(_marked(numbers), _marked(numbers))
+
+
+def _course(random: Random) -> Course:
+    held_out = {_drawn(random) for _ in range(HELD_OUT)}
+
+    def teach(random: Random, count: int) -> list[Example]:
+        drawn = iter(lambda: _drawn(random), None)
+        return [_example(numbers) for numbers in islice((each for each in drawn if each not in held_out), count)]
+
+    def test(random: Random, count: int) -> list[Example]:
+        return [_example(numbers) for numbers in random.choices(sorted(held_out), k=count)]
+
+    task = ({"clean": _marked(_drawn(random)), "corrupted": _marked(_drawn(random))} for _ in range(EXAMPLES))
+    return Course(teach, test, tuple(task))
+
+
+LESSON: Final = Lesson(
+    says="five numbers, sorted",
+    tested_on="numbers of held-out lists",
+    words=(*map(str, range(NUMBERS)), "="),
+    config=ToyConfig(layers=1, heads=1, tied=False, mlp=False, steps=1000),
+    course=_course,
+)

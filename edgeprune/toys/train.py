@@ -1,0 +1,184 @@
+"""Training a toy: a real `GPT2LMHeadModel` and a tokenizer of whole words, saved with its task as a folder."""
+
+import json
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from edgeprune.errors import ConfigError, RunError
+from edgeprune.models.load import without_bars
+from edgeprune.store import UnwritableFile, check_writable
+from edgeprune.tasks.example import Example
+from edgeprune.toys import LESSONS
+from edgeprune.toys.lesson import Lesson, ToyConfig
+
+TASK: Final = "task.jsonl"
+"""The file of a toy's folder that has its task, where that is none of `tasks.TASKS`."""
+
+_UNKNOWN: Final = "<unk>"
+_CONTEXT: Final = 32
+_TESTS: Final = 2000
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What was trained."""
+
+    accuracy: float
+    """Share of the answers of 2,000 held-out examples that are the most likely next token."""
+
+    loss: float
+    """Of the last step, nats a token."""
+
+    seconds: float
+
+
+def train_toy(
+    out: Path, task: str = "ioi", config: ToyConfig | None = None, *, seed: int = 0, progress: bool = False
+) -> Toy:
+    """Train a model and save it, with its tokenizer and its task, as a folder that `load_model` reads.
+
+    Args:
+        out: the folder, which must not be there yet.
+        task: what it learns, one of `LESSONS`.
+        config: shape and training; the lesson's own unless given.
+        seed: of weights, examples and what is held out.
+        progress: show a progress bar on standard error, if that is a terminal.
+
+    Raises:
+        ConfigError: there is no such lesson.
+        RunError: there is something at `out`.
+        UnwritableFile: it cannot be written there.
+    """
+    if task not in LESSONS:
+        raise ConfigError(f"Expected something to learn among {', '.join(LESSONS)}; got {task!r}")
+    lesson = LESSONS[task]
+    config = lesson.config if config is None else config
+    if out.exists():
+        raise RunError(f"Expected a folder that is not there yet; got {str(out)!r}")
+    check_writable(out)
+    start, random = time.perf_counter(), Random(seed)
+    tokenizer, course = _tokenizer(lesson), lesson.course(random)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(_shape(config, len(tokenizer)))
+    if not config.mlp:
+        _without_mlp(model)
+
+    batches = (_encoded(tokenizer, course.teach(random, config.batch_size)) for _ in range(config.steps))
+    loss = _fit(model, config, batches, all_tokens=lesson.all_tokens, progress=progress)
+    model.eval()
+    tests = _encoded(tokenizer, course.test(random, _TESTS))
+    with torch.no_grad():
+        right = model(tests.tokens).logits[:, :-1].argmax(-1) == tests.tokens[:, 1:]
+    accuracy = float(right[tests.answers[:, 1:]].double().mean())
+    _save(model, tokenizer, [json.dumps(line) for line in course.task], out)
+    return Toy(accuracy, loss, time.perf_counter() - start)
+
+
+def _shape(config: ToyConfig, words: int) -> GPT2Config:
+    return GPT2Config(
+        n_layer=config.layers,
+        n_head=config.heads,
+        n_embd=config.width,
+        n_inner=None if config.mlp else 1,
+        n_positions=_CONTEXT,
+        vocab_size=words,
+        tie_word_embeddings=config.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+    )
+
+
+@torch.no_grad()
+def _without_mlp(model: GPT2LMHeadModel) -> None:
+    """Let MLPs write nothing, for good."""
+    for name, weights in model.named_parameters():
+        if ".mlp." in name:
+            weights.requires_grad = False
+            weights.zero_()
+
+
+def _tokenizer(lesson: Lesson) -> PreTrainedTokenizerFast:
+    """One token for each word and each mark of its texts."""
+    known = [_UNKNOWN, *lesson.words]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token=_UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=_UNKNOWN)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Whole texts, padded on the right with 0."""
+
+    tokens: Int[Tensor, "text pos"]
+    real: Bool[Tensor, "text pos"]
+    """Where there is no padding."""
+
+    answers: Bool[Tensor, "text pos"]
+    """Where a text's answers are."""
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> _Texts:
+    texts = [example.clean + example.predictions[-1].right[0] for example in examples]
+    rows = [torch.tensor(ids) for ids in tokenizer(texts)["input_ids"]]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    length, place = torch.tensor([[len(row)] for row in rows]), torch.arange(tokens.shape[1])
+    count = torch.tensor([[len(example.predictions)] for example in examples])
+    return _Texts(tokens, place < length, (place >= length - count) & (place < length))
+
+
+def _fit(
+    model: GPT2LMHeadModel, config: ToyConfig, batches: Iterable[_Texts], *, all_tokens: bool, progress: bool
+) -> float:
+    """Train on all tokens but the first, or on answers; the loss of the last step."""
+    weights = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+    loss = torch.tensor(math.nan)
+    bar = tqdm(batches, desc="training", total=config.steps, disable=None if progress else True)
+    for step, texts in enumerate(bar):
+        grown = min(1.0, 20 * (step + 1) / config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * grown * (1 + math.cos(math.pi * step / config.steps)) / 2
+        counted = (texts.real if all_tokens else texts.answers)[:, 1:]
+        loss = F.cross_entropy(model(texts.tokens).logits[:, :-1][counted], texts.tokens[:, 1:][counted])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+    return loss.item()
+
+
+def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, task: Sequence[str], out: Path) -> None:
+    """Write to a folder beside `out`, then rename it."""
+    temporary = out.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with without_bars():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        if task:
+            (temporary / TASK).write_text("\n".join(task) + "\n", encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UnwritableFile(f"Expected a folder that can be written; got {str(out)!r}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
