@@ -23,6 +23,7 @@ from edgeprune.store import (
     write_atomically,
     write_text,
 )
+from tracr_bridge.judge import Judge
 from tracr_bridge.truth import Certificate, Truth
 from tracr_bridge.weights import Weights
 
@@ -86,6 +87,7 @@ def _describe(truth: Truth, subject: "Compiled | Exported") -> tuple[dict[str, A
     from tracr_bridge.compile import Compiled
 
     graph, certificate, judge = truth.circuit.graph, truth.certificate, truth.judge
+    assert isinstance(judge, Judge), "of a compiled program, or an export"
     if isinstance(subject, Compiled):
         name, doc, family = subject.program.name, subject.program.doc, "tracr"
         model, weights = _compiled(subject)

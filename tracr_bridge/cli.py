@@ -115,6 +115,8 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     language_options.add_commands(add, chosen=chosen)
     for command, or_folder in ((verify, ""), (truth, _OR_FOLDER), (recover, _OR_FOLDER)):
         command.add_argument("program", metavar="PROGRAM", help=f"a name, or path/to/file.py:name{or_folder}")
+    for command in (truth, recover):
+        _add_trained_options(command)
     carried = f"what a removed edge carries: {', '.join(ABLATIONS)}"
     truth.add_argument("--ablation", default="zero", help=f"{carried} (default: %(default)s)")
     recover.add_argument(
@@ -141,6 +143,21 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
         "--save", type=Path, metavar="DIR", help="write the certificate as a folder, which check_certificate.py checks"
     )
     return parser
+
+
+def _add_trained_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "trained models", "PROGRAM is the folder of a model so small that all subsets of its edges can be run"
+    )
+    group.add_argument("--task", metavar="FILE.jsonl", help="its task: all examples are run (see edgeprune/tasks)")
+    group.add_argument(
+        "--tolerance", type=float, metavar="KL", help="largest divergence of a faithful circuit, nats, such as 0.1"
+    )
+    group.add_argument(
+        "--criterion",
+        choices=("mean", "worst"),
+        help="whether in the mean over examples, or on each of them (default: mean)",
+    )
 
 
 def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
@@ -12,7 +12,9 @@ from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
 if TYPE_CHECKING:
     from edgeprune.graph import Circuit
     from edgeprune.store import SavedCircuit
+    from tracr_bridge.known import Asked, Known
     from tracr_bridge.recover import Recovery
+    from tracr_bridge.truth import Truth
 
 FORMATS: Final = ("circuit", "edge-pruning", "eap-ig")
 """Files that hold circuits: ours, and those of other tools."""
@@ -86,23 +88,51 @@ def truth(options: argparse.Namespace) -> bool:
     """`edgeprune truth`."""
     ablation = parse_ablation(options.ablation)
     from tracr_bridge import report
-    from tracr_bridge.certificate_folder import save_certificate
-    from tracr_bridge.known import find, known
+    from tracr_bridge.known import known
 
     _use_one_thread()
     _check_outputs(options.save)
     if options.save is not None and options.save.exists():
         raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
-    given = known(find(_told(options.program)), seed=options.seed)
+    given = known(_subject(options), seed=options.seed, progress=True)
     found = given.truth(ablation)
+    said = report.truth_json(found, given.name)
     if options.json:
-        print(report.as_json(report.truth_json(found, given.name)), file=options.output)
+        print(report.as_json(said), file=options.output)
     else:
         report.print_truth(found, given.name, given.doc)
     if options.save is not None:
-        save_certificate(found, given.subject, options.save)
+        _save_truth(found, given, said, options.save)
         _say_where("certificate", options.save, options)
     return True
+
+
+def _subject(options: argparse.Namespace) -> "Asked":
+    """What PROGRAM is: a program, a checkpoint with a known circuit, or, with task and tolerance, a trained model."""
+    if options.task is None and options.tolerance is None:
+        from tracr_bridge.known import find
+
+        if options.criterion is not None:
+            raise EdgePruneError(f"Expected --task and --tolerance too; got --criterion {options.criterion} alone")
+        return find(_told(options.program))
+    if options.task is None or options.tolerance is None:
+        given = "--tolerance" if options.task is None else "--task"
+        raise EdgePruneError(f"Expected --task and --tolerance together, as of a trained model; got {given} alone")
+    from tracr_bridge.trained import Trained
+
+    criterion = options.criterion or "mean"
+    return Trained(model=options.program, task=options.task, tolerance=options.tolerance, criterion=criterion)
+
+
+def _save_truth(found: "Truth", given: "Known", said: dict[str, Any], folder: Path) -> None:
+    from tracr_bridge.trained import Loaded, save_truth
+
+    if isinstance(given.subject, Loaded):
+        save_truth(found, given.subject.asked, said, folder)
+    else:
+        from tracr_bridge.certificate_folder import save_certificate
+
+        save_certificate(found, given.subject, folder)
 
 
 def recover(options: argparse.Namespace) -> bool:
@@ -112,7 +142,6 @@ def recover(options: argparse.Namespace) -> bool:
     from edgeprune.methods import find_method
     from tracr_bridge import recover as recovering
     from tracr_bridge import report
-    from tracr_bridge.known import find
 
     _use_one_thread()
     find_method(options.method)
@@ -120,7 +149,7 @@ def recover(options: argparse.Namespace) -> bool:
         if getattr(options, option) is not None and len(ablations) > 1:
             raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
     _check_outputs(options.picture, options.report, options.save, picture=options.picture)
-    subject = find(_told(options.program))
+    subject = _subject(options)
     recoveries = recovering.recover_under(
         subject, ablations, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
     )

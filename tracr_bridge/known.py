@@ -1,4 +1,5 @@
-"""Models whose true circuits are known: a program's, which is compiled, and a checkpoint that `export` wrote."""
+"""Models whose true circuits are known: a program's, which is compiled, a checkpoint that `export` wrote, and a trained
+model that is so small that all subsets of its edges can be run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from tracr_bridge.verify import compile_and_verify
 
 if TYPE_CHECKING:
     from tracr_bridge.exported import Exported
+    from tracr_bridge.trained import Loaded, Trained
+
+    Asked = Program | Path | Trained
+    """A program, the folder of a checkpoint, or a trained model with its task and tolerance."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Known:
     truth: Callable[[Ablation], Truth]
     """The certified truth under an ablation; raises DegenerateProgram where nothing could fail."""
 
-    subject: "Compiled | Exported"
+    subject: "Compiled | Exported | Loaded"
     """What all this is of."""
 
     constructs: tuple[str, ...] = ()
@@ -49,12 +54,14 @@ def find(spec: str) -> Program | Path:
     return Path(spec) if Path(spec).is_dir() and spec not in catalogue() else load_program(spec)
 
 
-def known(subject: Program | Path, *, seed: int = 0) -> Known:
-    """Compile a program, or load a checkpoint.
+def known(subject: "Asked", *, seed: int = 0, progress: bool = False) -> Known:
+    """Compile a program, or load a checkpoint or a trained model.
 
     Args:
-        subject: what `find` found.
-        seed: of what is sampled to compile and to certify a program; a checkpoint has its certificates with it.
+        subject: what `find` found, or what `trained.Trained` asks for.
+        seed: of what is sampled to compile and to certify a program; a checkpoint has its certificates with it, and
+            nothing of a trained model is sampled.
+        progress: show a progress bar on standard error, if that is a terminal, while subsets are run.
 
     Raises:
         EdgePruneError: the program is unusable, or the folder is none that `export` wrote.
@@ -70,9 +77,19 @@ def known(subject: Program | Path, *, seed: int = 0) -> Known:
             compiled,
             tuple(sorted(constructs(compiled.program))),
         )
+    if isinstance(subject, Path):
+        return _exported(subject)
+    from tracr_bridge.trained import load_trained
+
+    loaded = load_trained(subject)
+    truth = partial(loaded.truth, progress=progress)
+    return Known(subject.name, subject.doc, loaded.model, loaded.dataset, truth, loaded)
+
+
+def _exported(folder: Path) -> Known:
     from tracr_bridge.exported import load_exported  # and with it transformers, which programs do without
 
-    exported = load_exported(subject)
+    exported = load_exported(folder)
     return Known(exported.name, exported.doc, exported.model, exported.dataset, exported.truth, exported)
 
 

@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -14,9 +13,12 @@ from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
 from edgeprune.masks import mask_of
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
+from tracr_bridge.judge import Judge
 from tracr_bridge.known import known
-from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, gap_of, is_true, margin_of
+
+if TYPE_CHECKING:
+    from tracr_bridge.known import Asked
 
 _T = TypeVar("_T")
 
@@ -61,7 +63,7 @@ class Recovery:
 
 
 def recover(
-    subject: Program | Path,
+    subject: "Asked",
     ablation: Ablation,
     *,
     method: str = "edge-pruning-minimax",
@@ -74,7 +76,7 @@ def recover(
 
 
 def recover_under(
-    subject: Program | Path,
+    subject: "Asked",
     ablations: Sequence[Ablation],
     *,
     method: str = "edge-pruning-minimax",
@@ -87,7 +89,7 @@ def recover_under(
     The method gets the model and its inputs, and nothing of the truth.
 
     Args:
-        subject: what to recover: a program, or the folder of a checkpoint that `export` wrote.
+        subject: what to recover: a program, the folder of a checkpoint that `export` wrote, or a trained model.
         ablations: what removed edges carry, a recovery for each; all are certified before anything is discovered.
         method: a name of the registry, or `package.module:function`.
         seed: the method's.
@@ -99,7 +101,7 @@ def recover_under(
             also where the compiled model does not do what RASP says, or nothing could fail under one of the ablations.
     """
     discover = find_method(method)
-    given, compiling = _timed(lambda: known(subject))
+    given, compiling = _timed(lambda: known(subject, progress=progress))
     truths = [_timed(partial(given.truth, ablation)) for ablation in ablations]
     found: list[Recovery] = []
     for ablation, (truth, certifying) in zip(ablations, truths, strict=True):
@@ -133,18 +135,19 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
     certificate = truth.certificate
     proof = "listed" if any(circuit.edges == found.edges for circuit in certificate.circuits) else None
     others_possible = not certificate.complete or truth.others_matter
-    if proof is None and others_possible and is_true(truth.judge, found.edges):
+    judge = truth.judge
+    if proof is None and others_possible and isinstance(judge, Judge) and is_true(judge, found.edges):
         proof = "proved"
         # What holds a true circuit inside is none; only a list of locally minimal circuits can have such.
         outside = [circuit for circuit in certificate.circuits if not found.edges < circuit.edges]
         circuits = tuple(sorted((*outside, found), key=len))
-        gap = gap_of(truth.judge, circuits[0])
+        gap = gap_of(judge, circuits[0])
         certificate = replace(
             certificate,
             status="minimal" if certificate.complete else certificate.status,
             circuits=circuits,
             gap=gap,
-            margin=min(certificate.margin, margin_of(truth.judge, gap)),
+            margin=min(certificate.margin, margin_of(judge, gap)),
         )
         truth = replace(truth, circuit=circuits[0], certificate=certificate)
     reference = min(certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))

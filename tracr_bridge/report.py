@@ -39,6 +39,7 @@ def certificate_json(certificate: Certificate) -> dict[str, Any]:
         "inputs": certificate.inputs,
         "pairs": certificate.pairs,
         "exhaustive": certificate.exhaustive,
+        "criterion": certificate.criterion,
         "atol": certificate.atol,
         "gap": {"kept": certificate.gap.kept, "dropped": certificate.gap.dropped},
         "margin": certificate.margin,
@@ -116,14 +117,16 @@ def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tupl
         compared: of its circuits, the one that another is compared with.
     """
     certificate, graph = truth.certificate, truth.circuit.graph
+    by_difference = certificate.criterion == "largest difference"
     sizes = ", ".join(str(len(circuit)) for circuit in certificate.circuits)
     listed = f"{len(certificate.circuits)}, of {sizes} edges"
     if compared is not None and len(certificate.circuits) > 1:
         listed += f"; compared with the nearest, of {len(compared)}"
     if certificate.choices:
-        listed += f"; {certificate.choices:,} partial circuits built"
+        listed += f"; {certificate.choices:,} {'partial circuits built' if by_difference else 'subsets run'}"
     runs = "pairs of clean and corrupted inputs" if truth.circuit.ablation == "resample" else "inputs"
-    coverage = "all there are" if certificate.exhaustive else "a seeded sample"
+    there_are = "all there are" if by_difference else "all that its task has"
+    coverage = there_are if certificate.exhaustive else "a seeded sample"
     status = _STATUS[certificate.status] + (" (among structural edges)" if truth.others_matter else "")
     return [
         ("status", status),

@@ -21,6 +21,7 @@ from edgeprune.metrics import ATOL
 from tracr_bridge.behaviours import minimal_circuits
 from tracr_bridge.elimination import eliminate
 from tracr_bridge.judge import Judge, JudgedModel
+from tracr_bridge.subsets import LossJudge
 
 Status = Literal["unique", "ambiguous", "minimal", "locally-minimal"]
 """
@@ -31,6 +32,10 @@ Status = Literal["unique", "ambiguous", "minimal", "locally-minimal"]
 """
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+Criterion = Literal["largest difference", "mean KL", "largest KL"]
+"""What has to be within the tolerance: the largest difference from the full model before decoding, or the divergence
+from it, nats, in the mean over inputs or on each of them."""
 
 ROUNDING: Final = 0.25
 """The share of the tolerance that rounding in single precision may take up."""
@@ -67,10 +72,12 @@ class Certificate:
     """The smallest |difference - tolerance| among the verdicts that all this rests on."""
 
     choices: int
-    """Partial circuits that were built to find all true ones; 0 where they were too many."""
+    """Partial circuits that were built, or subsets that were run, to find all true ones; 0 where they were too many."""
 
     circuits: tuple[Circuit, ...]
     """Every circuit found, smallest first."""
+
+    criterion: Criterion = "largest difference"
 
     @property
     def complete(self) -> bool:
@@ -85,7 +92,7 @@ class Truth:
     circuit: Circuit
     structural: frozenset[Edge]
     certificate: Certificate
-    judge: Judge
+    judge: Judge | LossJudge
     others_matter: bool = False
     """Whether edges that are not structural may matter too, as to a norm; the certificate has not looked at them."""
 
@@ -99,7 +106,7 @@ def is_true(judge: Judge, edges: frozenset[Edge]) -> bool | None:
     """Whether `edges` are faithful and no proper subset of them is; None where that would cost too much to tell."""
     if not edges or not is_faithful(judge, edges):
         return is_faithful(judge, edges)
-    if bool(judge.reproduces(torch.stack([mask_of(judge.model.graph, kept) for kept in _without_one(edges)])).any()):
+    if bool(judge.reproduces(torch.stack([mask_of(judge.model.graph, kept) for kept in without_one(edges)])).any()):
         return False
     found = minimal_circuits(judge, sorted(edges))
     return None if found is None else found.circuits == [edges]
@@ -221,14 +228,15 @@ def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> 
     return frozenset(inert)
 
 
-def _without_one(edges: Iterable[Edge]) -> list[list[Edge]]:
+def without_one(edges: Iterable[Edge]) -> list[list[Edge]]:
+    """A set of edges without each of them."""
     edges = sorted(edges)
     return [[other for other in edges if other != edge] for edge in edges]
 
 
 def gap_of(judge: Judge, circuit: Circuit) -> Gap:
     """What taking one edge out of a circuit does at the least, and what the circuit itself leaves over."""
-    sets = [circuit.edges, *_without_one(circuit.edges)]
+    sets = [circuit.edges, *without_one(circuit.edges)]
     differences = judge.differences(torch.stack([mask_of(circuit.graph, kept) for kept in sets])).tolist()
     return Gap(kept=min(differences[1:]), dropped=differences[0])
 

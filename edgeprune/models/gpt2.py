@@ -101,6 +101,7 @@ class Gpt2Model(Transformer):
             embed=lambda tokens: F.embedding(tokens, token) + position[: tokens.shape[-1]],
             layers=list(body.h),
             block=lambda layer: _block(layer, config.n_head, config.activation_function),
+            written=lambda layer: layer.mlp.c_proj,
             norm=_norm(body.ln_f),
             unembed=model.lm_head.weight.detach(),
             ranks=ranks,

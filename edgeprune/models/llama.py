@@ -116,6 +116,7 @@ class LlamaModel(Transformer):
             embed=lambda tokens: F.embedding(tokens, token),
             layers=list(body.layers),
             block=lambda layer: _block(layer, config.hidden_act, rotation),
+            written=lambda layer: layer.mlp.down_proj,
             norm=_norm(body.norm),
             unembed=model.lm_head.weight.detach(),
             ranks=ranks,

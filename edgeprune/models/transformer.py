@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeprune.fingerprints import Level, bits_of, salt, scrambled
-from edgeprune.graph import Graph
+from edgeprune.graph import Graph, Node
 from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
-from edgeprune.models.sharded import gathering, sharded
+from edgeprune.models.sharded import gathering, sharded, whole
 from edgeprune.parallel import ALONE, Ranks
 from edgeprune.wide_stream import Norm, PlainStream, WideStream
 
@@ -47,6 +47,7 @@ class Transformer:
         embed: what the embedding writes, `[run, batch, pos, d_model]`, from ids.
         layers: Hugging Face's, which may be sharded.
         block: what a layer does; is made anew whenever the layer is put together.
+        written: what the MLP of a layer writes with.
         norm: that of the logits.
         unembed: the weights of the logits.
         ranks: the processes among which inputs are split.
@@ -61,6 +62,7 @@ class Transformer:
         embed: Callable[[Int[Tensor, "run batch pos"]], Float[Tensor, "run batch pos d_model"]],
         layers: Sequence[Any],
         block: Callable[[Any], Block],
+        written: Callable[[Any], torch.nn.Module],
         norm: Norm,
         unembed: Float[Tensor, "vocab d_model"],
         ranks: Ranks = ALONE,
@@ -68,12 +70,19 @@ class Transformer:
         self.weights, self.graph, self.ranks = weights, graph, ranks
         self.context_length, self.vocabulary_size = context_length, len(unembed)
         self._embed, self._norm, self._unembed = embed, norm, unembed
+        self._written = [written(layer) for layer in layers]
         self._blocks = gathering(layers, block) if sharded(layers) else [block(layer) for layer in layers]
 
     @property
     def device(self) -> torch.device:
         """Where weights are."""
         return self._unembed.device
+
+    @property
+    def silent(self) -> frozenset[Node]:
+        """MLPs that write nothing, whatever they read: all that they write with is 0."""
+        weights = [[bool(whole(each).any()) for each in written.parameters()] for written in self._written]
+        return frozenset(Node("m", layer) for layer, each in enumerate(weights) if not any(each))
 
     @property
     def in_double(self) -> "Transformer":

@@ -10,6 +10,7 @@ from random import Random
 from typing import Final
 
 from edgeprune.tasks.example import Example
+from edgeprune.tasks.jsonl import EVERY
 from edgeprune.toys.lesson import Course, Draw, Lesson, ToyConfig
 
 LENGTH: Final = 10
@@ -57,7 +58,7 @@ def _course(random: Random) -> Course:
     tested = {string for some in _kinds(strings) for string in some[: round(HELD_OUT * len(some))]}
     taught, held_out = (_kinds([s for s in strings if (s in tested) == test]) for test in (False, True))
     pairs = (_pair(_kinds(strings), random) for _ in range(EXAMPLES))
-    task = ({"clean": clean, "corrupted": corrupted} for clean, corrupted in pairs)
+    task = ({"clean": clean, "corrupted": corrupted, "split": EVERY} for clean, corrupted in pairs)
     return Course(_draw(taught), _draw(held_out), tuple(task))
 
 
@@ -65,6 +66,6 @@ LESSON: Final = Lesson(
     says="whether ten parentheses are balanced",
     tested_on="held-out strings",
     words=("(", ")", "=", *ANSWERS.values()),
-    config=ToyConfig(layers=2, heads=1, tied=False, width=32, steps=1000),
+    config=ToyConfig(layers=2, heads=1, width=32, mlp=False, tied=False, steps=1000),
     course=_course,
 )

@@ -9,6 +9,7 @@ from random import Random
 from typing import Final
 
 from edgeprune.tasks.example import Example
+from edgeprune.tasks.jsonl import EVERY
 from edgeprune.toys.lesson import Course, Lesson, ToyConfig
 
 NUMBERS: Final = 20
@@ -45,8 +46,8 @@ def _course(random: Random) -> Course:
     def test(random: Random, count: int) -> list[Example]:
         return [_example(numbers) for numbers in random.choices(sorted(held_out), k=count)]
 
-    task = ({"clean": _marked(_drawn(random)), "corrupted": _marked(_drawn(random))} for _ in range(EXAMPLES))
-    return Course(teach, test, tuple(task))
+    drawn = ({"clean": _marked(_drawn(random)), "corrupted": _marked(_drawn(random))} for _ in range(EXAMPLES))
+    return Course(teach, test, tuple(line | {"split": EVERY} for line in drawn))
 
 
 LESSON: Final = Lesson(
