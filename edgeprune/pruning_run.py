@@ -40,7 +40,7 @@ from edgeprune.store import (
 from edgeprune.subject import RunConfig, Subject, load_subject
 from edgeprune.tasks import Sizes, metric_of
 
-FORMAT: Final = "edgeprune run 3"
+FORMAT: Final = "edgeprune run 4"
 
 
 def prune(

@@ -54,8 +54,12 @@ class LossConfig:
     criterion: Over = "mean"
     """Which of the examples' losses counts: their mean, or the worst of them."""
 
+    judged: int = 256
+    """Inputs that circuits are run on once masks have been learned, or all where there are fewer: to find the fewest
+    edges within a tolerance, and to polish."""
+
     def __post_init__(self) -> None:
-        refuse(out_of_range(self, positive=("logit_scale",)))
+        refuse(out_of_range(self, positive=("logit_scale",), counts=("judged",)))
 
 
 @dataclass(frozen=True, kw_only=True)

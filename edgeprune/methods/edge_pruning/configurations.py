@@ -117,6 +117,6 @@ BY_NAME: Final = {each.name: each for each in (PAPER, TOLERANCE, MINIMAX)}
 FIXED: Final = {
     PAPER.name: frozenset({"counterexamples", "counterexample_decay", "explored", "criterion"}),
     TOLERANCE.name: frozenset({"counterexamples", "counterexample_decay", "explored", "masked"}),
-    MINIMAX.name: frozenset({"loss", "logit_scale", "counted", "initial_spread", "criterion"}),
+    MINIMAX.name: frozenset({"loss", "logit_scale", "counted", "initial_spread", "criterion", "judged"}),
 }
 """Settings that are no options of theirs: another value would do nothing, or be another method."""

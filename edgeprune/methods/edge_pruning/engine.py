@@ -34,9 +34,6 @@ from edgeprune.methods.method import Discovery, Trace
 from edgeprune.model import MaskedModel
 from edgeprune.ranking import keep_within
 
-_JUDGED_ON: Final = 256
-"""Inputs that circuits are run on once masks have been learned, or all where there are fewer."""
-
 ENGINE: Final = 2
 """Version of what `Pruning.state` holds."""
 
@@ -299,7 +296,7 @@ def circuit_loss(problem: Problem, config: PruningConfig, seed: int) -> CircuitL
         loss=loss.loss,
         logit_scale=loss.logit_scale,
         over=loss.criterion,
-        inputs=_JUDGED_ON,
+        inputs=loss.judged,
         batch_size=math.ceil(config.batch_size / problem.parts),
         seed=seed,
     )

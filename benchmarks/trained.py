@@ -1,0 +1,150 @@
+"""Methods on trained models whose true circuits are known, as all subsets of their edges were run.
+
+python benchmarks/trained.py [--json FILE] [--jobs 2]
+
+Trains three tasks at three seeds, `edgeprune train-toy`, and asks for the circuits at three tolerances of the mean KL
+divergence, resample ablation. Every run is one of `edgeprune prune` itself, with all examples of the task to learn on:
+
+- edge-pruning-tolerance, asked for the tolerance, and the same polished;
+- edge-pruning, the paper's, told how many edges the smallest true circuit has, and the same polished;
+- edge-pruning-minimax, which is asked for nothing: it has its own criterion, under which no output may change.
+
+A run is exact if it ends with a true circuit, and within if what it ends with is within the tolerance. Prints a row a
+model and tolerance, then sums.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tqdm import tqdm
+
+from edgeprune.masks import circuit_mask
+from edgeprune.methods.edge_pruning.config import PruningConfig
+from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERANCE
+from edgeprune.methods.settings import with_settings
+from edgeprune.pruning_run import prune
+from edgeprune.subject import RunConfig
+from edgeprune.tasks import Sizes
+from edgeprune.toys import LESSONS
+from edgeprune.toys.train import TASK, train_toy
+from tracr_bridge.trained import Loaded, Trained, load_trained
+from tracr_bridge.truth import Truth
+
+TOLERANCES: Final = (0.01, 0.1, 1.0)
+"""Nats, of the mean over examples."""
+
+STEPS: Final = 1500
+"""Of the paper's objective and of the tolerance; minimax ends where it has converged."""
+
+ALL: Final = 2**20
+"""Examples that are asked for: a task has fewer."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run: its name in the table, and what `prune` is asked for."""
+
+    name: str
+    pruning: PruningConfig
+    polish: bool = False
+
+
+def asked_of(truth: Truth, tolerance: float) -> Iterator[Asked]:
+    """All runs at a tolerance; all but one type see nothing of the truth, and that is told a size."""
+    within = with_settings(TOLERANCE, {"tolerance": tolerance, "steps": STEPS, "judged": ALL})
+    share = 1 - len(truth.circuit) / truth.circuit.graph.total
+    told = with_settings(PAPER, {"target_sparsity": share, "steps": STEPS, "judged": ALL})
+    yield Asked("edge-pruning-tolerance", within)
+    yield Asked("edge-pruning-tolerance-polished", within, polish=True)
+    yield Asked("edge-pruning-told-size", told)
+    yield Asked("edge-pruning-told-size-polished", told, polish=True)
+    yield Asked("edge-pruning-minimax", MINIMAX)
+
+
+def run(folder: Path, task: str, seed: int, asked: Asked, out: Path) -> tuple[frozenset[Any], torch.Tensor]:
+    """What a run ends with."""
+    config = RunConfig(
+        model=str(folder),
+        task=str(folder / TASK),
+        sizes=Sizes(train=ALL, validation=100, test=100),
+        pruning=asked.pruning,
+        polish=asked.polish,
+        seed=seed,
+    )
+    circuit = prune(config, out).saved.circuit
+    return circuit.edges, circuit_mask(circuit)
+
+
+def rows_of(task: str, seed: int) -> list[Row]:
+    """Train a model, find its true circuits, and run all methods."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / task
+        accuracy = train_toy(folder, task, seed=seed).accuracy
+        return [
+            {"task": task, "seed": seed, "accuracy": accuracy} | row
+            for tolerance in TOLERANCES
+            for row in _at(load_trained(Trained(model=str(folder), task=str(folder / TASK), tolerance=tolerance)), seed)
+        ]
+
+
+def _at(given: Loaded, seed: int) -> Iterator[Row]:
+    truth, folder, tolerance = given.truth("resample"), Path(given.asked.model), given.asked.tolerance
+    true = [circuit.edges for circuit in truth.certificate.circuits]
+    about = {"tolerance": tolerance, "status": truth.certificate.status, "true": [len(each) for each in true]}
+    for asked in asked_of(truth, tolerance):
+        with tempfile.TemporaryDirectory() as out:
+            edges, mask = run(folder, given.asked.task, seed, asked, Path(out) / "run")
+        loss = float(truth.judge.differences(mask[None])[0])
+        yield about | {"method": asked.name, "edges": len(edges), "kl": loss, "exact": edges in true}
+
+
+def shown(rows: Sequence[Row]) -> Iterator[str]:
+    """The table, as Markdown."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    yield f"| model | tolerance | true circuits | {' | '.join(methods)} |"
+    yield f"|---|---|---|{'---|' * len(methods)}"
+    keys = list(dict.fromkeys((row["task"], row["seed"], row["tolerance"]) for row in rows))
+    for task, seed, tolerance in keys:
+        some = [row for row in rows if (row["task"], row["seed"], row["tolerance"]) == (task, seed, tolerance)]
+        cells = [f"{'**exact**, ' if row['exact'] else ''}{row['edges']} at {row['kl']:.2g}" for row in some]
+        sizes = ", ".join(map(str, some[0]["true"]))
+        yield f"| {task}, seed {seed} | {tolerance:g} | {some[0]['status']}: {sizes} | {' | '.join(cells)} |"
+    for says, key in (("exact", "exact"), ("within", "within")):
+        counts = [
+            f"{sum(bool(row[key]) if key in row else row['kl'] <= row['tolerance'] for row in some)} of {len(some)}"
+            for some in ([row for row in rows if row["method"] == method] for method in methods)
+        ]
+        yield f"| {says} | | | {' | '.join(counts)} |"
+
+
+def main() -> None:
+    """Run, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows too")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of models and methods (default: 3)")
+    options = parser.parse_args()
+    asked = [(task, seed) for seed in range(options.seeds) for task in LESSONS if task != "ioi"]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(partial(rows_of, *each)) for each in asked]
+        rows = [row for future in tqdm(futures, desc="models", disable=None) for row in future.result()]
+    rows.sort(key=lambda row: (list(LESSONS).index(row["task"]), row["seed"], row["tolerance"]))
+    print("\n".join(shown(rows)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
