@@ -91,9 +91,9 @@ def truth(options: argparse.Namespace) -> bool:
     from tracr_bridge.known import known
 
     _use_one_thread()
-    _check_outputs(options.save)
     if options.save is not None and options.save.exists():
         raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
+    _check_outputs(options.save)
     given = known(_subject(options), seed=options.seed, progress=True)
     found = given.truth(ablation)
     said = report.truth_json(found, given.name)

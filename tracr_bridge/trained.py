@@ -2,24 +2,29 @@
 
 The domain is all that a task's file has, and a circuit is faithful where its KL divergence from the full model is
 within a tolerance: in the mean over examples, or on each of them. As LayerNorm reads all that is written, every edge
-counts but those out of or into an MLP whose weights are 0.
+counts but those out of or into an MLP whose weights are 0. All is run in double precision.
 """
 
 import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from edgeprune.data import Dataset
-from edgeprune.errors import ConfigError, DegenerateProgram, TaskError
+from edgeprune.errors import ConfigError, DegenerateProgram, ModelError, TaskError
 from edgeprune.graph import Ablation, Circuit, Edge
 from edgeprune.masks import edge_exists, edges_of
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.loss import Over
 from edgeprune.methods.settings import out_of_range, refuse
+from edgeprune.model import Positions
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
 from edgeprune.store import SavedCircuit, UnwritableFile, check_writable, save_circuit, versions, write_text
@@ -87,21 +92,28 @@ class Loaded:
         """All true circuits, as all subsets of edges are run.
 
         Raises:
-            ModelError: there are too many subsets.
+            ModelError: there are too many subsets, or outputs that are no numbers.
             DegenerateProgram: the circuit without any edge is faithful.
         """
         asked, graph = self.asked, self.model.graph
+        model, data = self.model.in_double, self.dataset
+        with torch.no_grad():
+            target = torch.cat(
+                [model(data.tokens[r], positions=_at(data, r)) for r in torch.arange(len(data)).split(64)]
+            )
         loss = CircuitLoss(
-            self.model,
-            self.dataset,
+            model,
+            replace(data, target=target),
             ablation,
             over=asked.criterion,
-            inputs=len(self.dataset),
+            inputs=len(data),
             batch_size=_BATCH,
             seed=0,
         )
         edges = self._structural()
         found = true_circuits(loss, sorted(edges), asked.tolerance, progress=progress)
+        if not found.circuits:
+            raise ModelError(f"Expected a model whose outputs are numbers; those of {asked.name} are not")
         if frozenset() in found.circuits:
             raise DegenerateProgram(
                 f"Expected a tolerance that no circuit without edges is within; {asked.name} is within "
@@ -130,6 +142,10 @@ class Loaded:
         silent, graph = self.model.silent, self.model.graph
         edges = edges_of(graph, edge_exists(graph))
         return frozenset(edge for edge in edges if not {edge.source, edge.destination} & silent)
+
+
+def _at(data: Dataset, rows: Int[Tensor, " row"]) -> Positions | None:
+    return None if data.positions is None else data.positions[rows]
 
 
 def load_trained(asked: Trained) -> Loaded:

@@ -1,0 +1,242 @@
+"""True circuits of trained models: all subsets that are run, beside running all there are by the naive model."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_pruning_run import save_model
+from tiny import FAMILIES, families, tokens
+
+from edgeprune.data import Dataset
+from edgeprune.errors import ConfigError, DegenerateProgram, ModelError, TaskError
+from edgeprune.graph import Circuit, Edge, Graph
+from edgeprune.masks import edge_exists, edges_of, live, mask_of
+from edgeprune.store import load_saved
+from tracr_bridge import subsets, trained
+from tracr_bridge.cli import main
+from tracr_bridge.recover import assess
+from tracr_bridge.subsets import live_subsets
+from tracr_bridge.trained import Loaded, Trained
+
+INPUTS, LENGTH = 3, 4
+TASK = '{"clean": "John gave<predict> John</predict>", "corrupted": "Mark gave"}\n'
+
+
+def small(family, seed, *, asked=None):
+    """A random model of one layer and one head, its eight edges, and a task."""
+    heads = {"gpt2": {"n_head": 1}, "llama": {"num_attention_heads": 1, "num_key_value_heads": 1}}[family.name]
+    weights = family.make(family.config(num_hidden_layers=1, **heads), seed)
+    model, clean = family.adapter(weights), tokens(INPUTS, LENGTH, seed=seed)
+    positions = torch.full((INPUTS, 1), LENGTH - 1)
+    dataset = Dataset(
+        tokens=clean,
+        scored=torch.ones(INPUTS, 1, dtype=torch.bool),
+        target=model(clean, positions=positions),
+        group=torch.full((INPUTS,), LENGTH),
+        positions=positions,
+        counterparts=tokens(INPUTS, LENGTH, seed=seed + 99),
+    )
+    return Loaded(asked or Trained(model="none", task="none.jsonl", tolerance=0.05), model, dataset)
+
+
+def brute_force(family, given, ablation):
+    """Every subset of the edges with its divergence on each input, in double precision."""
+    weights, graph, data = given.model.weights.double(), given.model.graph, given.dataset
+    edges = sorted(edges_of(graph, edge_exists(graph)))
+
+    def run(row, mask, ablated):
+        written, logits = family.naive(weights, graph, row.tolist(), mask, ablated)
+        return written, logits[-1].log_softmax(-1)
+
+    found = {}
+    ones, zeros = torch.ones(edge_exists(graph).shape).double(), torch.zeros(len(graph.sources), LENGTH, 8).double()
+    for bits in itertools.product((0, 1), repeat=len(edges)):
+        kept = frozenset(edge for edge, bit in zip(edges, bits, strict=True) if bit)
+        losses = []
+        for clean, other in zip(data.tokens, data.counterparts, strict=True):
+            ablated = run(other, ones, zeros)[0] if ablation == "resample" else zeros
+            full, masked = run(clean, ones, zeros)[1], run(clean, mask_of(graph, kept).double(), ablated)[1]
+            losses.append(float((full.exp() * (full - masked)).sum()))
+        found[kept] = losses
+    given.model.weights.float()
+    return found
+
+
+@families
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_true_circuits_are_those_of_running_all_subsets(family, ablation, seed):
+    given = small(family, seed)
+    by_set = brute_force(family, given, ablation)
+    assert len(by_set) == 2**8
+    statuses = set()
+    for criterion, over in (("mean", np.mean), ("worst", np.max)):
+        losses = {kept: float(over(each)) for kept, each in by_set.items()}
+        ordered = sorted({round(loss, 9) for loss in losses.values() if loss > 1e-4})
+        for share in (0.02, 0.1, 0.3):
+            number = int(share * len(ordered))
+            tolerance = (ordered[number] + ordered[number + 1]) / 2
+            faithful = [kept for kept, loss in losses.items() if loss <= tolerance]
+            true = {kept for kept in faithful if not any(other < kept for other in faithful)}
+            asked = replace(given.asked, tolerance=tolerance, criterion=criterion)
+            if true == {frozenset()}:
+                with pytest.raises(DegenerateProgram, match="with every edge ablated"):
+                    replace(given, asked=asked).truth(ablation)
+                continue
+            found = replace(given, asked=asked).truth(ablation)
+            certificate = found.certificate
+            assert {circuit.edges for circuit in certificate.circuits} == true
+            assert certificate.status == ("unique" if len(true) == 1 else "ambiguous") and certificate.complete
+            assert certificate.criterion == {"mean": "mean KL", "worst": "largest KL"}[criterion]
+            # Rotations of Llama's heads are of single precision, in Hugging Face and here.
+            closest = min(abs(loss - tolerance) for loss in losses.values())
+            assert certificate.margin >= closest - 1e-6
+            assert certificate.margin <= min(tolerance, *(abs(losses[kept] - tolerance) for kept in true)) + 1e-6
+            smallest = found.circuit.edges
+            without = min(losses[smallest - {edge}] for edge in smallest)
+            assert (certificate.gap.kept, certificate.gap.dropped) == pytest.approx(
+                (without, losses[smallest]), abs=1e-6
+            )
+            assert len(smallest) == min(map(len, true))
+            assert (certificate.inputs, certificate.pairs, certificate.exhaustive) == (INPUTS, INPUTS, True)
+            statuses.add(certificate.status)
+    assert statuses
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1)])
+def test_live_subsets_are_those_without_dead_edges(heads):
+    graph = Graph.transformer(embeddings=("embed",), layers=1, heads=heads[0], kv_heads=heads[1])
+    edges = sorted(edges_of(graph, edge_exists(graph)))
+    codes = np.arange(2 ** len(edges))
+    kept = torch.zeros(len(codes), *edge_exists(graph).shape, dtype=torch.bool)
+    for number, edge in enumerate(edges):
+        row, column = graph.position(edge)
+        kept[:, row, column] = torch.from_numpy(codes >> number & 1 > 0)
+    alive = (live(graph, kept) == kept).flatten(1).all(1).numpy()
+    found = live_subsets(graph, edges)
+    assert sorted(found.tolist()) == codes[alive].tolist() and len(found) < len(codes)
+    assert len(live_subsets(graph, edges, most=len(found))) == len(found)
+    with pytest.raises(ModelError, match=rf"at most {len(found) - 1:,} without dead edges; this one has {len(edges)}"):
+        live_subsets(graph, edges, most=len(found) - 1)
+
+
+def test_a_graph_of_more_edges_than_codes_have_bits_is_refused():
+    graph = Graph.transformer(embeddings=("embed",), layers=4, heads=4)
+    with pytest.raises(ModelError, match=r"Expected a graph of which all .* --polish"):
+        live_subsets(graph, sorted(edges_of(graph, edge_exists(graph))))
+
+
+def test_a_loss_at_the_tolerance_is_within_it_and_one_above_is_not():
+    given = small(FAMILIES[0], 0)
+    found = given.truth("resample")
+    (loss,) = found.judge.differences_of([found.circuit.edges])
+    assert loss > 0
+
+    def listed(tolerance):
+        truth = replace(given, asked=replace(given.asked, tolerance=tolerance)).truth("resample")
+        return found.circuit.edges in {circuit.edges for circuit in truth.certificate.circuits}
+
+    assert listed(loss * (1 + 1e-9)) and not listed(loss * (1 - 1e-9))
+
+
+@families
+def test_mlps_that_write_nothing_have_no_structural_edges(family):
+    given = small(family, 0)
+    m0 = next(node for node in given.model.graph.sources if node.kind == "m")
+    assert given.model.silent == frozenset()
+    (layer,) = given.model.weights.transformer.h if family.name == "gpt2" else given.model.weights.model.layers
+    last = layer.mlp.c_proj if family.name == "gpt2" else layer.mlp.down_proj
+    last.weight.data.zero_()
+    if last.bias is not None:
+        assert family.adapter(given.model.weights).silent == frozenset()  # as its bias writes
+        last.bias.data.zero_()
+    silent = replace(given, model=family.adapter(given.model.weights))
+    assert silent.model.silent == {m0}
+    structural = silent.truth("resample").structural
+    assert len(structural) == 5 and not any(m0 in (edge.source, edge.destination) for edge in structural)
+
+
+def test_outputs_that_are_no_numbers_are_refused():
+    given = small(FAMILIES[0], 0)
+    given.model.weights.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(ModelError, match="Expected a model whose outputs are numbers"):
+        given.truth("resample")
+
+
+def test_a_circuit_that_is_found_is_compared_with_the_nearest_true_one():
+    given = small(FAMILIES[0], 0)
+    truth = given.truth("resample")
+    true = truth.certificate.circuits[-1]
+    assert assess(truth, true).comparison.exact and assess(truth, true).proof == "listed"
+    gone = min(true.edges)
+    found = assess(truth, Circuit(true.graph, "resample", true.edges - {gone}))
+    assert not found.comparison.exact and found.proof is None
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("trained")
+    save_model(where / "model")
+    (where / "task.jsonl").write_text(TASK)
+    return where
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--task", "ioi", "--tolerance", "1"], "Expected a file of examples, all of which are run; got 'ioi'"),
+        (["--task", "FILE"], "Expected --task and --tolerance together, as of a trained model; got --task alone"),
+        (["--tolerance", "1"], "Expected --task and --tolerance together, as of a trained model; got --tolerance"),
+        (["--criterion", "worst"], "Expected --task and --tolerance too; got --criterion worst alone"),
+        (["--task", "FILE", "--tolerance", "0"], "Expected 0 < tolerance"),
+        (["--task", "FILE", "--tolerance", "-1"], "Expected 0 < tolerance"),
+        (["--task", "FILE", "--tolerance", "nan"], "Expected 0 < tolerance"),
+        (["--task", "none.jsonl", "--tolerance", "1"], "Expected a file of examples, one JSON object a line"),
+        (["--task", "FILE", "--tolerance", "1"], "this one has 46 edges that can carry something, and more subsets"),
+    ],
+)
+@pytest.mark.parametrize("command", ["truth", "recover"])
+def test_what_cannot_be_known_is_one_line(folder, capsys, command, options, says):
+    given = [str(folder / "task.jsonl") if each == "FILE" else each for each in options]
+    assert main([command, str(folder / "model"), *given]) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and says in errors and errors.count("\n") == 1
+
+
+def test_a_criterion_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="Expected a criterion among mean, worst; got 'median'"):
+        Trained(model="none", task="none.jsonl", tolerance=1.0, criterion="median")
+    with pytest.raises(TaskError):
+        Trained(model="none", task="gp", tolerance=1.0)
+
+
+def test_the_command_says_what_the_truth_says(capsys, tmp_path, monkeypatch):
+    given = small(FAMILIES[0], 0)
+    monkeypatch.setattr(trained, "load_trained", lambda asked: replace(given, asked=asked))
+    (tmp_path / "task.jsonl").write_text(TASK)
+    asked = ["truth", "none", "--task", "t.jsonl", "--tolerance", "0.05", "--ablation", "resample", "--save"]
+    assert main([*asked, str(tmp_path / "saved"), "--json"]) == 0
+    said, expected = json.loads(capsys.readouterr().out), given.truth("resample")
+    assert said["edges"] == expected.circuit.names() and said["certificate"]["criterion"] == "mean KL"
+    assert said["certificate"]["atol"] == 0.05 and said["certificate"]["choices"] == expected.certificate.choices
+    assert json.loads((tmp_path / "saved" / "truth.json").read_text()) == said
+    saved = load_saved(tmp_path / "saved" / "circuit.json").circuit
+    assert saved.edges == frozenset(map(Edge.parse, said["edges"]))
+    assert main([*asked, str(tmp_path / "saved")]) == 2
+    assert "does not exist yet" in capsys.readouterr().err
+    assert main(asked[:-1]) == 0
+    shown = capsys.readouterr().out
+    assert "subsets run" in shown and "mean KL of at most 0.05 nats on t.jsonl" in " ".join(shown.split())
+
+
+def test_more_subsets_at_once_are_the_same(monkeypatch):
+    given = small(FAMILIES[0], 1)
+    whole = given.truth("zero").certificate
+    monkeypatch.setattr(subsets, "_AT_ONCE", 3)
+    assert given.truth("zero").certificate.circuits == whole.circuits

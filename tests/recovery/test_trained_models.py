@@ -1,0 +1,82 @@
+"""Models that are trained here, and whose true circuits are known: what is true of them, and what methods find."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeprune.toys import LESSONS
+from edgeprune.toys.train import TASK, train_toy
+from tracr_bridge.cli import main
+
+SORTING = {"embed->a0.h0.q", "embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->logits"}
+"""What Baggins et al. say of a model that sorts: its head's queries, keys and values, and what it writes."""
+
+
+@pytest.fixture(scope="module")
+def sorting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys") / "sort"
+    torch.set_num_threads(1)
+    found = train_toy(folder, "sort", replace(LESSONS["sort"].config, steps=400))
+    assert found.accuracy >= 0.99
+    return folder
+
+
+def run(capsys, *arguments):
+    """What a command prints as JSON."""
+    code = main([*map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("tolerance", [0.1, 1])
+def test_the_model_that_sorts_has_the_circuit_that_was_published(sorting, capsys, ablation, tolerance):
+    asked = ["truth", sorting, "--task", sorting / TASK, "--tolerance", tolerance, "--ablation", ablation]
+    code, said = run(capsys, *asked)
+    assert code == 0 and set(said["edges"]) == SORTING
+    assert (said["structural"], said["total"]) == (5, 8)
+    assert said["certificate"]["status"] == "unique" and said["certificate"]["inputs"] == 1024
+
+
+ASKED = {
+    "edge-pruning-tolerance-polished": ["--tolerance", "0.1", "--polish"],
+    "edge-pruning-tolerance": ["--tolerance", "0.1"],
+    "edge-pruning-polished": ["--target-sparsity", "0.5", "--polish"],  # told the size
+}
+
+
+@pytest.mark.parametrize("method", ASKED)
+def test_the_circuit_that_sorts_is_found(sorting, capsys, tmp_path, method):
+    about = ["--model", sorting, "--task", sorting / TASK, "--train", 1024, "--steps", 300, "--judged", 1024]
+    code, said = run(capsys, "prune", *about, *ASKED[method], "--out", tmp_path / "run")
+    assert code == 0 and said["reached"] and said["method"] == method
+    found = json.loads((tmp_path / "run" / "circuit.json").read_text())
+    assert set(found["edges"]) == SORTING
+
+
+def test_methods_of_the_registry_are_judged_by_it_too(sorting, capsys):
+    """Ours for compiled programs lets no output change, and keeps an edge that a tolerance lets go."""
+    asked = ["--task", sorting / TASK, "--tolerance", 0.1, "--ablation", "resample", "--method"]
+    code, said = run(capsys, "recover", sorting, *asked, "edge-pruning-minimax")
+    assert code == 1 and not said["exact"] and not said["missing"]
+    assert set(said["extra"]) == {"embed->logits"}
+    code, said = run(capsys, "recover", sorting, *asked, "greedy-elimination")
+    assert code == 0 and said["exact"] and said["proof"] == "listed"
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "trained.json"
+
+
+@pytest.mark.sweep  # minutes a model
+@pytest.mark.parametrize("task", [task for task in LESSONS if task != "ioi"])
+def test_what_is_found_on_trained_models_is_as_it_was_measured(task):
+    from benchmarks import trained
+
+    rows = [row for row in json.loads(GOLDEN.read_text()) if row["task"] == task and row["seed"] == 0]
+    found = trained.rows_of(task, 0)
+    assert len(found) == len(rows) == 15
+    for one, other in zip(found, rows, strict=True):
+        said = ("tolerance", "status", "true", "method", "edges", "exact")
+        assert {name: one[name] for name in said} == {name: other[name] for name in said}
