@@ -12,6 +12,7 @@ from typing import Final
 from tqdm import tqdm
 
 from edgeprune.errors import ConfigError
+from edgeprune.methods.polish import PolishConfig, has_room, last_round
 from edgeprune.models.load import Precision
 from edgeprune.step_cost import StepCost, load_config, step_cost
 
@@ -55,15 +56,23 @@ class Question:
     steps: int = 3000
     """Optimiser steps of the run."""
 
+    sparsity: float = 0.95
+    """Of the circuit that is polished, if it is."""
+
+    judged: int = 256
+    """Inputs that it is polished on."""
+
     tflops: float = 400.0
     """What a GPU is taken to sustain, 10^12 operations a second; an H100 does at most 989 in bfloat16."""
 
     def __post_init__(self) -> None:
         faults = [
             f"{name} > 0, got {getattr(self, name)}"
-            for name in ("batch", "tokens", "predictions", "gpu_memory", "steps", "tflops")
+            for name in ("batch", "tokens", "predictions", "gpu_memory", "steps", "judged", "tflops")
             if not 0 < getattr(self, name) < math.inf
         ]
+        if not 0 <= self.sparsity <= 1:
+            faults.append(f"0 <= sparsity <= 1, got {self.sparsity}")
         if self.gpus is not None and self.gpus < 1:
             faults.append(f"gpus > 0, got {self.gpus}")
         if self.predictions > self.tokens:
@@ -112,6 +121,18 @@ class Plan:
     hours: float
     """Of all steps, were every operation done at the rate that was stated."""
 
+    polished_edges: int
+    """Of a circuit of the sparsity that was stated."""
+
+    polish_fits: bool
+    """Whether it can be polished: its masks without each edge are held."""
+
+    polish_circuits: int
+    """That the last round of polishing runs, at the most; there are several rounds."""
+
+    polish_hours: float
+    """Of that round, as `hours`, were each circuit run on all inputs; most are known sooner not to be better."""
+
 
 def plan(question: Question, *, progress: bool = False) -> Plan:
     """Find how few GPUs will do, and how many inputs each can run at a time.
@@ -140,6 +161,9 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         # As a run splits it: a batch into parts, and each part over GPUs.
         inputs = math.ceil(math.ceil(question.batch / parts) / gpus)
         weights, step = one.weights_on(gpus), cost(inputs).memory
+    polished = max(1, round((1 - question.sparsity) * one.edges))
+    circuits = last_round(one.sources, one.destinations, polished, PolishConfig())
+    polishing = circuits * math.ceil(question.judged / gpus) * one.masked_operations / (question.tflops * 1e12)
     seconds = question.steps * parts * inputs * one.operations / (question.tflops * 1e12)
     return Plan(
         parameters=one.parameters,
@@ -158,6 +182,10 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         step=step,
         memory=weights + step,
         hours=seconds / 3600,
+        polished_edges=polished,
+        polish_fits=has_room(one.sources, one.destinations, polished),
+        polish_circuits=circuits,
+        polish_hours=polishing / 3600,
     )
 
 

@@ -54,6 +54,7 @@ class StepCost:
 
     parameters: int
     sources: int
+    destinations: int
     edges: int
     width: int
     """d_model."""
@@ -75,6 +76,9 @@ class StepCost:
 
     plain_operations: int
     """Those of a forward of the plain model on the same inputs."""
+
+    masked_operations: int
+    """Those of a forward under a mask."""
 
     def weights_on(self, gpus: int) -> int:
         """Weights that each of so many GPUs holds at its most, layers being sharded over several."""
@@ -117,15 +121,20 @@ def step_cost(
         weights, unembed = allocated.now, theirs.lm_head.weight
         ids = torch.zeros(inputs, tokens, dtype=torch.long)
         positions = torch.arange(predictions).expand(inputs, -1)
-        plain, step = (FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) for _ in range(2))
+        plain, masked, step = (FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) for _ in range(3))
         with plain:
             model(ids, positions=positions)
+        mask, ablated = torch.ones(1, len(model.graph.sources), len(model.graph.destinations)), model.sources(ids)
+        with masked, torch.no_grad():
+            model(ids, mask, ablated, positions)
+        del mask, ablated
         allocated.most = before = allocated.now
         with step:
             run_step(model, ids, positions)
         return StepCost(
             parameters=sum(parameter.numel() for parameter in theirs.parameters()),
             sources=len(model.graph.sources),
+            destinations=len(model.graph.destinations),
             edges=model.graph.total,
             width=unembed.shape[1],
             weights=weights,
@@ -134,6 +143,7 @@ def step_cost(
             memory=allocated.most - before,
             operations=step.get_total_flops(),
             plain_operations=plain.get_total_flops(),
+            masked_operations=masked.get_total_flops(),
         )
 
 

@@ -12,6 +12,7 @@ from edgeprune.graph import parse_ablation
 
 if TYPE_CHECKING:
     from edgeprune.methods.edge_pruning.config import PruningConfig
+    from edgeprune.plan import Plan, Question
     from edgeprune.subject import RunConfig
 
 _LEARNED: Final = 0.99
@@ -223,10 +224,18 @@ def plan(options: argparse.Namespace) -> bool:
         ("a step on each", gigabytes["step"]),
         ("together", f"{gigabytes['memory']} of {question.gpu_memory:g} GB"),
         (f"{question.steps:,} steps of {question.batch} inputs", f"{found.hours:.2f} h at {question.tflops:g} TFLOP/s"),
+        (f"--polish, {found.polished_edges:,} edges", _polishing(found, question)),
     ]
     title = f"{question.model}, {question.tokens} tokens, {question.precision}"
     report.print_rows(title, rows)
     return found.fits
+
+
+def _polishing(found: "Plan", question: "Question") -> str:
+    if not found.polish_fits:
+        return "too many: a mask is held without each of them"
+    most = f"{found.polish_circuits:,} circuits on {question.judged:,} inputs, {found.polish_hours:.2f} h, at the most"
+    return f"the last round is {most}; there are several"
 
 
 def train_toy(options: argparse.Namespace) -> bool:

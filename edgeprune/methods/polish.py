@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit, Graph
-from edgeprune.groups import groups, masks_without, removals
+from edgeprune.groups import SUBSETS, groups, masks_without, removals
 from edgeprune.masks import edge_exists, edges_of, live, without_each
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.settings import out_of_range, refuse
@@ -87,11 +87,32 @@ def check_room(graph: Graph, edges: int) -> None:
         ConfigError: they would not.
     """
     room = edges * len(graph.sources) * len(graph.destinations)
-    if room > _ROOM:
+    if not has_room(len(graph.sources), len(graph.destinations), edges):
         raise ConfigError(
             f"Expected a circuit of fewer edges to polish, as a mask is held without each of them; those of {edges:,} "
             f"edges take {room / 2**30:.0f} GiB, and {_ROOM / 2**30:.0f} GiB are the most"
         )
+
+
+def last_round(sources: int, destinations: int, edges: int, config: PolishConfig) -> int:
+    """Circuits of so many edges that are run once nothing is better, at the most: exchanges, then the certificate.
+
+    Of nodes that are lacking a few more are run.
+    """
+    small = total = 0
+    for size in range(1, edges + 1):
+        total += math.comb(edges, size)
+        if total > SUBSETS and size > 1:
+            break
+        small = total
+    grouped = min(destinations + 3 * sources, 4 * edges)  # an edge is in four groups
+    pairs = min(math.comb(grouped, 2), _PAIRS)
+    return config.additions + edges + config.exchanges**2 + small + grouped + pairs
+
+
+def has_room(sources: int, destinations: int, edges: int) -> bool:
+    """Whether the masks of a circuit without each of so many edges fit."""
+    return edges * sources * destinations <= _ROOM
 
 
 class Step(IntEnum):

@@ -16,6 +16,7 @@ from edgeprune.errors import ConfigError, ModelError
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning
 from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.polish import PolishConfig, last_round
 from edgeprune.models.load import KINDS
 from edgeprune.plan import Question, plan
 from edgeprune.step_cost import load_config, step_cost
@@ -76,6 +77,7 @@ def test_operations_are_those_of_three_forwards_and_some_mixings(shape, held, mi
     cost = step_cost(SHAPES[shape], 4, 32, precision="float32")
     mixing = 2 * cost.edges * cost.width * 4 * 32
     assert cost.operations == pytest.approx(3 * cost.plain_operations + mixings * mixing, rel=0.05)
+    assert cost.masked_operations == pytest.approx(cost.plain_operations + mixing, rel=0.05)
 
 
 def test_a_plan_has_as_many_inputs_at_a_time_as_fit():
@@ -112,6 +114,12 @@ def test_few_gpus_shard_more(folder):
     uneven = plan(replace(asked, batch=5, gpus=4, gpu_memory=1.0))
     assert (uneven.inputs_at_a_time, uneven.parts) == (2, 1)  # one GPU has two, and the others wait for it
     assert uneven.hours == pytest.approx(found.hours * 2 / 6)
+    assert found.polished_edges == round(0.05 * found.edges) and found.polish_fits
+    half = plan(replace(asked, sparsity=0.5, judged=512))
+    assert half.polished_edges == round(0.5 * found.edges)
+    assert half.polish_circuits == last_round(one.sources, one.destinations, half.polished_edges, PolishConfig())
+    operations = half.polish_circuits * 512 * one.masked_operations
+    assert half.polish_hours * 3600 * asked.tflops * 1e12 == pytest.approx(operations)
     never = plan(replace(asked, gpu_memory=0.0001))
     assert not never.fits and never.memory > 0.0001 * planning.GIGABYTE
 
@@ -126,6 +134,17 @@ def test_the_command_prints_it(capsys, folder):
         ).graph.total  # fmt: skip
     assert main(["plan", "--model", str(folder), "--tokens", "16", "--gpus", "2", "--gpu-memory", "0.0001"]) == 1
     assert "2, which is not enough" in capsys.readouterr().out
+    assert main(["plan", "--model", str(folder), "--tokens", "16", "--sparsity", "0.9"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"--polish, {round(0.1 * found['edges'])} edges the last round is" in said
+
+
+def test_a_circuit_that_is_too_large_to_polish_is_told(folder, capsys, monkeypatch):
+    monkeypatch.setattr("edgeprune.methods.polish._ROOM", 999)
+    assert main(["plan", "--model", str(folder), "--tokens", "16"]) == 0
+    assert "too many: a mask is held without each of them" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,6 +153,8 @@ def test_the_command_prints_it(capsys, folder):
         ({"batch": 0}, "batch > 0, got 0"),
         ({"gpu_memory": float("nan")}, "gpu_memory > 0, got nan"),
         ({"gpus": 0}, "gpus > 0, got 0"),
+        ({"sparsity": 1.1}, "0 <= sparsity <= 1, got 1.1"),
+        ({"judged": 0}, "judged > 0, got 0"),
         ({"predictions": 9, "tokens": 8}, "predictions <= tokens, got 9 and 8"),
     ],
 )

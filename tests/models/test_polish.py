@@ -16,7 +16,7 @@ from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, li
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.edge_pruning.configurations import TOLERANCE
 from edgeprune.methods.edge_pruning.pressure import Penalty
-from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step, polish
+from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step, last_round, polish
 from edgeprune.methods.settings import with_settings
 from edgeprune.models.transformer import Transformer
 from edgeprune.pruning_run import prune
@@ -140,6 +140,18 @@ def test_polishing_that_is_restored_before_every_step_is_the_same(subject):
     assert len(whole) == len(again) and Step(int(whole[-1]["at"][0])) == Step.DONE
     for one, other in zip(whole, again, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("edges", [6, 20])
+def test_the_last_round_runs_about_as_many_circuits_as_is_planned(subject, edges):
+    graph = subject.model.graph
+    run, before = Polish(loss_of(subject), Goal(edges=edges), edge_exists(graph), CONFIG), [0, 0]
+    while not run.ended:
+        before.append(run._run.masks_run)
+        run.advance()
+    ran = run._run.masks_run - before[-2]  # exchanges, then the certificate
+    planned = last_round(len(graph.sources), len(graph.destinations), edges, CONFIG)
+    assert run.edges == edges and 0.3 * planned < ran <= planned
 
 
 @pytest.mark.parametrize("goal", [{}, {"edges": 3, "tolerance": 0.1}, {"edges": 0}, {"tolerance": 0.0}])
