@@ -29,12 +29,13 @@ from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
 from edgeprune.methods.edge_pruning.optimizer import Adam
 from edgeprune.methods.edge_pruning.pressure import LossTolerance, Pressure
 from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.edge_pruning.within import FewestWithin
 from edgeprune.methods.loss import Pairs, draw_pairs
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.model import MaskedModel
 from edgeprune.ranking import keep_within
 
-ENGINE: Final = 2
+ENGINE: Final = 3
 """Version of what `Pruning.state` holds."""
 
 
@@ -90,6 +91,8 @@ class Pruning:
     def _begin(self) -> None:
         """Whatever learning begins with, masks and counterexamples apart."""
         config, self._step = self.config, 0
+        tolerance = config.pressure.tolerance if isinstance(config.pressure, LossTolerance) else 0.0
+        self._within = FewestWithin(tolerance)
         self.pressure: Pressure = config.pressure.start(config.steps)
         self._optimizer = Adam(config.optimizer, self.masks.log_alpha, self.pressure.multipliers)
         self._ending = Ending(
@@ -128,6 +131,8 @@ class Pruning:
         self.counterexamples.update(pairs, estimate.per_input)
         figures = self.pressure.figures(step)
         loss = self._loss_as_it_stands(pairs) if isinstance(config.pressure, LossTolerance) else estimate.loss
+        if isinstance(config.pressure, LossTolerance):
+            self._go_back_if_lost(loss)
         by_masks, by_multipliers = self.pressure.gradients(self.masks, estimate.draw, step, loss)
         factor = config.optimizer.factor(step, config.steps)
         rates = (config.optimizer.learning_rate * factor, self.pressure.multiplier_learning_rate * factor)
@@ -144,6 +149,13 @@ class Pruning:
         standing, problem = self.masks.rounded(), self.problem
         losses = torch.cat([problem.losses(standing, batch) for batch in problem.batches(pairs)], -1)
         return float(problem.objective.reduce(losses))
+
+    @torch.no_grad()
+    def _go_back_if_lost(self, loss: float) -> None:
+        """To the masks of fewest edges that were within the tolerance; the price has fallen meanwhile."""
+        if self._within.lost(loss, int(self.kept().sum()), self.masks.log_alpha):
+            self.masks.log_alpha.copy_(self._within.log_alpha)
+            self._optimizer.restart()
 
     @torch.no_grad()
     def _keep_in_range(self, loss: float) -> None:
@@ -209,12 +221,22 @@ class Pruning:
         """Take out edges, and groups of edges that may go only together, on trial; or all that a tolerance lets go."""
         final, pressure = self.config.final_check, self.config.pressure
         if isinstance(pressure, LossTolerance):
-            loss = circuit_loss(self.problem, self.config, self._seed)
-            self.masks.keep_exactly(keep_within(loss, self.masks.edge_log_alpha(), pressure.tolerance))
+            self.masks.keep_exactly(self._fewest_within(pressure.tolerance))
         if final is not None and final.joint_removals:
             kept = self._final_check().without_superfluous(self.masks.rounded(), self.counterexamples.pairs)
             self.masks.keep_only(mask_of(self.problem.graph, kept) > 0)
         self.stage = Stage.DONE
+
+    @torch.no_grad()
+    def _fewest_within(self, tolerance: float) -> Bool[Tensor, "source destination"]:
+        """Of the circuits by log_alpha as it is now, and as it was when masks had the fewest edges: the smaller one."""
+        loss = circuit_loss(self.problem, self.config, self._seed)
+        now = keep_within(loss, self.masks.edge_log_alpha(), tolerance)
+        if not len(self._within.log_alpha):
+            return now
+        self.masks.log_alpha.copy_(self._within.log_alpha)
+        then = keep_within(loss, self.masks.edge_log_alpha(), tolerance)
+        return min(now, then, key=lambda kept: int(kept.sum()))
 
     def _final_check(self) -> FinalCheck:
         assert self.config.final_check is not None
@@ -236,6 +258,7 @@ class Pruning:
             "counterexamples": self.counterexamples,
             "optimizer": self._optimizer,
             "ending": self._ending,
+            "within": self._within,
         }
         return {
             "engine": torch.tensor(ENGINE),
@@ -271,6 +294,7 @@ class Pruning:
             ("counterexamples", self.counterexamples),
             ("optimizer", self._optimizer),
             ("ending", self._ending),
+            ("within", self._within),
         ):
             prefix = f"{name}/"
             part.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
