@@ -5,10 +5,11 @@ python benchmarks/sizes.py --out DIR [--seeds 3] [--task sort ...] [--model NAME
 Trains the toys that `--task` names (default: sort, parentheses and modular-addition; ioi takes an hour a seed), one a
 seed, and takes models of your own. Each is compared by `edgeprune compare`, which goes on in DIR where it was stopped.
 Sizes are five between a quarter and all of the edges that can carry something, where these are at most 40; otherwise
-30, 20, 10, 5 and 2 of a hundred. A circuit of ACDC that has more edges than were asked for counts for none.
+30, 20, 10, 5 and 2 of a hundred. A circuit that has more edges than were asked for counts for none.
 
 Prints a row a subject and size, with what each method's circuit is from the full model on the test split, nats, a seed
-after the other, and in how many of them `edge-pruning-polished` is at most a hundredth, or 1e-6, above the best.
+after the other, and in how many of them `edge-pruning-polished` is at most a hundredth, or 1e-6, above the best. The
+split of a toy but ioi is its whole task, on which methods learn too.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def shown(name: str, by_seed: Sequence[tuple[list[int], list[Row]]]) -> Iterator
             for method in (POLISHED, PRUNING, *OTHERS):
                 target = sorted({row.target for row in rows})[number]
                 (row,) = (row for row in rows if row.method == method and row.target == target)
-                fits = row.evaluation.edges <= size or method == PRUNING
+                fits = row.evaluation.edges <= size
                 found.setdefault(method, []).append(row.evaluation.kl if fits else math.nan)
         best = [min(kl[seed] for m in OTHERS if not math.isnan((kl := found[m])[seed])) for seed in range(len(by_seed))]
         leads = sum(mine <= 1.01 * other + 1e-6 for mine, other in zip(found[POLISHED], best, strict=True))

@@ -78,7 +78,7 @@ def asked_of(truth: Truth, tolerance: float) -> Iterator[Asked]:
     yield Asked("edge-pruning-told-size-polished", told, polish=True)
 
 
-def run(folder: Path, task: str, seed: int, asked: Asked, out: Path) -> tuple[frozenset[Any], torch.Tensor]:
+def run(folder: Path, seed: int, asked: Asked, out: Path) -> tuple[frozenset[Any], torch.Tensor]:
     """What a run ends with."""
     config = RunConfig(
         model=str(folder),
@@ -113,7 +113,7 @@ def _at(given: Loaded, seed: int) -> Iterator[Row]:
     about = {"tolerance": tolerance, "status": truth.certificate.status, "true": [len(each) for each in true]}
     for asked in asked_of(truth, tolerance):
         with tempfile.TemporaryDirectory() as out:
-            edges, mask = run(folder, given.asked.task, seed, asked, Path(out) / "run")
+            edges, mask = run(folder, seed, asked, Path(out) / "run")
         loss = float(truth.judge.differences(mask[None])[0])
         yield about | {"method": asked.name, "edges": len(edges), "kl": loss, "exact": edges in true}
 
@@ -132,7 +132,8 @@ def shown(rows: Sequence[Row]) -> Iterator[str]:
             for row in map(by_method.get, methods)
         ]
         sizes = ", ".join(map(str, some[0]["true"]))
-        yield f"| {task}, seed {seed} | {tolerance:g} | {some[0]['status']}: {sizes} | {' | '.join(cells)} |"
+        criterion = "on each" if tolerance == NONE else "mean"
+        yield f"| {task}, seed {seed} | {tolerance:g}, {criterion} | {some[0]['status']}: {sizes} | {' | '.join(cells)} |"
     for says, key in (("exact", "exact"), ("within", "within")):
         counts = [
             f"{sum(bool(row[key]) if key in row else row['kl'] <= row['tolerance'] for row in some)} of {len(some)}"

@@ -126,9 +126,12 @@ class Dataset:
         (batch,) = self.sample_batches(size, size, generator)
         return batch
 
-    def sample_batches(self, size: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The same in batches."""
-        clean = torch.randperm(len(self), generator=generator)[:size]
+    def sample_batches(
+        self, size: int, batch_size: int, generator: torch.Generator, *, among: Int[Tensor, " row"] | None = None
+    ) -> Iterator[Batch]:
+        """The same in batches; of some rows, where they are named."""
+        rows = torch.arange(len(self)) if among is None else among
+        clean = rows[torch.randperm(len(rows), generator=generator)[:size]]
         corrupted = self.partners(clean, generator)
         for some in zip(clean.split(batch_size), corrupted.split(batch_size), strict=True):
             yield self.take(*some)

@@ -142,7 +142,7 @@ def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "aut
     ends = list(accumulate(len(split) for split in examples.values()))
     encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
     _check_means(config, encoded)
-    digests = {"weights": _digest(model.weights.state_dict()), "task": _digest(_tensors(encoded))}
+    digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
     return Subject(model, datasets, digests, config.parts)
 
@@ -168,7 +168,7 @@ def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
     }
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """A short name for tensors with names."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):

@@ -122,7 +122,12 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     recover.add_argument(
         "--ablation", action="append", help=f"{carried}; may be repeated, for a report of both (default: zero)"
     )
-    recover.add_argument("--method", default="edge-pruning-minimax", help="the discovery method (default: %(default)s)")
+    recover.add_argument(
+        "--method",
+        default="edge-pruning-minimax",
+        help="the discovery method; of a trained model edge-pruning-tolerance and edge-pruning-tolerance-polished too, "
+        "which are told the tolerance (default: %(default)s)",
+    )
     for command in (recover, bench):
         command.add_argument(
             "--timeout",
@@ -140,14 +145,19 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
     )
     recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
     truth.add_argument(
-        "--save", type=Path, metavar="DIR", help="write the certificate as a folder, which check_certificate.py checks"
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="write the certificate as a folder, which check_certificate.py checks, unless it is of a trained model",
     )
     return parser
 
 
 def _add_trained_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
-        "trained models", "PROGRAM is the folder of a model so small that all subsets of its edges can be run"
+        "trained models",
+        "PROGRAM is the folder, or the name on the Hugging Face hub, of a model so small that all subsets of its edges "
+        "can be run, and a task says on what; see `train-toy`",
     )
     group.add_argument("--task", metavar="FILE.jsonl", help="its task: all examples are run (see edgeprune/tasks)")
     group.add_argument(

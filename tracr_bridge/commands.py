@@ -1,6 +1,7 @@
 """What each command of `edgeprune` does. Nothing heavy is imported until one runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ def truth(options: argparse.Namespace) -> bool:
     from tracr_bridge.known import known
 
     _use_one_thread()
-    if options.save is not None and options.save.exists():
+    if options.save is not None and os.path.lexists(options.save):
         raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
     _check_outputs(options.save)
     given = known(_subject(options), seed=options.seed, progress=True)
@@ -125,14 +126,16 @@ def _subject(options: argparse.Namespace) -> "Asked":
 
 
 def _save_truth(found: "Truth", given: "Known", said: dict[str, Any], folder: Path) -> None:
-    from tracr_bridge.trained import Loaded, save_truth
+    subject = given.subject
+    if hasattr(subject, "asked"):  # whose module would bring transformers with it
+        from tracr_bridge.trained import Loaded, save_truth
 
-    if isinstance(given.subject, Loaded):
-        save_truth(found, given.subject.asked, said, folder)
-    else:
-        from tracr_bridge.certificate_folder import save_certificate
+        assert isinstance(subject, Loaded)
+        save_truth(found, subject, said, folder)
+        return
+    from tracr_bridge.certificate_folder import save_certificate
 
-        save_certificate(found, given.subject, folder)
+    save_certificate(found, subject, folder)  # pyright: ignore[reportArgumentType]  # the one that was loaded is none
 
 
 def recover(options: argparse.Namespace) -> bool:
@@ -144,12 +147,12 @@ def recover(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
 
     _use_one_thread()
-    find_method(options.method)
+    subject = _subject(options)
+    find_method(options.method, recovering.methods_for(subject))
     for option in ("picture", "save"):
         if getattr(options, option) is not None and len(ablations) > 1:
             raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
     _check_outputs(options.picture, options.report, options.save, picture=options.picture)
-    subject = _subject(options)
     recoveries = recovering.recover_under(
         subject, ablations, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
     )
@@ -336,11 +339,15 @@ def _true_circuits(path: Path) -> "list[Circuit]":
     if not path.is_dir():
         return [load_circuit(path)]
     first = load_circuit(path / "circuit.json")
-    certificate = path / "certificate.json"
-    if not certificate.is_file():
+    certificate, truth = path / "certificate.json", path / "truth.json"
+    if not certificate.is_file() and not truth.is_file():
         return [first]
     try:
-        listed = load_json(certificate)["claims"]["circuits"]
+        listed = (
+            load_json(certificate)["claims"]["circuits"]
+            if certificate.is_file()
+            else load_json(truth)["certificate"]["circuits"]
+        )
         found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed]
     except (AttributeError, KeyError, TypeError, EdgePruneError) as error:
         raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; it is damaged: {error}") from error

@@ -255,6 +255,12 @@ def train_toy(options: argparse.Namespace) -> bool:
         rows = [(f"accuracy on {lesson.tested_on}", f"{toy.accuracy:.2%}"), ("loss, nats a token", f"{toy.loss:.3f}")]
         report.print_rows(options.task, [*rows, ("seconds", f"{toy.seconds:.0f}")])
         print(f"model: {where}")
+    if toy.accuracy < _LEARNED:
+        print(
+            f"edgeprune: {options.task} was not learned: {toy.accuracy:.1%} are right, and {_LEARNED:.0%} are wanted; "
+            "give it more --steps, another --seed or another shape",
+            file=sys.stderr,
+        )
     return toy.accuracy >= _LEARNED
 
 

@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
 from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
 from edgeprune.masks import mask_of
-from edgeprune.methods import Discovery, find_method
+from edgeprune.methods import Discovery, Method, find_method
 from edgeprune.methods.custom import time_limit
 from tracr_bridge.judge import Judge
 from tracr_bridge.known import known
+from tracr_bridge.program import Program
 from tracr_bridge.truth import Truth, gap_of, is_true, margin_of
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def recover_under(
         EdgePruneError: the program, the folder or the method's name is unusable, or the method breaks its contract;
             also where the compiled model does not do what RASP says, or nothing could fail under one of the ablations.
     """
-    discover = find_method(method)
+    discover = find_method(method, methods_for(subject))
     given, compiling = _timed(lambda: known(subject, progress=progress))
     truths = [_timed(partial(given.truth, ablation)) for ablation in ablations]
     found: list[Recovery] = []
@@ -112,6 +114,15 @@ def recover_under(
         assessment = assess(truth, discovery.circuit)
         found.append(Recovery(given.name, given.doc, method, seed, discovery, assessment, phases))
     return found
+
+
+def methods_for(subject: "Asked") -> Mapping[str, Method]:
+    """Methods beside those of the registry: of a trained model, those that are asked for its tolerance."""
+    if isinstance(subject, Program | Path):
+        return {}
+    from edgeprune.methods.within_tolerance import methods_within
+
+    return methods_within(subject.tolerance, subject.criterion)
 
 
 def _timed(run: Callable[[], _T]) -> tuple[_T, float]:

@@ -41,11 +41,16 @@ def certificate_json(certificate: Certificate) -> dict[str, Any]:
         "exhaustive": certificate.exhaustive,
         "criterion": certificate.criterion,
         "atol": certificate.atol,
-        "gap": {"kept": certificate.gap.kept, "dropped": certificate.gap.dropped},
+        "gap": {"kept": _finite(certificate.gap.kept), "dropped": certificate.gap.dropped},
         "margin": certificate.margin,
         "choices": certificate.choices,
         "circuits": [circuit.names() for circuit in certificate.circuits],
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: without some edge, outputs may be no numbers."""
+    return value if math.isfinite(value) else None
 
 
 def truth_json(truth: Truth, program: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """All true circuits of a small graph, by running all subsets of its edges.
 
-Subsets are run from the smallest to the largest, but for those that hold a true circuit already found, which are none.
-Those with a dead edge do what they do without it, and are left out.
+Subsets are run from the smallest to the largest. Supersets of a true circuit are skipped, as they are not
+subset-minimal, and so are subsets with dead edges, as removing those changes nothing.
 """
 
 from collections.abc import Collection, Sequence
@@ -52,13 +52,13 @@ class LossJudge:
         """The loss of each."""
         return self._loss(masks)
 
-    def differences_of(self, circuits: Sequence[Collection[Edge]]) -> list[float]:
-        """The same, of sets of edges."""
-        return self.differences(torch.stack([mask_of(self.graph, edges) for edges in circuits])).tolist()
-
     def reproduces(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
         """Whether it is within the tolerance."""
         return self.differences(masks) <= self.atol
+
+    def differences_of(self, circuits: Sequence[Collection[Edge]]) -> list[float]:
+        """The same, of sets of edges."""
+        return self.differences(torch.stack([mask_of(self.graph, edges) for edges in circuits])).tolist()
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class Found:
     circuits: list[frozenset[Edge]]
     """All true ones, smallest first."""
 
-    run: int
-    """Subsets that were run."""
+    runs: int
+    """How many subsets were run."""
 
     margin: float
     """The smallest |loss - tolerance| among them, or the tolerance, if that is less."""
 
 
-def live_subsets(graph: Graph, edges: Sequence[Edge], *, most: int = MOST) -> Codes:
-    """All subsets of `edges` without dead edges.
+def live_subsets(graph: Graph, edges: Sequence[Edge], *, most: int = MOST, of: int | None = None) -> Codes:
+    """All subsets of `edges` without dead edges; `of` is how many there are to say, unless these are all.
 
     Raises:
         ModelError: there are too many.
@@ -93,7 +93,7 @@ def live_subsets(graph: Graph, edges: Sequence[Edge], *, most: int = MOST) -> Co
         if len(edges) > _BITS or wanted > most:
             raise ModelError(
                 f"Expected a graph of which all subsets can be run, at most {most:,} without dead edges; this one has "
-                f"{len(edges):,} edges that can carry something, and more subsets: `edgeprune prune --tolerance KL "
+                f"{of or len(edges):,} edges that can carry something, and more subsets: `edgeprune prune --tolerance KL "
                 "--polish` finds a circuit in which no edge and no group of edges that is tried can go"
             )
         choices = np.zeros(1, np.int64)

@@ -2,14 +2,18 @@
 
 The domain is all that a task's file has, and a circuit is faithful where its KL divergence from the full model is
 within a tolerance: in the mean over examples, or on each of them. As LayerNorm reads all that is written, every edge
-counts but those out of or into an MLP whose weights are 0. All is run in double precision.
+counts but those out of or into an MLP whose weights are 0. All is run in double precision, but for
+the rotations of a Llama. An example's divergence is the mean over its positions that count.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError, DegenerateProgram, ModelError, TaskError
-from edgeprune.graph import Ablation, Circuit, Edge
+from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masks import edge_exists, edges_of
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.loss import Over
@@ -27,10 +31,12 @@ from edgeprune.methods.settings import out_of_range, refuse
 from edgeprune.model import Positions
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
+from edgeprune.step_cost import load_config
 from edgeprune.store import SavedCircuit, UnwritableFile, check_writable, save_circuit, versions, write_text
+from edgeprune.subject import digest_of_tensors
 from edgeprune.tasks import TASKS, Encoder, metric_of
 from edgeprune.tasks.jsonl import read_examples
-from tracr_bridge.subsets import LossJudge, true_circuits
+from tracr_bridge.subsets import LossJudge, live_subsets, true_circuits
 from tracr_bridge.truth import Certificate, Criterion, Gap, Truth, without_one
 
 _BATCH: Final = 8
@@ -44,7 +50,7 @@ class Trained:
     """What is asked for.
 
     Raises:
-        ConfigError: the tolerance is none.
+        ConfigError: the tolerance is not above 0, or there is no such criterion.
         TaskError: the task's examples cannot be listed.
     """
 
@@ -71,12 +77,12 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """Of the model's folder."""
+        """Name of the model's folder, or on the hub."""
         return Path(self.model).resolve().name if Path(self.model).exists() else self.model
 
     @property
     def doc(self) -> str:
-        """What is faithful."""
+        """The criterion in words."""
         return f"{_CRITERIA[self.criterion]} of at most {self.tolerance:g} nats on {Path(self.task).name}"
 
 
@@ -95,7 +101,7 @@ class Loaded:
             ModelError: there are too many subsets, or outputs that are no numbers.
             DegenerateProgram: the circuit without any edge is faithful.
         """
-        asked, graph = self.asked, self.model.graph
+        asked, graph, edges = self.asked, self.model.graph, self.structural
         model, data = self.model.in_double, self.dataset
         with torch.no_grad():
             target = torch.cat(
@@ -110,10 +116,14 @@ class Loaded:
             batch_size=_BATCH,
             seed=0,
         )
-        edges = self._structural()
+        judge = LossJudge(loss, asked.tolerance)
+        (whole,) = judge.differences_of([edges])
+        if not whole <= asked.tolerance / 2:
+            raise ModelError(
+                f"Expected a tolerance well above rounding, and outputs that are numbers; all edges of {asked.name} "
+                f"together are off by {whole:.3g} nats, and {asked.tolerance:g} are allowed"
+            )
         found = true_circuits(loss, sorted(edges), asked.tolerance, progress=progress)
-        if not found.circuits:
-            raise ModelError(f"Expected a model whose outputs are numbers; those of {asked.name} are not")
         if frozenset() in found.circuits:
             raise DegenerateProgram(
                 f"Expected a tolerance that no circuit without edges is within; {asked.name} is within "
@@ -121,60 +131,80 @@ class Loaded:
             )
         smallest_first = sorted(found.circuits, key=lambda kept: (len(kept), sorted(kept)))
         circuits = tuple(Circuit(graph, ablation, kept) for kept in smallest_first)
-        judge = LossJudge(loss, asked.tolerance)
         without = judge.differences_of([circuits[0].edges, *without_one(circuits[0].edges)])
         certificate = Certificate(
             status="unique" if len(circuits) == 1 else "ambiguous",
-            inputs=len(self.dataset),
-            pairs=len(self.dataset),
-            exhaustive=True,
+            inputs=loss.inputs,
+            pairs=loss.inputs,
+            exhaustive=False,
             atol=asked.tolerance,
             gap=Gap(kept=min(without[1:]), dropped=without[0]),
             margin=found.margin,
-            choices=found.run,
+            choices=found.runs,
             circuits=circuits,
             criterion=_CRITERIA[asked.criterion],
         )
         return Truth(circuits[0], edges, certificate, judge)
 
-    def _structural(self) -> frozenset[Edge]:
+    @cached_property
+    def structural(self) -> frozenset[Edge]:
         """Edges that can carry something, to a node that can write something."""
-        silent, graph = self.model.silent, self.model.graph
-        edges = edges_of(graph, edge_exists(graph))
-        return frozenset(edge for edge in edges if not {edge.source, edge.destination} & silent)
+        return _structural(self.model.graph, self.model.silent)
 
 
 def _at(data: Dataset, rows: Int[Tensor, " row"]) -> Positions | None:
     return None if data.positions is None else data.positions[rows]
 
 
+def _structural(graph: Graph, silent: Collection[Node]) -> frozenset[Edge]:
+    edges = edges_of(graph, edge_exists(graph))
+    return frozenset(edge for edge in edges if edge.source not in silent and edge.destination not in silent)
+
+
+def _check_size(name: str) -> None:
+    """Refuse, before any weight is loaded, a model that is too large even if no MLP writes anything."""
+    config = load_config(name)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    graph = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads, kv_heads=kv_heads)
+    least = _structural(graph, [Node("m", layer) for layer in range(layers)])
+    live_subsets(graph, sorted(least), of=graph.total)
+
+
 def load_trained(asked: Trained) -> Loaded:
     """The model, and its task in its tokens.
 
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or is too large for all subsets of its edges to be run.
         TaskError: the file cannot be read, or does not fit the model's tokenizer.
     """
     examples = [example for example, _ in read_examples(Path(asked.task))]
+    _check_size(asked.model)
     model, tokenizer = load_model(asked.model, device="cpu")
+    live_subsets(model.graph, sorted(_structural(model.graph, model.silent)))
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
     return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model))
 
 
-def save_truth(truth: Truth, asked: Trained, said: dict[str, Any], folder: Path) -> None:
-    """Write a truth as a folder: what `edgeprune truth --json` says, and the smallest circuit to draw.
+def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Path) -> None:
+    """Write a truth as a folder: what `edgeprune truth --json` says and of what, and the smallest circuit to draw.
 
     Raises:
         UnwritableFile: there is something already, or it cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UnwritableFile(f"Expected a folder that does not exist yet; got {str(folder)!r}")
     check_writable(folder)
     unfinished = folder.with_name(f".{uuid.uuid4().hex}")
     try:
         unfinished.mkdir()
-        save_circuit(SavedCircuit(truth.circuit, model=asked.model, versions=versions()), unfinished / "circuit.json")
-        write_text(unfinished / "truth.json", json.dumps(said, indent=1, allow_nan=False) + "\n")
+        saved = SavedCircuit(truth.circuit, model=given.asked.model, versions=versions())
+        save_circuit(saved, unfinished / "circuit.json")
+        task = hashlib.sha256(Path(given.asked.task).read_bytes()).hexdigest()
+        weights = digest_of_tensors(given.model.weights.state_dict())
+        about = asdict(given.asked) | {"sha256": {"task": task, "weights": weights}, "versions": versions()}
+        content = json.dumps({**said, "about": about}, indent=1, allow_nan=False)
+        write_text(unfinished / "truth.json", content + "\n")
         os.replace(unfinished, folder)
     except OSError as error:
         raise UnwritableFile(f"Expected a folder that can be written; got {str(folder)!r}: {error}") from error

@@ -48,17 +48,22 @@ def configuration(name: str) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(method.keywords["config"]))) if isinstance(method, partial) else {}
 
 
-def find_method(name: str) -> Method:
+def find_method(name: str, more: Mapping[str, Method] | None = None) -> Method:
     """The method of that name, or one of your own, named `package.module:function`.
 
     It sees a `MaskedModel` and a copy of the inputs: what it does to them, the judge does not see.
 
+    Args:
+        name: which one.
+        more: methods beside those of the registry.
+
     Raises:
         UnknownMethod: there is none.
     """
-    if ":" not in name and name not in METHODS:
-        raise UnknownMethod(f"Expected a method among {', '.join(METHODS)}, or package.module:function; got {name!r}")
-    method = load_method(name) if ":" in name else METHODS[name]
+    known = {**METHODS, **(more or {})}
+    if ":" not in name and name not in known:
+        raise UnknownMethod(f"Expected a method among {', '.join(known)}, or package.module:function; got {name!r}")
+    method = load_method(name) if ":" in name else known[name]
 
     def discover(
         model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False

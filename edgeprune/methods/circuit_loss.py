@@ -32,7 +32,7 @@ class CircuitLoss:
         loss: of each input, see `loss.Loss`.
         logit_scale: what logits are multiplied by before a divergence.
         over: how the losses of inputs become one.
-        inputs: inputs in the sample, or all where there are fewer.
+        inputs: inputs in the sample, or all where there are fewer; those of which no output counts are in none.
         batch_size: inputs in a forward; it changes nothing but time and memory.
         seed: of the sample.
     """
@@ -54,7 +54,9 @@ class CircuitLoss:
         self._is_distance = loss in DISTANCES
         self._objective = Objective(dataset, loss, logit_scale=logit_scale, over=over)
         ablator = ablation if isinstance(ablation, Ablator) else Ablator(model, dataset, ablation)
-        self._batches = list(dataset.sample_batches(inputs, batch_size, torch.Generator().manual_seed(seed)))
+        counted = torch.nonzero(dataset.scored.any(-1))[:, 0]
+        generator = torch.Generator().manual_seed(seed)
+        self._batches = list(dataset.sample_batches(inputs, batch_size, generator, among=counted))
         self._ablated = _ablated(ablator, self._batches)
         self.inputs = sum(len(batch.clean) for batch in self._batches)
         self.masks_run = 0

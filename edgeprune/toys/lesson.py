@@ -57,7 +57,7 @@ Draw = Callable[[Random, int], list[Example]]
 
 @dataclass(frozen=True)
 class Course:
-    """Examples, of which those that test are none that teach. Each text ends with its answers, a word each."""
+    """Training and test examples, which are disjoint. Each text ends with its answers, a word each."""
 
     teach: Draw
     test: Draw
@@ -80,7 +80,7 @@ class Lesson:
     """Of all its texts."""
 
     config: ToyConfig
-    """With which it is learned."""
+    """Its shape and training, unless others are asked for."""
 
     course: Callable[[Random], Course]
     """Divides what there is into what teaches and what tests."""

@@ -1,7 +1,7 @@
 """Five different numbers, sorted: `7 2 19 4 11 = 2 4 7 11 19`.
 
-One layer, one head and no MLP suffice; Baggins et al., "One attention head is all you need for sorting fixed-length
-lists" (2023), trained such a model. A number attends to what is larger, most to the next, and copies it to the output.
+One layer, one head and no MLP suffice: Bagiński and Kolly, "One Attention Head Is All You Need for Sorting Fixed-Length
+Lists" (2023).
 """
 
 from itertools import islice

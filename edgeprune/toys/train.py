@@ -40,7 +40,7 @@ class Toy:
     """What was trained."""
 
     accuracy: float
-    """Share of the answers of 2,000 held-out examples that are the most likely next token."""
+    """Share of answers that are the most likely next token, of 2,000 draws from what was held out, or of all."""
 
     loss: float
     """Of the last step, nats a token."""
@@ -69,7 +69,7 @@ def train_toy(
         raise ConfigError(f"Expected something to learn among {', '.join(LESSONS)}; got {task!r}")
     lesson = LESSONS[task]
     config = lesson.config if config is None else config
-    if out.exists():
+    if os.path.lexists(out):
         raise RunError(f"Expected a folder that is not there yet; got {str(out)!r}")
     check_writable(out)
     start, random = time.perf_counter(), Random(seed)

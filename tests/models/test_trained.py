@@ -14,14 +14,19 @@ from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError, DegenerateProgram, ModelError, TaskError
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import edge_exists, edges_of, live, mask_of
+from edgeprune.methods.settings import with_settings
 from edgeprune.store import load_saved
+from edgeprune.subject import digest_of_tensors
 from tracr_bridge import subsets, trained
+from tracr_bridge.catalogue import load_program
 from tracr_bridge.cli import main
-from tracr_bridge.recover import assess
+from tracr_bridge.recover import assess, methods_for
+from tracr_bridge.report import as_json, truth_json
 from tracr_bridge.subsets import live_subsets
 from tracr_bridge.trained import Loaded, Trained
+from tracr_bridge.truth import Gap
 
-INPUTS, LENGTH = 3, 4
+INPUTS, UNSCORED, LENGTH = 3, 2, 4
 TASK = '{"clean": "John gave<predict> John</predict>", "corrupted": "Mark gave"}\n'
 
 
@@ -29,21 +34,21 @@ def small(family, seed, *, asked=None):
     """A random model of one layer and one head, its eight edges, and a task."""
     heads = {"gpt2": {"n_head": 1}, "llama": {"num_attention_heads": 1, "num_key_value_heads": 1}}[family.name]
     weights = family.make(family.config(num_hidden_layers=1, **heads), seed)
-    model, clean = family.adapter(weights), tokens(INPUTS, LENGTH, seed=seed)
-    positions = torch.full((INPUTS, 1), LENGTH - 1)
+    model, clean = family.adapter(weights), tokens(INPUTS + UNSCORED, LENGTH, seed=seed)
+    positions = torch.full((len(clean), 1), LENGTH - 1)
     dataset = Dataset(
         tokens=clean,
-        scored=torch.ones(INPUTS, 1, dtype=torch.bool),
+        scored=torch.tensor([[number < INPUTS] for number in range(INPUTS + UNSCORED)]),
         target=model(clean, positions=positions),
-        group=torch.full((INPUTS,), LENGTH),
+        group=torch.full((len(clean),), LENGTH),
         positions=positions,
-        counterparts=tokens(INPUTS, LENGTH, seed=seed + 99),
+        counterparts=tokens(len(clean), LENGTH, seed=seed + 99),
     )
     return Loaded(asked or Trained(model="none", task="none.jsonl", tolerance=0.05), model, dataset)
 
 
 def brute_force(family, given, ablation):
-    """Every subset of the edges with its divergence on each input, in double precision."""
+    """Every subset of the edges with its divergence on each input that counts, in double precision."""
     weights, graph, data = given.model.weights.double(), given.model.graph, given.dataset
     edges = sorted(edges_of(graph, edge_exists(graph)))
 
@@ -53,11 +58,12 @@ def brute_force(family, given, ablation):
 
     found = {}
     ones, zeros = torch.ones(edge_exists(graph).shape).double(), torch.zeros(len(graph.sources), LENGTH, 8).double()
+    mean = torch.stack([run(clean, ones, zeros)[0] for clean in data.tokens]).mean(0)
     for bits in itertools.product((0, 1), repeat=len(edges)):
         kept = frozenset(edge for edge, bit in zip(edges, bits, strict=True) if bit)
         losses = []
-        for clean, other in zip(data.tokens, data.counterparts, strict=True):
-            ablated = run(other, ones, zeros)[0] if ablation == "resample" else zeros
+        for clean, other in zip(data.tokens[:INPUTS], data.counterparts[:INPUTS], strict=True):
+            ablated = {"resample": run(other, ones, zeros)[0], "mean": mean, "zero": zeros}[ablation]
             full, masked = run(clean, ones, zeros)[1], run(clean, mask_of(graph, kept).double(), ablated)[1]
             losses.append(float((full.exp() * (full - masked)).sum()))
         found[kept] = losses
@@ -66,13 +72,13 @@ def brute_force(family, given, ablation):
 
 
 @families
-@pytest.mark.parametrize("ablation", ["zero", "resample"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_true_circuits_are_those_of_running_all_subsets(family, ablation, seed):
+@pytest.mark.parametrize(("ablation", "seed"), [("zero", 0), ("mean", 0), ("resample", 0), ("resample", 1)])
+def test_true_circuits_are_those_of_running_all_subsets(family, ablation, seed, monkeypatch):
+    monkeypatch.setattr(trained, "_BATCH", 1)  # so that subsets are given up before all inputs were run
     given = small(family, seed)
     by_set = brute_force(family, given, ablation)
     assert len(by_set) == 2**8
-    statuses = set()
+    cases = 0
     for criterion, over in (("mean", np.mean), ("worst", np.max)):
         losses = {kept: float(over(each)) for kept, each in by_set.items()}
         ordered = sorted({round(loss, 9) for loss in losses.values() if loss > 1e-4})
@@ -91,19 +97,19 @@ def test_true_circuits_are_those_of_running_all_subsets(family, ablation, seed):
             assert {circuit.edges for circuit in certificate.circuits} == true
             assert certificate.status == ("unique" if len(true) == 1 else "ambiguous") and certificate.complete
             assert certificate.criterion == {"mean": "mean KL", "worst": "largest KL"}[criterion]
-            # Rotations of Llama's heads are of single precision, in Hugging Face and here.
-            closest = min(abs(loss - tolerance) for loss in losses.values())
-            assert certificate.margin >= closest - 1e-6
-            assert certificate.margin <= min(tolerance, *(abs(losses[kept] - tolerance) for kept in true)) + 1e-6
+            # Run were those that hold no true circuit. Rotations of Llama's heads are of single precision.
+            run = [loss for kept, loss in losses.items() if not any(other < kept for other in true)]
+            closest = min(tolerance, *(abs(loss - tolerance) for loss in run))
+            assert certificate.margin == pytest.approx(closest, abs=1e-6)
             smallest = found.circuit.edges
             without = min(losses[smallest - {edge}] for edge in smallest)
             assert (certificate.gap.kept, certificate.gap.dropped) == pytest.approx(
                 (without, losses[smallest]), abs=1e-6
             )
             assert len(smallest) == min(map(len, true))
-            assert (certificate.inputs, certificate.pairs, certificate.exhaustive) == (INPUTS, INPUTS, True)
-            statuses.add(certificate.status)
-    assert statuses
+            assert (certificate.inputs, certificate.pairs, certificate.exhaustive) == (INPUTS, INPUTS, False)
+            cases += 1
+    assert cases >= 3
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (2, 1)])
@@ -162,8 +168,36 @@ def test_mlps_that_write_nothing_have_no_structural_edges(family):
 def test_outputs_that_are_no_numbers_are_refused():
     given = small(FAMILIES[0], 0)
     given.model.weights.lm_head.weight.data[3] = torch.nan
-    with pytest.raises(ModelError, match="Expected a model whose outputs are numbers"):
+    with pytest.raises(ModelError, match="and outputs that are numbers; all edges of none together are off by inf"):
         given.truth("resample")
+
+
+def test_a_tolerance_below_rounding_is_refused_as_one():
+    given = small(FAMILIES[0], 0)
+    with pytest.raises(ModelError, match="Expected a tolerance well above rounding"):
+        replace(given, asked=replace(given.asked, tolerance=1e-40)).truth("resample")
+
+
+def test_a_gap_that_is_no_number_is_none_in_json():
+    found = small(FAMILIES[0], 0).truth("resample")
+    endless = replace(found, certificate=replace(found.certificate, gap=Gap(kept=float("inf"), dropped=0.0)))
+    assert json.loads(as_json(truth_json(endless, "none")))["certificate"]["gap"] == {"kept": None, "dropped": 0.0}
+
+
+def test_methods_that_take_a_tolerance_are_told_it_and_find_a_true_circuit():
+    given = small(FAMILIES[0], 0)
+    truth = given.truth("resample")
+    true = [circuit.edges for circuit in truth.certificate.circuits]
+    methods, found = methods_for(given.asked), None
+    assert list(methods) == ["edge-pruning-tolerance", "edge-pruning-tolerance-polished"]
+    assert methods_for(load_program("reverse")) == {}
+    for method in methods.values():
+        quick = with_settings(method.keywords["config"], {"steps": 60, "batch_size": 3, "learning_rate": 0.5})
+        assert quick.pressure.tolerance == given.asked.tolerance and quick.loss.criterion == given.asked.criterion
+        found = method.func(given.model, given.dataset, "resample", seed=0, config=quick).circuit
+        (loss,) = truth.judge.differences_of([found.edges])
+        assert loss <= given.asked.tolerance
+    assert found.edges in true
 
 
 def test_a_circuit_that_is_found_is_compared_with_the_nearest_true_one():
@@ -219,17 +253,28 @@ def test_a_criterion_that_is_none_is_refused():
 def test_the_command_says_what_the_truth_says(capsys, tmp_path, monkeypatch):
     given = small(FAMILIES[0], 0)
     monkeypatch.setattr(trained, "load_trained", lambda asked: replace(given, asked=asked))
-    (tmp_path / "task.jsonl").write_text(TASK)
-    asked = ["truth", "none", "--task", "t.jsonl", "--tolerance", "0.05", "--ablation", "resample", "--save"]
+    task = tmp_path / "t.jsonl"
+    task.write_text(TASK)
+    asked = ["truth", "none", "--task", str(task), "--tolerance", "0.05", "--ablation", "resample", "--save"]
     assert main([*asked, str(tmp_path / "saved"), "--json"]) == 0
     said, expected = json.loads(capsys.readouterr().out), given.truth("resample")
     assert said["edges"] == expected.circuit.names() and said["certificate"]["criterion"] == "mean KL"
     assert said["certificate"]["atol"] == 0.05 and said["certificate"]["choices"] == expected.certificate.choices
-    assert json.loads((tmp_path / "saved" / "truth.json").read_text()) == said
+    written = json.loads((tmp_path / "saved" / "truth.json").read_text())
+    about = written.pop("about")
+    assert written == said and about["tolerance"] == 0.05 and len(about["sha256"]["task"]) == 64
+    assert about["sha256"]["weights"] == digest_of_tensors(given.model.weights.state_dict())
     saved = load_saved(tmp_path / "saved" / "circuit.json").circuit
     assert saved.edges == frozenset(map(Edge.parse, said["edges"]))
-    assert main([*asked, str(tmp_path / "saved")]) == 2
-    assert "does not exist yet" in capsys.readouterr().err
+    against = ["draw", str(tmp_path / "saved" / "circuit.json"), "--against", str(tmp_path / "saved")]
+    assert main([*against, "-o", str(tmp_path / "picture.svg"), "--json"]) == 0
+    capsys.readouterr()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "nothing")
+    for taken in ("saved", "nowhere"):
+        assert main([*asked, str(tmp_path / taken)]) == 2
+        assert "does not exist yet" in capsys.readouterr().err
+    assert main([*asked, str(tmp_path / ("a" * 300))]) == 2
+    assert "Expected a file in an existing, writable folder" in capsys.readouterr().err
     assert main(asked[:-1]) == 0
     shown = capsys.readouterr().out
     assert "subsets run" in shown and "mean KL of at most 0.05 nats on t.jsonl" in " ".join(shown.split())

@@ -13,7 +13,7 @@ from edgeprune.toys.train import TASK, train_toy
 from tracr_bridge.cli import main
 
 SORTING = {"embed->a0.h0.q", "embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->logits"}
-"""What Baggins et al. say of a model that sorts: its head's queries, keys and values, and what it writes."""
+"""What the account of Bagiński and Kolly's model implies: its head's queries, keys and values, and what it writes."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run(capsys, *arguments):
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("tolerance", [0.1, 1])
-def test_the_model_that_sorts_has_the_circuit_that_was_published(sorting, capsys, ablation, tolerance):
+def test_the_model_that_sorts_has_the_edges_of_its_published_mechanism(sorting, capsys, ablation, tolerance):
     asked = ["truth", sorting, "--task", sorting / TASK, "--tolerance", tolerance, "--ablation", ablation]
     code, said = run(capsys, *asked)
     assert code == 0 and set(said["edges"]) == SORTING
