@@ -131,9 +131,9 @@ def shown(rows: Sequence[Row]) -> Iterator[str]:
             f"{'**exact**, ' if row['exact'] else ''}{row['edges']} at {row['kl']:.2g}" if row else ""
             for row in map(by_method.get, methods)
         ]
-        sizes = ", ".join(map(str, some[0]["true"]))
+        true = f"{some[0]['status']}: {', '.join(map(str, some[0]['true']))}"
         criterion = "on each" if tolerance == NONE else "mean"
-        yield f"| {task}, seed {seed} | {tolerance:g}, {criterion} | {some[0]['status']}: {sizes} | {' | '.join(cells)} |"
+        yield f"| {task}, seed {seed} | {tolerance:g}, {criterion} | {true} | {' | '.join(cells)} |"
     for says, key in (("exact", "exact"), ("within", "within")):
         counts = [
             f"{sum(bool(row[key]) if key in row else row['kl'] <= row['tolerance'] for row in some)} of {len(some)}"

@@ -93,8 +93,8 @@ def live_subsets(graph: Graph, edges: Sequence[Edge], *, most: int = MOST, of: i
         if len(edges) > _BITS or wanted > most:
             raise ModelError(
                 f"Expected a graph of which all subsets can be run, at most {most:,} without dead edges; this one has "
-                f"{of or len(edges):,} edges that can carry something, and more subsets: `edgeprune prune --tolerance KL "
-                "--polish` finds a circuit in which no edge and no group of edges that is tried can go"
+                f"{of or len(edges):,} edges that can carry something, and more subsets: `edgeprune prune --tolerance "
+                "KL --polish` finds a circuit in which no edge and no group of edges that is tried can go"
             )
         choices = np.zeros(1, np.int64)
         for number in into[nodes]:
