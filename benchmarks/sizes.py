@@ -71,8 +71,8 @@ def sizes_of(model: Transformer) -> list[int]:
     many = int((edge_exists(graph) & ~rows[:, None] & ~columns).sum())
     if many > FEW:
         return [round(share * graph.total) for share in (0.3, 0.2, 0.1, 0.05, 0.02)]
-    least = max(1, many // 4)
-    return sorted({round(least + part * (many - least) / 4) for part in range(5)}, reverse=True)
+    least, most = max(1, many // 4), min(many, graph.total - 1)
+    return sorted({round(least + part * (most - least) / 4) for part in range(5)}, reverse=True)
 
 
 def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list[Row]]:

@@ -130,8 +130,8 @@ def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tupl
     if certificate.choices:
         listed += f"; {certificate.choices:,} {'partial circuits built' if by_difference else 'subsets run'}"
     runs = "pairs of clean and corrupted inputs" if truth.circuit.ablation == "resample" else "inputs"
-    there_are = "all there are" if by_difference else "all that its task has"
-    coverage = there_are if certificate.exhaustive else "a seeded sample"
+    coverage = "all there are" if certificate.exhaustive else "a seeded sample"
+    coverage = coverage if by_difference else "all that its task has"
     status = _STATUS[certificate.status] + (" (among structural edges)" if truth.others_matter else "")
     return [
         ("status", status),

@@ -39,6 +39,16 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
+def test_a_program_is_certified_and_saved_without_what_language_models_need(tmp_path):
+    code = (
+        "import sys; from tracr_bridge.cli import main\n"
+        f"main(['truth', 'first_token', '--json', '--save', {str(tmp_path / 'saved')!r}])\n"
+        "print('transformers' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False" and (tmp_path / "saved" / "certificate.json").is_file()
+
+
 def test_help_teaches_and_imports_nothing_heavy():
     code = (
         "import sys; from tracr_bridge.cli import main\n"
