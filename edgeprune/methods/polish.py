@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import combinations
 from typing import Final
 
 import torch
@@ -57,7 +58,8 @@ class PolishConfig:
     """Edges that are tried as additions, at the most: those whose masks have the steepest derivatives."""
 
     exchanges: int = 12
-    """Additions that serve best on the first inputs, and removals that harm least, each of which is tried with each."""
+    """Additions that serve best on the first inputs, and removals that harm least: each of those is tried with each of
+    these, and any two of those together where edges are missing."""
 
     nodes: int = 3
     """Nodes that are added with all their edges, those that serve best on the first inputs, and then cut down."""
@@ -206,16 +208,19 @@ class Polish:
         self._take_best(smaller[: self._config.exchanges], limit, Step.SHRINK)
 
     def _grow(self) -> None:
-        """Add what serves best, where edges are missing."""
+        """Add an edge, two, or a node, whatever serves best, where edges are missing."""
         self.step, missing = Step.EXCHANGE, self._wanted - self.edges
         if missing <= 0:
             return
         larger = self._larger()
         larger = _with(larger[_sizes(larger) <= self._wanted], self._cut_nodes(larger, self._wanted))
-        if (many := int(_AT_ONCE * missing)) > 1:
-            single = larger[_sizes(larger) == self.edges + 1]
-            together = single[self._order(single)[:many]].any(0, keepdim=True)
-            larger = torch.cat([larger, together]) if len(single) else larger
+        single = larger[_sizes(larger) == self.edges + 1]
+        single = single[self._order(single)]
+        if missing > 1:
+            # Edges that serve only together, such as those to a head's keys and values.
+            larger = _with(larger, [one | other for one, other in combinations(single[: self._config.exchanges], 2)])
+        if (many := int(_AT_ONCE * missing)) > 1 and len(single):
+            larger = _with(larger, [single[:many].any(0)])
         self._take_best(larger, self._lower, Step.GROW)
 
     def _exchange(self) -> None:
