@@ -7,7 +7,7 @@ certified: all removals that `groups.removals` lists were run, and none of them 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import combinations
@@ -217,11 +217,21 @@ class Polish:
         single = larger[_sizes(larger) == self.edges + 1]
         single = single[self._order(single)]
         if missing > 1:
-            # Edges that serve only together, such as those to a head's keys and values.
-            larger = _with(larger, [one | other for one, other in combinations(single[: self._config.exchanges], 2)])
+            larger = _with(larger, list(self._pairs(single)))
         if (many := int(_AT_ONCE * missing)) > 1 and len(single):
             larger = _with(larger, [single[:many].any(0)])
         self._take_best(larger, self._lower, Step.GROW)
+
+    def _pairs(self, single: Circuits) -> Iterator[Kept]:
+        """Two additions together: of those that serve best, and any two from one source to one head.
+
+        To read what it reads at a head's keys alone, and not at its values, may do harm.
+        """
+        cells = torch.nonzero(single & ~self.kept)[:, 1:].tolist()
+        ends = [(row, self._graph.destinations[column].owner) for row, column in cells]
+        for one, other in combinations(range(len(single)), 2):
+            if other < self._config.exchanges or ends[one] == ends[other]:
+                yield single[one] | single[other]
 
     def _exchange(self) -> None:
         """Add what serves best, and take out as many again: kept where the loss falls."""

@@ -10,7 +10,7 @@ from test_pruning_run import QUICK, save_model
 
 from edgeprune import polish_run
 from edgeprune.errors import ConfigError, RunError
-from edgeprune.graph import Node
+from edgeprune.graph import Edge, Graph, Node
 from edgeprune.groups import masks_without, removals
 from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live, mask_of
 from edgeprune.methods.circuit_loss import CircuitLoss
@@ -125,6 +125,42 @@ def test_a_true_circuit_is_found_from_all_edges_and_from_one_that_lacks_a_head(c
     run = Polish(loss, Goal(edges=len(true)), kept, CONFIG)
     polish(run)
     assert run.circuit(ablation) == true
+
+
+class Said(CircuitLoss):
+    """A loss that is what a function says of the edges that are kept."""
+
+    def __init__(self, graph, says):
+        self._of, self._says, self.masks_run, self.inputs = graph, says, 0, 1
+
+    graph = property(lambda self: self._of)
+
+    def __call__(self, masks, *, limit=float("inf")):
+        losses = torch.tensor([self._says(edges_of(self._of, mask > 0)) for mask in masks])
+        return torch.where(losses <= limit, losses, torch.inf)
+
+    glance = __call__
+
+    def best(self, masks, *, limit=float("inf")):
+        losses = self(masks, limit=limit)
+        return int(losses.argmin()), float(losses.min())
+
+    def gradient(self, mask):
+        return torch.zeros_like(mask)
+
+
+def test_two_edges_that_serve_only_together_are_added_together():
+    """As to a head's keys and values, where either alone does harm."""
+    graph = Graph.transformer(embeddings=("embed",), layers=2, heads=1)
+    start = {Edge.parse(name) for name in ("embed->a0.h0.v", "a0.h0->a1.h0.v", "a1.h0->logits", "embed->logits")}
+    pair = {Edge.parse("embed->a1.h0.k"), Edge.parse("embed->a1.h0.q")}
+
+    def says(edges):
+        return 9.0 if not start <= edges else {0: 0.5, 1: 0.7, 2: 0.1}[len(pair & edges)]
+
+    run = Polish(Said(graph, says), Goal(edges=6), mask_of(graph, start) > 0, CONFIG)
+    polish(run)
+    assert run.circuit("zero").edges == start | pair and run.loss == pytest.approx(0.1)
 
 
 def test_polishing_that_is_restored_before_every_step_is_the_same(subject):
