@@ -36,7 +36,8 @@ SUITE = (
     "tests/unit/test_measures.py", "tests/unit/test_peers.py", "tests/models/test_transformers.py",
     "tests/models/test_tasks.py", "tests/models/test_pruning_run.py", "tests/unit/test_bench.py",
     "tests/models/test_paper_step.py", "tests/models/test_exported_path.py", "tests/models/test_compare.py",
-    "tests/models/test_polish.py", "tests/models/test_language_commands.py", "tests/models/test_parallel.py",
+    "tests/models/test_polish.py", "tests/models/test_trained.py", "tests/models/test_toy.py",
+    "tests/models/test_language_commands.py", "tests/models/test_parallel.py",
     "tests/models/test_export.py", "tests/recovery/test_discoveries.py",
     "programs/hist.py", "programs/xproportion.py", "programs/seldom_together.py",
 )  # fmt: skip
