@@ -12,7 +12,7 @@ from edgeprune.ablation import group_means
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, UNCHECKED
-from edgeprune.methods.edge_pruning.engine import Pruning, Stage
+from edgeprune.methods.edge_pruning.engine import ENGINE, Pruning, Stage
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import with_settings
 from edgeprune.store import load_circuit
@@ -192,7 +192,8 @@ def test_a_run_of_the_other_method_and_a_checkpoint_of_another_engine_are_refuse
     (out / "checkpoint.safetensors").write_bytes(save(state))
     assert prune(folder, "resample", out, "--steps", "3", "--checked", "9", "--resume") == 2
     error = capsys.readouterr().err
-    assert "Expected a checkpoint of engine 2; got one of engine 3" in error and error.count("\n") == 1
+    assert f"Expected a checkpoint of engine {ENGINE}; got one of engine {ENGINE + 1}" in error
+    assert error.count("\n") == 1
 
 
 def test_few_examples_are_enough_for_the_final_check(tmp_path, tmp_path_factory):
