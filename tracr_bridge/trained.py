@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from edgeprune.data import Dataset
-from edgeprune.errors import ConfigError, DegenerateProgram, ModelError, TaskError
+from edgeprune.errors import DegenerateProgram, ModelError, TaskError
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masks import edge_exists, edges_of
 from edgeprune.methods.circuit_loss import CircuitLoss
@@ -50,7 +50,7 @@ class Trained:
     """What is asked for.
 
     Raises:
-        ConfigError: the tolerance is not above 0, or there is no such criterion.
+        ConfigError: the tolerance is not above 0.
         TaskError: the task's examples cannot be listed.
     """
 
@@ -68,8 +68,6 @@ class Trained:
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("tolerance",)))
-        if self.criterion not in _CRITERIA:
-            raise ConfigError(f"Expected a criterion among {', '.join(_CRITERIA)}; got {self.criterion!r}")
         if self.task in TASKS:
             raise TaskError(
                 f"Expected a file of examples, all of which are run; got {self.task!r}, which is drawn and has no end"

@@ -11,7 +11,7 @@ from test_pruning_run import save_model
 from tiny import FAMILIES, families, tokens
 
 from edgeprune.data import Dataset
-from edgeprune.errors import ConfigError, DegenerateProgram, ModelError, TaskError
+from edgeprune.errors import DegenerateProgram, ModelError, TaskError
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import edge_exists, edges_of, live, mask_of
 from edgeprune.methods.settings import with_settings
@@ -243,10 +243,8 @@ def test_what_cannot_be_known_is_one_line(folder, capsys, command, options, says
     assert output == "" and says in errors and errors.count("\n") == 1
 
 
-def test_a_criterion_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="Expected a criterion among mean, worst; got 'median'"):
-        Trained(model="none", task="none.jsonl", tolerance=1.0, criterion="median")
-    with pytest.raises(TaskError):
+def test_a_task_that_is_drawn_is_refused():
+    with pytest.raises(TaskError, match="Expected a file of examples, all of which are run; got 'gp'"):
         Trained(model="none", task="gp", tolerance=1.0)
 
 
