@@ -250,21 +250,21 @@ def test_what_polishing_left_is_refused_where_it_is_damaged(asked, tmp_path):
         prune(polished, tmp_path / "run", resume=True)
 
 
-def test_masks_go_back_to_the_fewest_edges_that_were_within():
+def test_the_masks_of_fewest_edges_that_were_within_are_remembered():
     within, masks = FewestWithin(0.5), torch.arange(10.0)
-    assert not any(within.lost(0.6, 3, masks) for _ in range(250))  # there is nothing to go back to
+    for number in range(3):
+        within.note(0.6, 3, masks + number)
+    assert not len(within.log_alpha)
     for loss, edges, number in ((0.5, 5, 1), (0.4, 6, 2), (0.4, 4, 3), (0.3, 4, 4), (0.51, 1, 5)):
-        assert not within.lost(loss, edges, masks + number)
+        within.note(loss, edges, masks + number)
     assert torch.equal(within.log_alpha, masks + 4)
-    assert [within.lost(9.0, 1, masks) for _ in range(300)].index(True) == 98  # the hundredth in a row
-    assert not within.lost(0.2, 9, masks) and not any(within.lost(9.0, 1, masks) for _ in range(99))
     again = FewestWithin(0.5)
     again.restore(within.state())
-    assert again.lost(9.0, 1, masks) and torch.equal(again.log_alpha, masks + 4)
+    again.note(0.1, 5, masks)
+    assert torch.equal(again.log_alpha, masks + 4)
 
 
-def test_a_run_within_a_tolerance_that_is_restored_before_every_step_is_the_same(subject, monkeypatch):
-    monkeypatch.setattr("edgeprune.methods.edge_pruning.within._LOST", 3)
+def test_a_run_within_a_tolerance_that_is_restored_before_every_step_is_the_same(subject):
     settings = {"tolerance": 0.003, "steps": 40, "batch_size": 4, "learning_rate": 1.0, "price_learning_rate": 0.5}
     config = with_settings(TOLERANCE, settings)
 
@@ -281,12 +281,8 @@ def test_a_run_within_a_tolerance_that_is_restored_before_every_step_is_the_same
             found.append({name: value.clone() for name, value in run.state().items()})
         return found
 
-    said, lost = [], FewestWithin.lost
-    monkeypatch.setattr(FewestWithin, "lost", lambda *given: said.append(lost(*given)) or said[-1])
-    whole = states(restored=False)
-    assert any(said)  # it went back
-    again = states(restored=True)
-    assert said[:40] == said[40:]
+    whole, again = states(restored=False), states(restored=True)
+    assert len({tuple(each["within/log_alpha"].tolist()) for each in whole}) > 3
     for one, other in zip(whole, again, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
 

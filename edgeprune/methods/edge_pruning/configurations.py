@@ -102,10 +102,9 @@ Note: deviations from the paper.
       arXiv:1712.01312, eq. 12): no warm-up of a target, and no multiplier that grows while masks are saturated.
     - Masks on edges alone, which start where their samples differ; learning rates are lower, and nothing decays.
     - log_alpha is bounded: an edge that fell is still sampled in 8 of 100 masks, and comes back where it is missed.
-    - Masks that have been above the tolerance for a hundred steps go back to those that were within it with the fewest
-      edges: once edges that are needed together have all fallen, no gradient brings one of them back.
-    - In the end edges are ranked by log_alpha, as it is and as it was in those masks, and the fewest are kept that are
-      within the tolerance on the training examples.
+    - In the end edges are ranked by log_alpha, as it is and as it was in the masks that were within the tolerance with
+      the fewest edges, and the fewest are kept that are within it on the training examples: once edges that are needed
+      together have all fallen, no gradient brings one of them back.
 """
 
 UNCHECKED: Final = replace(

@@ -132,7 +132,7 @@ class Pruning:
         figures = self.pressure.figures(step)
         loss = self._loss_as_it_stands(pairs) if isinstance(config.pressure, LossTolerance) else estimate.loss
         if isinstance(config.pressure, LossTolerance):
-            self._go_back_if_lost(loss)
+            self._within.note(loss, int(self.kept().sum()), self.masks.log_alpha)
         by_masks, by_multipliers = self.pressure.gradients(self.masks, estimate.draw, step, loss)
         factor = config.optimizer.factor(step, config.steps)
         rates = (config.optimizer.learning_rate * factor, self.pressure.multiplier_learning_rate * factor)
@@ -149,13 +149,6 @@ class Pruning:
         standing, problem = self.masks.rounded(), self.problem
         losses = torch.cat([problem.losses(standing, batch) for batch in problem.batches(pairs)], -1)
         return float(problem.objective.reduce(losses))
-
-    @torch.no_grad()
-    def _go_back_if_lost(self, loss: float) -> None:
-        """To the masks of fewest edges that were within the tolerance; the price has fallen meanwhile."""
-        if self._within.lost(loss, int(self.kept().sum()), self.masks.log_alpha):
-            self.masks.log_alpha.copy_(self._within.log_alpha)
-            self._optimizer.restart()
 
     @torch.no_grad()
     def _keep_in_range(self, loss: float) -> None:
