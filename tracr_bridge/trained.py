@@ -37,7 +37,7 @@ from edgeprune.subject import digest_of_tensors
 from edgeprune.tasks import TASKS, Encoder, metric_of
 from edgeprune.tasks.jsonl import read_examples
 from tracr_bridge.subsets import LossJudge, live_subsets, true_circuits
-from tracr_bridge.truth import Certificate, Criterion, Gap, Truth, without_one
+from tracr_bridge.truth import Certificate, Criterion, Truth, gap_of
 
 _BATCH: Final = 8
 """Examples on which all subsets are run first; most show there that they are not faithful."""
@@ -129,14 +129,13 @@ class Loaded:
             )
         smallest_first = sorted(found.circuits, key=lambda kept: (len(kept), sorted(kept)))
         circuits = tuple(Circuit(graph, ablation, kept) for kept in smallest_first)
-        without = judge.differences_of([circuits[0].edges, *without_one(circuits[0].edges)])
         certificate = Certificate(
             status="unique" if len(circuits) == 1 else "ambiguous",
             inputs=loss.inputs,
             pairs=loss.inputs,
             exhaustive=False,
             atol=asked.tolerance,
-            gap=Gap(kept=min(without[1:]), dropped=without[0]),
+            gap=gap_of(judge, circuits[0]),
             margin=found.margin,
             choices=found.runs,
             circuits=circuits,

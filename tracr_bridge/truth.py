@@ -106,7 +106,7 @@ def is_true(judge: Judge, edges: frozenset[Edge]) -> bool | None:
     """Whether `edges` are faithful and no proper subset of them is; None where that would cost too much to tell."""
     if not edges or not is_faithful(judge, edges):
         return is_faithful(judge, edges)
-    if bool(judge.reproduces(torch.stack([mask_of(judge.model.graph, kept) for kept in without_one(edges)])).any()):
+    if bool(judge.reproduces(torch.stack([mask_of(judge.model.graph, kept) for kept in _without_one(edges)])).any()):
         return False
     found = minimal_circuits(judge, sorted(edges))
     return None if found is None else found.circuits == [edges]
@@ -228,15 +228,14 @@ def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> 
     return frozenset(inert)
 
 
-def without_one(edges: Iterable[Edge]) -> list[list[Edge]]:
-    """A set of edges without each of them."""
+def _without_one(edges: Iterable[Edge]) -> list[list[Edge]]:
     edges = sorted(edges)
     return [[other for other in edges if other != edge] for edge in edges]
 
 
-def gap_of(judge: Judge, circuit: Circuit) -> Gap:
+def gap_of(judge: Judge | LossJudge, circuit: Circuit) -> Gap:
     """What taking one edge out of a circuit does at the least, and what the circuit itself leaves over."""
-    sets = [circuit.edges, *without_one(circuit.edges)]
+    sets = [circuit.edges, *_without_one(circuit.edges)]
     differences = judge.differences(torch.stack([mask_of(circuit.graph, kept) for kept in sets])).tolist()
     return Gap(kept=min(differences[1:]), dropped=differences[0])
 
