@@ -1,8 +1,22 @@
 """Every error that a user can cause, in one tree.
 
-A message says what was expected, what came, and what to do. All of them are `ValueError`s; a broken
-promise of our own code is an `AssertionError` instead.
+A message says what was expected, what came, and what to do. All of them are `ValueError`s. A broken promise of our own
+code is an `AssertionError`: a `BrokenPromise` where a verdict rests on it, as `assert` says nothing under `python -O`.
 """
+
+
+class BrokenPromise(AssertionError):
+    """What our own code promises does not hold, so that its verdict would be worth nothing."""
+
+
+def promise(holds: bool, what: str) -> None:  # noqa: FBT001
+    """Raise where a promise that a verdict rests on is broken, under `python -O` too.
+
+    Raises:
+        BrokenPromise: it is.
+    """
+    if not holds:
+        raise BrokenPromise(what)
 
 
 class EdgePruneError(ValueError):

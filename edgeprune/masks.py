@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, promise
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 
 
@@ -197,13 +197,13 @@ class LearnedMask:
     @torch.no_grad()
     def keep_only(self, kept: Bool[Tensor, "source destination"]) -> None:
         """Bring every edge that is not among `kept` to where its mask is 0."""
-        assert self._sizes[0], "edges have masks"
+        promise(self._sizes[0] > 0, "edges have masks")
         self.log_alpha[: self._sizes[0]][~kept.flatten()[self._cells]] = -LARGE
 
     @torch.no_grad()
     def keep_exactly(self, kept: Bool[Tensor, "source destination"]) -> None:
         """Bring every edge of `kept` to where it is just kept, and every other one to where it is not, if need be."""
-        assert self._sizes[1:] == (0, 0), "edges alone have masks"
+        promise(self._sizes[1:] == (0, 0), "edges alone have masks")
         stays = kept.flatten()[self._cells]
         self.log_alpha[stays] = self.log_alpha[stays].clamp(min=_BARELY)
         self.log_alpha[~stays] = self.log_alpha[~stays].clamp(max=-_BARELY)

@@ -2,11 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tracr_bridge.optimised import keep_asserts_of_haiku
+
 if TYPE_CHECKING:
     from tracr_bridge.program import Program as Program
     from tracr_bridge.program import rasp_program as rasp_program
 
 __all__ = ["Program", "rasp_program"]
+
+keep_asserts_of_haiku()
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from tracr.transformer.model import Transformer
 from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedProgram
 from tracr_bridge.model import TracrModel
+from tracr_bridge.optimised import check_haiku
 from tracr_bridge.program import (
     GUARDED,
     Domain,
@@ -125,6 +126,7 @@ def compile_program(program: Program, *, budget: int = INPUT_BUDGET, seed: int =
     dynamic = [*_dynamic_reasons(program, domain), *_Tables(program).reasons]
     if dynamic:
         raise _unsupported(program, dynamic)
+    check_haiku()
     assembled = _assemble(program)
     model = _build_model(program, assembled)
     tokens, group = _tokens(program, assembled, domain)

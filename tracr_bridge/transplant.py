@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from edgeprune.errors import promise
 from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
 
 Family = Literal["gpt2", "llama"]
@@ -75,7 +76,7 @@ def transplant(weights: Weights, family: Family, token_ids: Sequence[int], *, bo
         token_ids: ids that can occur in an input, BOS among them.
         bos_id: of BOS.
     """
-    assert weights.causal, "both families see no later token"
+    promise(weights.causal, "both families see no later token")
     return (_gpt2 if family == "gpt2" else _llama)(weights, list(token_ids), bos_id)
 
 

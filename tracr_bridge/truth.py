@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.data import Dataset
-from edgeprune.errors import DegenerateProgram, UnsupportedProgram
+from edgeprune.errors import DegenerateProgram, UnsupportedProgram, promise
 from edgeprune.graph import Ablation, Circuit, Edge
 from edgeprune.groups import masks_without, removals
 from edgeprune.masks import mask_of
@@ -195,7 +195,7 @@ def _search(judge: Judge, edges: Sequence[Edge], seed: int) -> tuple[Status, lis
     """Circuits within `edges`, how far they are proved, and the partial circuits that were built."""
     found = minimal_circuits(judge, edges)
     if found is not None:
-        assert found.circuits, "a faithful set has a subset-minimal one inside"
+        promise(bool(found.circuits), "a faithful set has a subset-minimal one inside")
         return "unique" if len(found.circuits) == 1 else "ambiguous", found.circuits, found.choices
     ends = eliminate(judge, edges, seed=seed)
     inside = [minimal_circuits(judge, sorted(end)) for end in ends]

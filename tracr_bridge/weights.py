@@ -9,6 +9,8 @@ from jaxtyping import Float
 from tracr.compiler.assemble import AssembledTransformerModel
 from tracr.compiler.compiling import COMPILER_PAD
 
+from edgeprune.errors import promise
+
 
 @dataclass(frozen=True)
 class HeadWeights:
@@ -91,7 +93,7 @@ def extract_weights(assembled: AssembledTransformerModel) -> Weights:
 
         def matrix(module: str, name: str = name) -> np.ndarray:
             entry = params[f"{name}/{module}"]
-            assert not np.any(np.array(entry["b"])), f"Tracr writes no biases, yet {name}/{module} has one"
+            promise(not np.any(np.array(entry["b"])), f"Tracr writes no biases, yet {name}/{module} has one")
             return np.array(entry["w"], dtype=np.float32)
 
         split = (d_model, config.num_heads, config.key_size)

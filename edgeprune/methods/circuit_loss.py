@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
+from edgeprune.errors import promise
 from edgeprune.graph import Ablation, Graph
 from edgeprune.methods.loss import DISTANCES, Loss, Objective, Over
 from edgeprune.model import MaskedModel
@@ -77,7 +78,7 @@ class CircuitLoss:
             limit: infinite stands for a loss above it, and the circuit need not be run to the end. Only for losses that
                 are nowhere below 0.
         """
-        assert self._is_distance or limit == math.inf, "a limit asks for losses that are nowhere below 0"
+        promise(self._is_distance or limit == math.inf, "a limit asks for losses that are nowhere below 0")
         self.masks_run += len(masks)
         return self._race(masks, limit, self._on(0, masks))
 
@@ -93,7 +94,7 @@ class CircuitLoss:
 
         The one that is best on the first inputs is run to the end, and others as long as they may be better still.
         """
-        assert self._is_distance, "a race asks for losses that are nowhere below 0"
+        promise(self._is_distance, "a race asks for losses that are nowhere below 0")
         self.masks_run += len(masks)
         first = self._on(0, masks)
         leader = int(self._objective.reduce(first).argmin())
