@@ -135,6 +135,7 @@ def test_prompts_are_short_long_and_padded_and_have_the_vocabulary_among_them():
         short, long, padded = make_prompts(vocabulary, places)
         assert short.ids.shape == (1, min(3, places)) and long.ids.shape == (1, min(LONGEST, places))
         assert places == 1 or len(set(padded.lengths.tolist())) > 1
+        assert torch.equal(padded.real.sum(1), padded.lengths) and padded.real[:, 0].all()
         ids = torch.cat([each.ids.flatten() for each in (short, long, padded)])
         assert 0 in ids and int(ids.max()) == vocabulary - 1
         assert vocabulary > len(ids) or set(ids.tolist()) == set(range(vocabulary))
@@ -171,7 +172,7 @@ def test_what_no_prompt_has_is_compared_too(part):
     ours = Gpt2Model(original)
     check_same("it", ours, "transformer.h")
     seen = {int(each) for prompts in make_prompts(5000, LONGEST + 10) for each in prompts.ids.flatten()}
-    token = next(each for each in range(5000) if each not in seen)
+    token = max(each for each in range(5000) if each not in seen)
 
     ramp = torch.arange(8.0)  # which a norm does not take away
 
