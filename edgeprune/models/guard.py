@@ -116,19 +116,18 @@ def check_same(name: str, ours: Transformer, layers: str, expected: Sequence[Ten
         name: the model's.
         ours: over the weights of Hugging Face's.
         layers: where that has its layers.
-        expected: `their_logits` of `make_prompts`, if weights were changed since.
+        expected: `their_logits` of `make_prompts`, if weights were changed since; nothing finer can be asked then.
 
     Raises:
         ModelError: logits are no numbers, or further apart than `TOLERANCE`.
     """
     theirs = ours.weights
     prompts = make_prompts(ours.vocabulary_size, ours.context_length)
-    expected = their_logits(theirs, prompts) if expected is None else expected
     kind: torch.dtype = theirs.dtype
-    gap = _gap(ours, layers, prompts, expected)
+    gap = _gap(ours, layers, prompts, their_logits(theirs, prompts) if expected is None else expected)
     if not math.isfinite(gap.spread):
         raise _no_numbers(name, theirs)
-    while not gap.within(TOLERANCE[kind]) and kind in _FINER and _fits(ours, _FINER[kind]):
+    while expected is None and not gap.within(TOLERANCE[kind]) and kind in _FINER and _fits(ours, _FINER[kind]):
         kind = _FINER[kind]
         finer = type(ours)(copy.deepcopy(theirs).to(kind))  # pyright: ignore[reportCallIssue]  # as adapters take it
         gap = _gap(finer, layers, prompts, their_logits(finer.weights, prompts))
