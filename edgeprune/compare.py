@@ -215,7 +215,9 @@ class _Bench:
         return replace(best, seconds=sum(found.seconds for found in used), runs=len(used))
 
 
-def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress: bool = False) -> list[Row]:
+def compare(
+    comparison: Comparison, out: Path, *, device: str = "auto", check: bool = True, progress: bool = False
+) -> list[Row]:
     """Run and measure every method; a second call goes on where it was, and may ask for more.
 
     Args:
@@ -223,6 +225,7 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
         out: the folder: `compare.json` has a row a circuit, `circuits/` all circuits, `compare.md` and `compare.svg`
             are to be looked at.
         device: where the model runs.
+        check: whether the model is what its files ask for, as `load_model`'s.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
@@ -238,7 +241,8 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
     total = len(comparison.examples) * circuits
     with tqdm(total=total, desc="circuits", disable=None if progress else True) as bar:
         for examples in comparison.examples:
-            subject = load_subject(comparison.of(examples), ("train", "test"), device=device, progress=progress)
+            run = comparison.of(examples)
+            subject = load_subject(run, ("train", "test"), device=device, check=check, progress=progress)
             if (count := len(subject.splits["train"])) < examples:
                 raise TaskError(f"Expected {examples} training examples of {comparison.run.task!r}; it has {count}")
             book.check(subject, examples)

@@ -49,6 +49,7 @@ def prune(
     *,
     resume: bool = False,
     device: str = "auto",
+    check: bool = True,
     save_every: int = 250,
     progress: bool = False,
 ) -> Outcome:
@@ -61,6 +62,7 @@ def prune(
         out: the folder, which all processes see; is made where there is none.
         resume: go on where a run that was stopped had its last checkpoint, or begin where there is none.
         device: where the model runs.
+        check: whether the model is what its files ask for, as `load_model`'s.
         save_every: steps between checkpoints, at which the circuit is run on the validation split too.
         progress: show progress bars on standard error, if that is a terminal.
 
@@ -76,7 +78,7 @@ def prune(
     if ranks.first:
         for file in unfinished(out):
             file.unlink()
-    subject = load_subject(config, ("train", "validation"), device=device, progress=progress)
+    subject = load_subject(config, ("train", "validation"), device=device, check=check, progress=progress)
     if config.polish:
         check_room(subject.model.graph, goal_of(config.pruning, subject.model.graph.total).edges or 0)
     problem = problem_of(subject.model, subject.splits["train"], config.ablation, config.pruning, parts=config.parts)
@@ -117,6 +119,7 @@ def evaluate_run(
     task: str | None = None,
     circuit: Path | None = None,
     device: str = "auto",
+    check: bool = True,
     progress: bool = False,
 ) -> tuple[RunConfig, dict[str, Evaluation]]:
     """Measure the circuit of a run that has ended, and the full model, on a split; a file in the folder keeps it.
@@ -127,6 +130,7 @@ def evaluate_run(
         task: another one than the run's, to see whether its circuit serves there too.
         circuit: a file, or the folder of another run, to measure in the place of this run's circuit.
         device: where the model runs.
+        check: whether the model is what its files ask for, as `load_model`'s.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
@@ -142,7 +146,7 @@ def evaluate_run(
     saved = load_saved(found_at / "circuit.json" if found_at.is_dir() else found_at)
     kept = saved.circuit
     splits = [split, *(["train"] if config.ablation == "mean" else [])]
-    subject = load_subject(config, splits, device=device, progress=progress)
+    subject = load_subject(config, splits, device=device, check=check, progress=progress)
     _check_subject(folder, subject, ("weights", "task") if own_task else ("weights",))
     if saved.model not in ("", config.model):
         raise RunError(f"Expected a circuit of {config.model!r}; {str(found_at)!r} holds one of {saved.model!r}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.data import Dataset
-from edgeprune.errors import ConfigError, RunError, TaskError
+from edgeprune.errors import ConfigError, ModelError, RunError, TaskError
 from edgeprune.evaluate import Evaluation, evaluate
 from edgeprune.graph import Ablation
 from edgeprune.methods.edge_pruning.config import PruningConfig
@@ -123,18 +123,27 @@ class Subject:
         return found
 
 
-def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "auto", progress: bool = False) -> Subject:
+def load_subject(
+    config: RunConfig, splits: Sequence[str], *, device: str = "auto", check: bool = True, progress: bool = False
+) -> Subject:
     """The model that a run is about, and splits of its task with the model's logits.
 
     Of processes that `torchrun` started, each calls this, and has the model sharded among them.
 
+    Args:
+        config: what it is about.
+        splits: of the task.
+        device: where the model runs.
+        check: as `load_model`'s.
+        progress: show progress bars on standard error, if that is a terminal.
+
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or gives NaN.
         TaskError: the task cannot be had, or does not fit the model's tokenizer.
         RunError: another process has stopped.
     """
     ranks = join()
-    model, tokenizer = load_model(config.model, precision=config.precision, device=device, ranks=ranks)
+    model, tokenizer = load_model(config.model, precision=config.precision, device=device, ranks=ranks, check=check)
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
     examples = make_examples(config.task, encoder, config.sizes, seed=config.data_seed)
     # All splits are padded alike, as means of one of them stand in for values of another.
@@ -144,6 +153,7 @@ def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "aut
     _check_means(config, encoded)
     digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
+    _check_numbers(config, datasets)
     return Subject(model, datasets, digests, config.parts)
 
 
@@ -155,6 +165,17 @@ def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
             raise TaskError(
                 f"Expected training examples of every length, which mean ablation averages over; the {split} split has "
                 f"one of {more[0]} tokens, and the training split none: ask for more training examples"
+            )
+
+
+def _check_numbers(config: RunConfig, datasets: Mapping[str, Dataset]) -> None:
+    """The full model has something to be compared with; weights that are NaN are found before, unless not checked."""
+    for split, each in datasets.items():
+        if isinstance(each.target, Tensor) and not bool(each.target.isfinite().all()):
+            raise ModelError(
+                f"Expected a model whose logits are numbers; {config.model!r} itself gives NaN or infinity on the "
+                f"{split} split of {config.task!r}, with nothing pruned: its weights are damaged, or "
+                f"{config.precision} is too narrow"
             )
 
 

@@ -7,7 +7,7 @@ from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -68,6 +68,7 @@ def sweep(
     out: Path,
     *,
     device: str = "auto",
+    check: bool = True,
     save_every: int = 250,
     progress: bool = False,
 ) -> Sweep:
@@ -79,6 +80,7 @@ def sweep(
         seeds: how many, one after the other.
         out: the folder; besides those of runs it gets `sweep.json`, `sweep.svg` and the edges in common.
         device: where models run.
+        check: whether the model is what its files ask for, as `load_model`'s.
         save_every: steps between checkpoints.
         progress: show progress bars on standard error, if that is a terminal.
 
@@ -95,8 +97,9 @@ def sweep(
             asked = replace(config, seed=seed, pruning=pruning)
             folder = out / f"sparsity-{target!r}-seed-{seed}"
             resume = (folder / "run.json").exists()
-            run = prune(asked, folder, resume=resume, device=device, save_every=save_every, progress=progress)
-            _, found = evaluate_run(folder, device=device, progress=progress)
+            about: dict[str, Any] = {"device": device, "check": check, "progress": progress}
+            run = prune(asked, folder, resume=resume, save_every=save_every, **about)
+            _, found = evaluate_run(folder, **about)
             points.append(Point(target, seed, run.saved.circuit, found["circuit"], run.reached is not False))
     result = summarise(points)
     if join().first:

@@ -168,6 +168,7 @@ def _add_trained_options(command: argparse.ArgumentParser) -> None:
         choices=("mean", "worst"),
         help="whether in the mean over examples, or on each of them (default: mean)",
     )
+    language_options.add_no_check(group)
 
 
 def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -122,7 +122,13 @@ def _subject(options: argparse.Namespace) -> "Asked":
     from tracr_bridge.trained import Trained
 
     criterion = options.criterion or "mean"
-    return Trained(model=options.program, task=options.task, tolerance=options.tolerance, criterion=criterion)
+    return Trained(
+        model=options.program,
+        task=options.task,
+        tolerance=options.tolerance,
+        criterion=criterion,
+        check=not options.no_check,
+    )
 
 
 def _save_truth(found: "Truth", given: "Known", said: dict[str, Any], folder: Path) -> None:

@@ -85,6 +85,7 @@ def prune(options: argparse.Namespace) -> bool:
         options.out,
         resume=options.resume,
         device=options.device,
+        check=not options.no_check,
         save_every=options.save_every,
         progress=True,
     )
@@ -124,6 +125,7 @@ def sweep(options: argparse.Namespace) -> bool:
         options.seeds,
         options.out,
         device=options.device,
+        check=not options.no_check,
         save_every=options.save_every,
         progress=True,
     )
@@ -185,7 +187,7 @@ def compare(options: argparse.Namespace) -> bool:
         targets=tuple(options.target_sparsity),
         examples=tuple(options.examples or comparing.Comparison.examples),
     )
-    rows = comparing.compare(asked, options.out, device=options.device, progress=True)
+    rows = comparing.compare(asked, options.out, device=options.device, check=not options.no_check, progress=True)
     missed = [f"{row.method} {row.target:g} ({row.evaluation.sparsity:.3f})" for row in rows if row.missed]
     _say_missed(missed, len(rows), "edge-pruning-polished")
     if options.json:
@@ -312,7 +314,8 @@ def evaluate(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
 
     about: dict[str, Any] = {"task": options.task and _resolved(options.task), "circuit": options.circuit}
-    config, found = evaluate_run(options.run_folder, options.split, **about, device=options.device, progress=True)
+    how: dict[str, Any] = {"device": options.device, "check": not options.no_check, "progress": True}
+    config, found = evaluate_run(options.run_folder, options.split, **about, **how)
     if options.json:
         written = evaluation_file(options.run_folder, options.split, **about)
         print(report.as_json(json.loads(written.read_text(encoding="utf-8"))), file=options.output)

@@ -169,6 +169,17 @@ def _add_toy_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, … (default: auto, a GPU if there is one)")
+    add_no_check(command)
+
+
+def add_no_check(command: Any) -> None:
+    """Declare the option of all commands that load a model."""
+    command.add_argument(
+        "--no-check",
+        action="store_true",
+        help="of a model that is known: do not compare its logits on a few prompts with AutoModelForCausalLM's, nor "
+        "refuse weights that nothing reads",
+    )
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:

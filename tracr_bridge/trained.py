@@ -66,6 +66,9 @@ class Trained:
     criterion: Over = "mean"
     """Whether the mean over examples has to be within it, or each of them."""
 
+    check: bool = True
+    """Whether the model is what its files ask for, as `load_model`'s."""
+
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("tolerance",)))
         if self.task in TASKS:
@@ -177,7 +180,7 @@ def load_trained(asked: Trained) -> Loaded:
     """
     examples = [example for example, _ in read_examples(Path(asked.task))]
     _check_size(asked.model)
-    model, tokenizer = load_model(asked.model, device="cpu")
+    model, tokenizer = load_model(asked.model, device="cpu", check=asked.check)
     live_subsets(model.graph, sorted(_structural(model.graph, model.silent)))
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
     return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model))

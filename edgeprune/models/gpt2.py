@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import GPT2LMHeadModel
-from transformers.activations import ACT2FN
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
-from edgeprune.models.transformer import Block, Stream, Transformer
+from edgeprune.models.transformer import Block, Stream, Transformer, frozen
 from edgeprune.parallel import ALONE, Ranks
 from edgeprune.wide_stream import Written
 
@@ -146,5 +145,5 @@ def _mlp(block: GPT2Block, activation: str) -> _Mlp:
         input_bias=inputs.bias.detach(),
         outputs=outputs.weight.detach(),
         output_bias=outputs.bias.detach(),
-        activation=_FUSED.get(activation) or ACT2FN[activation],
+        activation=_FUSED.get(activation) or frozen(block.mlp.act),
     )

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
-from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from edgeprune.graph import Graph
-from edgeprune.models.transformer import Block, Stream, Transformer
+from edgeprune.models.transformer import Block, Stream, Transformer, frozen
 from edgeprune.parallel import ALONE, Ranks
 from edgeprune.wide_stream import Weights, Written
 
@@ -104,6 +103,7 @@ class LlamaModel(Transformer):
                 cosines, sines = LlamaRotaryEmbedding(config).to(token.device)(token, places)
             return cosines[0], sines[0]
 
+        self._rotation = rotation
         super().__init__(
             model,
             Graph.transformer(
@@ -115,18 +115,23 @@ class LlamaModel(Transformer):
             context_length=config.max_position_embeddings,
             embed=lambda tokens: F.embedding(tokens, token),
             layers=list(body.layers),
-            block=lambda layer: _block(layer, config.hidden_act, rotation),
+            block=lambda layer: _block(layer, rotation),
             written=lambda layer: layer.mlp.down_proj,
             norm=_norm(body.norm),
             unembed=model.lm_head.weight.detach(),
             ranks=ranks,
         )
 
+    def pads(self, length: int, width: int) -> bool:
+        """See `Transformer`: not where rotations depend on how long the whole input is (LongRoPE, dynamic NTK)."""
+        both = zip(self._rotation(length), self._rotation(width), strict=True)
+        return all(torch.equal(alone, padded[:length]) for alone, padded in both)
 
-def _block(layer: LlamaDecoderLayer, activation: str, rotation: Callable[[int], Rotation]) -> Block:
+
+def _block(layer: LlamaDecoderLayer, rotation: Callable[[int], Rotation]) -> Block:
     attention = _attention(layer)
     own = layer.mlp
-    mlp = _Mlp(_norm(layer.post_attention_layernorm), own.gate_proj, own.up_proj, own.down_proj, ACT2FN[activation])
+    mlp = _Mlp(_norm(layer.post_attention_layernorm), own.gate_proj, own.up_proj, own.down_proj, frozen(own.act_fn))
 
     def run(stream: Stream, length: int) -> None:
         stream.write(attention(stream, length, rotation(length)))

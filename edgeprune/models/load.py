@@ -1,18 +1,20 @@
 """Language models and their tokenizers, by name on the Hugging Face hub or from a folder."""
 
 import os
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import EdgePruneError, ModelError
+from edgeprune.models.files import check_adapter, check_config, check_loaded, merge_adapter
 from edgeprune.models.gpt2 import Gpt2Model
+from edgeprune.models.guard import check_same, make_prompts, their_logits
 from edgeprune.models.llama import LlamaModel
 from edgeprune.models.sharded import shard
 from edgeprune.models.transformer import Transformer
@@ -25,9 +27,6 @@ Precision = Literal["float32", "bfloat16"]
 class Kind(NamedTuple):
     """A kind of model that can be loaded."""
 
-    theirs: Any
-    """Hugging Face's."""
-
     adapter: Callable[..., Transformer]
     """Ours over it."""
 
@@ -36,17 +35,19 @@ class Kind(NamedTuple):
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "gpt2": Kind(GPT2LMHeadModel, Gpt2Model, "transformer.h"),
-    "llama": Kind(LlamaForCausalLM, LlamaModel, "model.layers"),
+    "gpt2": Kind(Gpt2Model, "transformer.h"),
+    "llama": Kind(LlamaModel, "model.layers"),
 }
 """By the names that `config.json` gives them."""
 
-_LAYER: Final = re.compile(r"\.(h|layers)\.\d+\.")
-"""In the name of a weight, what says which layer's it is."""
-
 
 def load_model(
-    name: str, *, precision: Precision = "float32", device: str = "auto", ranks: Ranks = ALONE
+    name: str,
+    *,
+    precision: Precision = "float32",
+    device: str = "auto",
+    ranks: Ranks = ALONE,
+    check: bool = True,
 ) -> tuple[Transformer, PreTrainedTokenizerBase]:
     """A language model and its tokenizer.
 
@@ -55,10 +56,12 @@ def load_model(
         precision: of the weights.
         device: `cpu`, `cuda` or another of torch's; `auto` is a GPU where there is one.
         ranks: the processes that it runs on, among which its layers are sharded if they are several.
+        check: run a few prompts, and refuse a model whose logits are not those that `AutoModelForCausalLM` gives
+            (`guard.py`) or whose files hold what nothing reads; not for one that is known.
 
     Raises:
-        ModelError: there is no such model, it is of another kind, its files are damaged or incomplete, or there is no
-            such device.
+        ModelError: there is no such model, it is of another kind, its files are damaged or incomplete, it is another
+            than its files ask for, or there is no such device.
     """
     placed = find_device(device)
     if ranks.several and ":" in device:
@@ -73,38 +76,67 @@ def load_model(
     # They tell of every try to reach the hub, and of every weight; what is raised says it all.
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
-    try:
-        config = AutoConfig.from_pretrained(name)
+    with _told(name):
+        adapted = check_adapter(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in KINDS:
             raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
         kind = KINDS[config.model_type]
-        # No pickle: a checkpoint without safetensors is refused.
+        check_config(name, config, check=check)
         with without_bars():
-            found: Any = kind.theirs.from_pretrained(
-                name, use_safetensors=True, dtype=getattr(torch, precision), output_loading_info=True
-            )
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever Hugging Face's libraries and their readers raise
-        raise ModelError(
-            f"Expected a model's name on the Hugging Face hub, or a folder with config.json, safetensors and a "
-            f"tokenizer; {name!r} cannot be loaded: {type(error).__name__}: {error!s:.300}"
-        ) from error
-    model, loaded = found
-    if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(f"Expected all weights of the model in {name!r}; missing: {', '.join(missing):.200}")
-    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # of older versions, which are no weights
-    if more := sorted(key for key in loaded["unexpected_keys"] if _LAYER.search(key) and not key.endswith(buffers)):
-        raise ModelError(f"Expected the weights that config.json of {name!r} speaks of; there are more: {more[0]}")
+            theirs, found = _load(name, getattr(torch, precision))
+        check_loaded(name, found, check=check)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not len(tokenizer):
         raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
-    model.eval()
+    expected = None
+    if adapted:
+        prompts = make_prompts(theirs.config.vocab_size, theirs.config.max_position_embeddings)
+        expected = their_logits(theirs, prompts) if check else None
+        with _told(name):
+            merge_adapter(name, theirs)
+    theirs.eval()
     if ranks.several:
-        shard(model, list(model.get_submodule(kind.layers)), ranks, placed)
+        shard(theirs, list(theirs.get_submodule(kind.layers)), ranks, placed)
     else:
-        model.to(placed)
-    return kind.adapter(model, ranks), tokenizer
+        theirs.to(placed)
+    ours = kind.adapter(theirs, ranks)
+    if check:
+        check_same(name, ours, kind.layers, expected)
+    return ours, tokenizer
+
+
+def _load(name: str, precision: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+    """What `AutoModelForCausalLM` gives, and what it says of the files."""
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        name,
+        use_safetensors=True,  # no pickle: a checkpoint without safetensors is refused
+        dtype=precision,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are told, and refused, in `check_loaded`
+        output_loading_info=True,
+    )
+    return found
+
+
+@contextmanager
+def _told(name: str) -> Generator[None]:
+    """Say in one line what Hugging Face's libraries and their readers raise.
+
+    Raises:
+        ModelError: they do.
+    """
+    try:
+        if Path(name).is_file():
+            raise ModelError(f"Expected a model's folder, or its name on the Hugging Face hub; {name!r} is a file")
+        yield
+    except EdgePruneError:
+        raise
+    except Exception as error:  # whatever they raise
+        raise ModelError(
+            f"Expected a model's name on the Hugging Face hub, or a folder with config.json, safetensors and a "
+            f"tokenizer; {name!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split()):.300}"
+        ) from error
 
 
 @contextmanager

@@ -30,7 +30,8 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], ranks: Ranks, device: t
     model.requires_grad_(requires_grad=False)
     mesh = init_device_mesh(device.type, (ranks.count,))
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        # Hugging Face's own forward takes each layer apart again, too.
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     for tensor in (*model.parameters(), *model.buffers()):
         if not isinstance(tensor, DTensor):
             tensor.data = tensor.data.to(device)

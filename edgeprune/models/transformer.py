@@ -7,12 +7,14 @@ masks share one forward, and where they are split, is said here.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.func import functional_call
 
 from edgeprune.fingerprints import Level, bits_of, salt, scrambled
 from edgeprune.graph import Graph, Node
@@ -37,8 +39,9 @@ class Transformer:
     """A language model as a masked transformer.
 
     Tokens are `[*lead, batch, pos]` ids, inputs that are shorter than others padded on the right with any id: no
-    position sees a later one. Outputs are logits `[..., batch, pos, vocab]`, on the device of the tokens, and of single
-    precision at the least. Weights stay on their device and of their type, and so do sources.
+    position sees a later one, and where the whole length matters all the same, `pads` says so. Outputs are logits
+    `[..., batch, pos, vocab]`, on the device of the tokens, and of single precision at the least. Weights stay on their
+    device and of their type, and so do sources.
 
     Args:
         weights: Hugging Face's model.
@@ -97,6 +100,17 @@ class Transformer:
         written = self._unembed.new_empty(count, len(runs), rows, width)
         self._write_all(PlainStream(written.transpose(0, 1)), runs)
         return written.view(count, *tokens.shape, width)
+
+    @torch.no_grad()
+    def shallow(self, tokens: Int[Tensor, "batch pos"], layers: int) -> Float[Tensor, "batch pos d_model"]:
+        """What the weights of the logits would read if there were only the first layers."""
+        stream = PlainStream()
+        self._write_all(stream, tokens[None].to(self._unembed.device), layers)
+        return stream.read(self._norm)[0, 0].view(*tokens.shape, -1)
+
+    def pads(self, length: int, width: int) -> bool:
+        """Whether an input of that length gives the same when it is padded to `width` as alone."""
+        return True
 
     def __call__(
         self,
@@ -197,6 +211,12 @@ class Transformer:
         stream.write(self._embed(tokens).flatten(1, 2)[:, None])
         for block in self._blocks[:layers]:
             block(stream, tokens.shape[-1])
+
+
+def frozen(activation: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """An activation with the parameters that it has, if any, which get no gradient."""
+    own = {name: parameter.detach() for name, parameter in activation.named_parameters()}
+    return partial(functional_call, activation, own) if own else activation
 
 
 def _by_run(value: Tensor, dimensions: int, lead: tuple[int, ...]) -> Tensor:

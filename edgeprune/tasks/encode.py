@@ -54,7 +54,11 @@ class Encoded:
             model: the full model.
             room: the most numbers that logits may be; more are not held, but computed when they are asked for.
             progress: show a progress bar on standard error, if that is a terminal.
+
+        Raises:
+            TaskError: padded to the longest example, a shorter one would be run as another model than alone.
         """
+        self._check_padding(model)
         target = LazyTarget(model, self.tokens, self.positions)
         rows = torch.arange(len(self.tokens))
         if len(rows) * target[rows[:1]].numel() <= room:
@@ -69,6 +73,15 @@ class Encoded:
             counterparts=self.counterparts,
             answers=self.answers,
         )
+
+    def _check_padding(self, model: MaskedModel) -> None:
+        width, same = self.tokens.shape[1], getattr(model, "pads", None)  # most models do not care
+        others = [each for each in self.length.unique().tolist() if same is not None and not same(each, width)]
+        if others:
+            raise TaskError(
+                f"Expected texts on one side of the length at which the model's rotations change, as all are padded to "
+                f"the longest, {width} tokens; there are some of {others[0]}: put those into a task of their own"
+            )
 
 
 class Encoder:
