@@ -20,10 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from edgeprune.ablation import noted
 from edgeprune.compare_table import MINIMAX, POLISHED, PRUNING, Row, cells, draw, markdown, parse
 from edgeprune.data import Dataset
 from edgeprune.draw import save_figure
 from edgeprune.errors import ConfigError, RunError, TaskError
+from edgeprune.evaluate import SPARSITY
 from edgeprune.graph import Circuit
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods import Discovery, Method, find_method
@@ -249,7 +251,8 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
                 rows.append(row)
                 bar.update()
     if ranks.first:
-        write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)))
+        notes = "".join(f"\n{note}\n" for note in (SPARSITY, *noted(comparison.run.ablation).values()))
+        write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)) + notes)
         save_figure(draw(rows), out / "compare.svg")
     ranks.wait()
     return rows
@@ -359,4 +362,4 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found)
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
     method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
-    return row, SavedCircuit(circuit, scores, config.model, method, versions())
+    return row, SavedCircuit(circuit, scores, config.model, method, versions(), bench.subject.model.family)
