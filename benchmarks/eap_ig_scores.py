@@ -4,9 +4,9 @@
 
 DIR has `model` (config.json and safetensors), `pairs.json` (`clean`, `corrupted`: ids; `right`, `wrong`: the answers at
 the last position) and `scores.json` (signed scores by edge, as `input->a0.h0<q>`, under `EAP` and under
-`EAP-IG-inputs, N steps`), all under resample with minus the logit difference as the loss. A `graph.json` of `to_json` is
-read and written again. Prints the largest difference for each, and for EAP-IG with points in the middles of steps beside
-the ends; exits 1 where one that should agree is off by more than 0.00001.
+`EAP-IG-inputs, N steps`), all under resample with minus the logit difference as the loss. A `graph.json` of `to_json`
+is read and written again. Prints the largest difference for each, and for EAP-IG with points in the middles of steps
+beside the ends; exits 1 where one that should agree is off by more than 0.00001.
 """
 
 import json
@@ -88,10 +88,9 @@ def _apart(found: Discovery, theirs: Mapping[str, float]) -> float:
 def _same_graph(path: Path) -> bool:
     """Whether a graph that is read and written has the same edges, in or out, with the same signed scores."""
     read = read_eap_ig(path, "resample")
+    scores = scores_by_edge(read.scores, read.circuit.graph)
     with tempfile.TemporaryDirectory() as folder:
-        write_eap_ig(
-            read.circuit, again := Path(folder) / "graph.json", scores=scores_by_edge(read.scores, read.circuit.graph)
-        )
+        write_eap_ig(read.circuit, again := Path(folder) / "graph.json", scores=scores)
         one, other = (json.loads(file.read_text(encoding="utf-8"))["edges"] for file in (path, again))
     apart = max(abs(one[name]["score"] - other[name]["score"]) for name in one)
     same = one.keys() == other.keys() and all(one[name]["in_graph"] == other[name]["in_graph"] for name in one)

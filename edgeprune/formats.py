@@ -262,8 +262,8 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
     losses = [NO_ABLATION, NODE_SCORES] if more or "neurons" in content else [NO_ABLATION]
     if len(named) < own.total:
         losses.append(SOME_EDGES)
-    every = _imported([(*ends, score) for *ends, score, _ in named], graph, ablation, path, losses)
-    circuit = _imported([(*ends, 1.0) for *ends, _, kept in named if kept], graph, ablation, path, ()).circuit
+    every = _imported([(source, to, score) for source, to, score, _ in named], graph, ablation, path, losses)
+    circuit = _imported([(source, to, 1.0) for source, to, _, kept in named if kept], graph, ablation, path, ()).circuit
     return Imported(circuit, every.scores, every.losses)
 
 
@@ -277,12 +277,8 @@ def _eap_edge(name: str, entry: Any) -> tuple[str, str, float, bool]:
     score = float(_as((int, float), entry["score"], f"score of {name}"))
     if not abs(score) <= _LARGEST_SCORE:
         raise ValueError(f"score of {name}: up to {_LARGEST_SCORE:.2g} in size, not {score:g}")
-    return (
-        "embed" if source == _INPUT else source,
-        destination,
-        score,
-        _as(bool, entry["in_graph"], f"in_graph of {name}"),
-    )
+    kept = _as(bool, entry["in_graph"], f"in_graph of {name}")
+    return "embed" if source == _INPUT else source, destination, score, kept
 
 
 def _as(kind: Any, value: Any, what: str) -> Any:

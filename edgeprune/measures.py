@@ -4,8 +4,9 @@ Where there is a truth, **precision** is the share of what was found that is tru
 that was found, **IoU** (Jaccard's index) what both have over what either has. Scores are judged at every threshold at
 once: the **ROC** curve runs through a point for each, its area **AUROC** is the probability that a true edge scores
 above another one, and the **best threshold** is the one that a method would choose if it knew the truth, which none
-does. Of signed scores both are asked of the sizes, by which circuits are chosen (`Discovery.strength`). Scores are taken as they are: of two edges without a derivative, one may score 0 and the other 1e-9, by rounding
-alone, and both measures tell them apart.
+does. Of signed scores both are asked of the sizes, by which circuits are chosen (`Discovery.strength`). Scores are
+taken as they are: of two edges without a derivative, one may score 0 and the other 1e-9, by rounding alone, and both
+measures tell them apart.
 
 Of a circuit that is run, with m the mean logit difference (or its like for numbers) over some inputs,
 `f = (m - m(every edge ablated)) / (m(full model) - m(every edge ablated))` (MIB, arXiv:2504.13151):

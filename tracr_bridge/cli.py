@@ -205,7 +205,7 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     convert.add_argument(
         "--family",
         choices=("gpt2", "llama"),
-        help="the kind of model, for --to edge-pruning: GPT-2 has two embeddings there, all others one (default: as the "
+        help="the kind of model, for --to edge-pruning: GPT-2 has two embeddings there, others one (default: as the "
         "circuit's file or the model's config.json says)",
     )
     convert.add_argument(

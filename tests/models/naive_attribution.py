@@ -75,7 +75,7 @@ def naive_scores(model, pairs, edges, *, ablation="resample", over=None, steps=1
     """
     model, total = model.double(), dict.fromkeys(edges, 0.0)
     clean = [Run(model, ids).written for ids, *_ in pairs]
-    for row, (ids, corrupted, right, wrong) in enumerate(pairs):
+    for row, (ids, corrupted, *_) in enumerate(pairs):
         if ablation == "mean":
             alike = [each for each, (other, *_) in zip(clean, pairs, strict=True) if len(other) == len(ids)]
             ablated = {name: sum(each[name] for each in alike) / len(alike) for name in clean[row]}

@@ -294,7 +294,7 @@ def test_the_largest_score_of_single_precision_is_read_and_a_larger_one_is_not_w
     scores = {Edge.parse("m0->logits"): 2 * largest}
     for score in (2 * largest, float("nan"), -float("inf")):
         scores = {Edge.parse("m0->logits"): score}
-        with pytest.raises(GraphError, match="Expected scores up to .* m0->logits has"):
+        with pytest.raises(GraphError, match=r"Expected scores up to .* m0->logits has"):
             write_eap_ig(Circuit(ONE, "zero", frozenset()), tmp_path / "other.json", scores=scores)
     assert not (tmp_path / "other.json").exists()
 
