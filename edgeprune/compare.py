@@ -25,7 +25,6 @@ from edgeprune.compare_table import MINIMAX, POLISHED, PRUNING, Row, cells, draw
 from edgeprune.data import Dataset
 from edgeprune.draw import save_figure
 from edgeprune.errors import ConfigError, RunError, TaskError
-from edgeprune.evaluate import SPARSITY
 from edgeprune.graph import Circuit
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods import Discovery, Method, find_method
@@ -251,7 +250,7 @@ def compare(comparison: Comparison, out: Path, *, device: str = "auto", progress
                 rows.append(row)
                 bar.update()
     if ranks.first:
-        notes = "".join(f"\n{note}\n" for note in (SPARSITY, *noted(comparison.run.ablation).values()))
+        notes = "".join(f"\n{note}\n" for note in noted(comparison.run.ablation).values())
         write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)) + notes)
         save_figure(draw(rows), out / "compare.svg")
     ranks.wait()
