@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from jaxtyping import Float
 from torch import Tensor
 
@@ -108,6 +107,8 @@ def family_of(saved: SavedCircuit) -> str | None:
 
     None where neither does.
     """
+    from huggingface_hub import try_to_load_from_cache
+
     if saved.family or not saved.model:
         return saved.family or None
     config: object = Path(saved.model) / "config.json"
