@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from edgeprune.ablation import noted
 from edgeprune.compare_table import MINIMAX, POLISHED, PRUNING, Row, cells, draw, markdown, parse
 from edgeprune.data import Dataset
 from edgeprune.draw import save_figure
@@ -48,10 +49,10 @@ _ACDC: Final = AcdcConfig(logit_scale=1.0, inputs=10**9, at_once=1, batch_size=3
 
 _SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
     "eap": (attribution_patching, EapConfig(batch_size=32)),
-    "eap-ig-inputs": (integrate_gradients, EapIgConfig(logit_scale=1.0, steps=5, batch_size=32)),
+    "eap-ig-inputs": (integrate_gradients, EapIgConfig(points="middles", logit_scale=1.0, steps=5, batch_size=32)),
     "eap-ig-activations": (
         integrate_gradients,
-        EapIgConfig(over="activations", logit_scale=1.0, steps=5, batch_size=32),
+        EapIgConfig(over="activations", points="middles", logit_scale=1.0, steps=5, batch_size=32),
     ),
     "greedy-elimination": (eliminate, GreedyConfig(logit_scale=1.0)),
     "random": (draw_scores, None),
@@ -119,6 +120,9 @@ class Comparison:
 class _Found:
     circuit: Circuit
     scores: Float[Tensor, "source destination"]
+    strength: Float[Tensor, "source destination"]
+    """What edges are ranked by; see `Discovery`."""
+
     seconds: float
     config: dict[str, Any]
     """Settings of the method, as far as they are ours."""
@@ -156,7 +160,7 @@ class _Bench:
         seconds = time.perf_counter() - begin
         if not (found.scores.isfinite() | (found.scores == -math.inf))[edge_exists(found.circuit.graph)].all():
             raise RunError("Expected scores that are numbers, or minus infinity for edges that are gone; got others")
-        return _Found(found.circuit, found.scores, seconds, {} if config is None else asdict(config))
+        return _Found(found.circuit, found.scores, found.strength, seconds, {} if config is None else asdict(config))
 
     def found(self, name: str, target: float, edges: int) -> _Found:
         """What a method finds: at a sparsity, of a size of its own, or of so many edges."""
@@ -188,12 +192,12 @@ class _Bench:
             self._scored[name] = self.run(*_SCORING[name]) if name in _SCORING else self.run(find_method(name))
         found = self._scored[name]
         exists = edge_exists(found.circuit.graph)
-        if len(found.scores[exists].unique()) < 3 < int(exists.sum()):
+        if len(found.strength[exists].unique()) < 3 < int(exists.sum()):
             raise RunError(
                 f"Expected scores by which edges can be ranked, so that any number of them can be kept; {name!r} gave "
                 "at most two values, as of a circuit"
             )
-        kept = keep_most_alive(found.circuit.graph, found.scores, edges)
+        kept = keep_most_alive(found.circuit.graph, found.strength, edges)
         return replace(found, circuit=live_circuit(found.circuit.graph, self.config.ablation, kept))
 
     def _cut_to(self, edges: int) -> _Found:
@@ -250,7 +254,8 @@ def compare(
                 rows.append(row)
                 bar.update()
     if ranks.first:
-        write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)))
+        notes = "".join(f"\n{note}\n" for note in noted(comparison.run.ablation).values())
+        write_text(out / "compare.md", markdown(cells(comparison.run.task, rows)) + notes)
         save_figure(draw(rows), out / "compare.svg")
     ranks.wait()
     return rows
@@ -360,4 +365,4 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found)
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
     method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
-    return row, SavedCircuit(circuit, scores, config.model, method, versions())
+    return row, SavedCircuit(circuit, scores, config.model, method, versions(), bench.subject.model.family)

@@ -1,6 +1,7 @@
 """What a circuit of a language model does on a task, beside the full model."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,9 @@ from edgeprune.graph import Ablation
 from edgeprune.masks import edge_exists
 from edgeprune.metrics import kl_divergence
 from edgeprune.model import MaskedModel
+
+SPARSITY: Final = "sparsity: the share of all edges that are removed"
+"""Said beside figures."""
 
 
 @dataclass(frozen=True)

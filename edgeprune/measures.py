@@ -4,8 +4,9 @@ Where there is a truth, **precision** is the share of what was found that is tru
 that was found, **IoU** (Jaccard's index) what both have over what either has. Scores are judged at every threshold at
 once: the **ROC** curve runs through a point for each, its area **AUROC** is the probability that a true edge scores
 above another one, and the **best threshold** is the one that a method would choose if it knew the truth, which none
-does. Scores are taken as they are: of two edges without a derivative, one may score 0 and the other 1e-9, by rounding
-alone, and both measures tell them apart.
+does. Of signed scores both are asked of the sizes, by which circuits are chosen (`Discovery.strength`). Scores are
+taken as they are: of two edges without a derivative, one may score 0 and the other 1e-9, by rounding alone, and both
+measures tell them apart.
 
 Of a circuit that is run, with m the mean logit difference (or its like for numbers) over some inputs,
 `f = (m - m(every edge ablated)) / (m(full model) - m(every edge ablated))` (MIB, arXiv:2504.13151):
@@ -13,8 +14,9 @@ Of a circuit that is run, with m the mean logit difference (or its like for numb
 - **faithfulness**: f of the circuit.
 - **completeness**: f of all but the circuit; a complete circuit leaves nothing behind (arXiv:2403.19647).
 - **minimality**: how much f changes without the edge whose removal changes it least (arXiv:2211.00593, edge by edge).
-- **CPR**: the area under f of the k edges with the highest scores, by the share of edges that k is (MIB).
-- **CMD**: the area between that curve and 1 (MIB).
+- **CPR**: the area under f of the k edges with the highest scores, by the share of edges that k is (MIB). Signed scores
+  keep their sign: edges that help come first, and those that work against the answer last.
+- **CMD**: the area between that curve and 1 (MIB), where k edges are those whose scores are largest in size.
 
 Both areas depend on how small the graph and how large its circuit is: where half of a graph's edges are needed, no
 method can have f = 1 at any smaller share. They compare methods on the same runs, and nothing else.
@@ -34,6 +36,7 @@ from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masks import circuit_mask, edge_exists, mask_of
 from edgeprune.methods.loss import Objective
+from edgeprune.methods.method import sizes
 from edgeprune.model import MaskedModel
 
 FRACTIONS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -179,12 +182,22 @@ class Behaviour:
         return min(abs(whole - without) for without in rest)
 
     def areas(
-        self, scores: Float[Tensor, "source destination"], fractions: Sequence[float] = FRACTIONS
+        self,
+        scores: Float[Tensor, "source destination"],
+        fractions: Sequence[float] = FRACTIONS,
+        *,
+        signed: bool = True,
     ) -> tuple[float, float]:
-        """CPR and CMD of the edges with the highest scores."""
-        masks = highest(self._model.graph, scores, fractions)
-        f = self.faithfulness(masks).numpy()
-        return float(np.trapezoid(f, fractions)), float(np.trapezoid(np.abs(1 - f), fractions))
+        """CPR of the edges with the highest scores, and CMD of those whose scores are largest in size.
+
+        Args:
+            scores: of edges.
+            fractions: shares of all edges that are kept.
+            signed: whether scores are attributions; CMD ranks others, such as ACDC's, as they are.
+        """
+        by_size = sizes(scores) if signed else scores
+        cpr, cmd = (self.faithfulness(highest(self._model.graph, s, fractions)).numpy() for s in (scores, by_size))
+        return float(np.trapezoid(cpr, fractions)), float(np.trapezoid(np.abs(1 - cmd), fractions))
 
 
 def highest(

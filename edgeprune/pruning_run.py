@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from edgeprune.ablation import noted
 from edgeprune.checkpoint import restore_from, write_state
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
@@ -102,7 +103,7 @@ def prune(
     mean = run.mean()
     scores = {edge: float(mean[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     method = {"name": config.method, "seed": config.seed, "config": asdict(config.pruning)}
-    saved = SavedCircuit(circuit, scores, config.model, method, versions())
+    saved = SavedCircuit(circuit, scores, config.model, method, versions(), subject.model.family)
     judged = None if loss is None else (float(loss(circuit_mask(circuit)[None])[0]), loss.inputs)
     found = outcome(saved, pressure, judged=judged, polished=config.polish)
     if ranks.first:
@@ -159,7 +160,7 @@ def evaluate_run(
     found = {name: subject.evaluate(split, config.ablation, mask, progress=progress) for name, mask in masks.items()}
     content = {"split": split, "inputs": len(subject.splits[split]), "metric": metric_of(config.task)}
     content |= {"task": config.task, "found_at": str(found_at)}
-    content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()}
+    content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()} | noted(config.ablation)
     if ranks.first:
         write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
     ranks.wait()

@@ -107,6 +107,9 @@ class SavedCircuit:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Of what ran."""
 
+    family: str = ""
+    """The kind of checkpoint, as `config.json` names it; empty where that is not known."""
+
 
 def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
     """Write a circuit as JSON, as `SCHEMA` has it: nodes and edges by name.
@@ -119,6 +122,7 @@ def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
     content = {
         "format": FORMAT,
         "model": saved.model,
+        "family": saved.family,
         "ablation": saved.circuit.ablation,
         "edges": saved.circuit.names(),
         "scores": {str(edge): score for edge, score in saved.scores.items()},
@@ -129,7 +133,7 @@ def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
             "destinations": [str(node) for node in graph.destinations],
         },
     }
-    optional = ("model", "scores", "method", "versions")
+    optional = ("model", "family", "scores", "method", "versions")
     content = {name: value for name, value in content.items() if value or name not in optional}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -162,9 +166,8 @@ def load_saved(path: Path) -> SavedCircuit:
             graph.position(edge)
     except (GraphError, OverflowError) as error:
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
-    return SavedCircuit(
-        circuit, scores, content.get("model", ""), content.get("method", {}), content.get("versions", {})
-    )
+    named = {name: content[name] for name in ("model", "family", "method", "versions") if name in content}
+    return SavedCircuit(circuit, scores, **named)
 
 
 def load_json(path: Path) -> Any:

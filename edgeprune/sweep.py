@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.figure import Figure
 
+from edgeprune.ablation import noted
 from edgeprune.draw import save_figure
 from edgeprune.errors import ConfigError
 from edgeprune.evaluate import Evaluation
@@ -149,7 +150,7 @@ def _write(result: Sweep, out: Path) -> None:
         "knee": result.knee,
         "agreement": [{"target": target, "iou": list(iou)} for target, iou in result.agreement.items()],
         "common": [{"target": target, "edges": len(circuit)} for target, circuit in result.common.items()],
-    }
+    } | noted(*{p.circuit.ablation for p in result.points})
     write_text(out / "sweep.json", json.dumps(content, indent=1) + "\n")
     save_figure(draw_sweep(result), out / "sweep.svg")
     for target, circuit in result.common.items():

@@ -317,9 +317,9 @@ def _measured(given: Known, found: Discovery, reference: Circuit) -> Row:
     """What `measures` says of it; None for what is not a number."""
     edges = overlap(found.circuit.edges, reference.edges)
     nodes = overlap(*(nodes_of(reference.graph, each) for each in (found.circuit.edges, reference.edges)))
-    best = best_threshold(found.scores, reference)
+    best = best_threshold(found.strength, reference)
     behaviour = Behaviour(given.model, given.dataset, reference.ablation)
-    cpr, cmd = behaviour.areas(found.scores)
+    cpr, cmd = behaviour.areas(found.scores, signed=found.signed)
     measured = {
         "precision": edges.precision,
         "recall": edges.recall,
@@ -327,7 +327,7 @@ def _measured(given: Known, found: Discovery, reference: Circuit) -> Row:
         "node_precision": nodes.precision,
         "node_recall": nodes.recall,
         "node_iou": nodes.iou,
-        "auroc": roc(found.scores, reference).area,
+        "auroc": roc(found.strength, reference).area,
         "best_threshold_iou": best.iou,
         "best_threshold_exact": float(best.exact),
         "completeness": behaviour.completeness(found.circuit),

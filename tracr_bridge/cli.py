@@ -204,6 +204,12 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="a circuit of the same model, for the graph and the ablation that the other formats leave out",
     )
     convert.add_argument(
+        "--family",
+        choices=("gpt2", "llama"),
+        help="the kind of model, for --to edge-pruning: GPT-2 has two embeddings there, others one (default: as the "
+        "circuit's file or the model's config.json says)",
+    )
+    convert.add_argument(
         "--ablation", help=f"what removed edges carry, where no file says: {', '.join(ABLATIONS)} (default: as --like)"
     )
 

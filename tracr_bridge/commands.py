@@ -174,6 +174,7 @@ def recover(options: argparse.Namespace) -> bool:
 
 def bench(options: argparse.Namespace) -> bool:
     """`edgeprune bench`."""
+    from edgeprune.ablation import noted
     from edgeprune.methods import METHODS, find_method
     from tracr_bridge import leaderboard, report
     from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
@@ -211,6 +212,8 @@ def bench(options: argparse.Namespace) -> bool:
             f"refused, as nothing could fail on them: {counts['refused']}; failed: {counts['failed']}; "
             f"broken programs: {counts['broken']}"
         )
+        for note in noted(*(row["ablation"] for row in rows)).values():
+            print(f"note: {note}")
         print(f"results: {(options.out / 'leaderboard.md').resolve()}")
     return all(row["outcome"] in ("exact", "refused") for row in rows)
 
@@ -365,6 +368,7 @@ def _true_circuits(path: Path) -> "list[Circuit]":
 def convert(options: argparse.Namespace) -> bool:
     """`edgeprune convert`."""
     from edgeprune import formats
+    from edgeprune.ablation import ZERO
     from edgeprune.store import save_circuit
     from tracr_bridge import report
 
@@ -373,15 +377,19 @@ def convert(options: argparse.Namespace) -> bool:
     if options.target == "circuit":
         save_circuit(saved, options.out)
     elif options.target == "edge-pruning":
-        losses += formats.write_edge_pruning(saved.circuit, options.out)
+        family: str | None = options.family or formats.family_of(saved)
+        losses += formats.write_edge_pruning(saved.circuit, options.out, family=family)
+        losses += [formats.ANY_FAMILY] if family is None and formats.needs_family(saved.circuit) else []
     else:
         losses += formats.write_eap_ig(saved.circuit, options.out, scores=saved.scores or None)
+    differs = saved.circuit.ablation == "zero" and {options.source, options.target} != {"circuit"}
     if options.target != "circuit" and (saved.model or saved.method or saved.versions):
         losses.append(formats.NO_ORIGIN)
     losses = list(dict.fromkeys(losses))
     if options.json:
-        print(report.as_json({"circuit": str(options.out.resolve()), "losses": losses}), file=options.output)
-    for loss in losses:
+        said = {"circuit": str(options.out.resolve()), "losses": losses} | ({"note": ZERO} if differs else {})
+        print(report.as_json(said), file=options.output)
+    for loss in [*losses, *([ZERO] if differs else [])]:
         print(f"note: {loss}", file=sys.stderr if options.json else sys.stdout)
     _say_where("circuit", options.out, options)
     return True

@@ -99,7 +99,7 @@ def prune(options: argparse.Namespace) -> bool:
     rows = [
         ("method", config.method),
         ("edges kept", f"{len(circuit)} of {total}"),
-        ("sparsity", f"{1 - len(circuit) / total:.4f}"),
+        ("sparsity, the share of all edges that are removed", f"{1 - len(circuit) / total:.4f}"),
     ]
     if found.loss is not None:
         rows.append(("loss on training examples, nats", f"{found.loss:.4g}"))
@@ -115,6 +115,7 @@ def sweep(options: argparse.Namespace) -> bool:
     from statistics import mean
 
     from edgeprune import sweep as sweeping
+    from edgeprune.evaluate import SPARSITY
     from tracr_bridge import report
 
     targets: list[float] = options.target_sparsity
@@ -147,6 +148,8 @@ def sweep(options: argparse.Namespace) -> bool:
     ]
     head = ("target", "sparsity", "KL, nats", "accuracy", "IoU of seeds", "edges of all seeds")
     report.print_table(f"{config.model} on {config.task}, {config.ablation}, {options.seeds} seeds", head, rows)
+    print(SPARSITY)
+    _print_note(config)
     print(f"picture: {(options.out / 'sweep.svg').resolve()}")
     return _ends_well(well=not missed)
 
@@ -177,7 +180,9 @@ def _say_missed(missed: Sequence[str], runs: int, instead: str) -> None:
 def compare(options: argparse.Namespace) -> bool:
     """`edgeprune compare`."""
     from edgeprune import compare as comparing
+    from edgeprune.ablation import noted
     from edgeprune.compare_table import cells
+    from edgeprune.evaluate import SPARSITY
     from tracr_bridge import report
 
     config = _config(options, options.target_sparsity[0])
@@ -191,10 +196,13 @@ def compare(options: argparse.Namespace) -> bool:
     missed = [f"{row.method} {row.target:g} ({row.evaluation.sparsity:.3f})" for row in rows if row.missed]
     _say_missed(missed, len(rows), "edge-pruning-polished")
     if options.json:
-        print(report.as_json({"rows": [asdict(row) | {"missed": row.missed} for row in rows]}), file=options.output)
+        said = {"rows": [asdict(row) | {"missed": row.missed} for row in rows]} | noted(config.ablation)
+        print(report.as_json(said), file=options.output)
         return _ends_well(well=not missed)
     head, *body = cells(config.task, rows)
     report.print_table(f"{config.model} on {config.task}, {config.ablation}: the test split", head, body)
+    print(SPARSITY)
+    _print_note(config)
     print(f"table and picture: {(options.out / 'compare.md').resolve()}, compare.svg")
     return _ends_well(well=not missed)
 
@@ -272,7 +280,7 @@ def circuits(options: argparse.Namespace) -> bool:
 
     from edgeprune.errors import CircuitMismatch
     from edgeprune.measures import overlap
-    from edgeprune.store import SavedCircuit, load_saved, save_circuit, versions
+    from edgeprune.store import load_saved, save_circuit, versions
     from tracr_bridge import report
 
     files = [path / "circuit.json" if path.is_dir() else path for path in options.circuit]
@@ -294,7 +302,8 @@ def circuits(options: argparse.Namespace) -> bool:
     result = replace(first, edges=reduce(operator, (each.edges for each in found)))
     if options.out is not None:
         how = {"name": options.operation, "config": {"of": [str(file.resolve()) for file in files]}}
-        save_circuit(SavedCircuit(result, model="".join(models), method=how, versions=versions()), options.out)
+        about = next((each for each in saved if each.model), saved[0])
+        save_circuit(replace(about, circuit=result, scores={}, method=how, versions=versions()), options.out)
     shared = [overlap(first.edges, other.edges).iou for other in others]
     if options.json:
         print(
@@ -321,10 +330,20 @@ def evaluate(options: argparse.Namespace) -> bool:
         print(report.as_json(json.loads(written.read_text(encoding="utf-8"))), file=options.output)
         return True
     names = {"kl": "KL(full model ‖ circuit), nats", "metric": metric_of(config.task), "exact_match": "same best token"}
+    names["sparsity"] = "sparsity, the share of all edges that are removed"
     rows = [
         (names.get(measured, measured), *(f"{asdict(each)[measured]:.4g}" for each in found.values()))
         for measured in asdict(found["circuit"])
     ]
     title = f"{config.model} on {config.task}, {config.ablation}: the {options.split} split"
     report.print_table(title, ("", *found), rows)
+    _print_note(config)
     return True
+
+
+def _print_note(config: "RunConfig") -> None:
+    """What other tools define otherwise, below figures."""
+    from edgeprune.ablation import noted
+
+    for note in noted(config.ablation).values():
+        print(f"note: {note}")

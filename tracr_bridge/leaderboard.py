@@ -8,6 +8,7 @@ from typing import Any, Final
 import jinja2
 from matplotlib.figure import Figure
 
+from edgeprune.ablation import noted
 from edgeprune.draw import save_figure
 from edgeprune.store import write_text
 from tracr_bridge.results import Row, distribution, mean, rates, scored
@@ -112,7 +113,11 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
         "failed": counts["failed"],
         "failures": [row for row in rows if row["outcome"] in ("inexact", "failed", "broken")],
         "distribution": dict(distribution(rows)),
-    }
+    } | noted(*_ablations(rows))
+
+
+def _ablations(rows: Iterable[Row]) -> set[str]:
+    return {row["ablation"] for row in rows}
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
@@ -136,6 +141,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         f"|{'---|' * len(headings)}",
         *(f"| {' | '.join(line)} |" for line in lines),
         "",
+        *(f"{note}\n" for note in noted(*_ablations(rows)).values()),
     ]
     pictures: list[str] = []
     for name, draw in {"exact": _exact, "auroc": _auroc, "seconds": _seconds}.items() if lines else ():
@@ -144,7 +150,8 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         pictures.append((folder / f"{name}.svg").read_text(encoding="utf-8").partition("<svg")[2])
     write_text(folder / "leaderboard.md", "\n".join(text) + "\n")
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    write_text(folder / "leaderboard.html", page.render(says=text[0], head=headings, lines=lines, pictures=pictures))
+    says = " ".join([text[0], *noted(*_ablations(rows)).values()])
+    write_text(folder / "leaderboard.html", page.render(says=says, head=headings, lines=lines, pictures=pictures))
 
 
 def _methods(rows: Sequence[Row]) -> list[str]:

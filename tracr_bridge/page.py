@@ -119,8 +119,9 @@ def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
     graph, assessment, discovery = recovery.assessment.found.graph, recovery.assessment, recovery.discovery
     positions = [graph.position(edge) for edge in graph.edges]
     scores = [_rounded(float(discovery.scores[position])) for position in positions]
+    strength = [abs(score) for score in scores] if discovery.signed else scores
     found = assessment.found.edges
-    dropped = [score for edge, score in zip(graph.edges, scores, strict=True) if edge not in found]
+    dropped = [score for edge, score in zip(graph.edges, strength, strict=True) if edge not in found]
     return {
         "method": f"{recovery.method}, seed {recovery.seed}",
         "true": [edge in assessment.reference.edges for edge in graph.edges],
@@ -128,9 +129,10 @@ def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
         "structural": [edge in assessment.truth.structural for edge in graph.edges],
         "effects": [_rounded(measured[edge]) if edge in measured else None for edge in graph.edges],
         "scores": scores,
+        "signed": discovery.signed,
         # Each keeps fewer edges than the one before; the first, below all scores, keeps every edge.
-        "thresholds": [min(scores) - 1, *sorted(set(scores))],
-        "cut": max(dropped, default=min(scores) - 1),
+        "thresholds": [min(strength) - 1, *sorted(set(strength))],
+        "cut": max(dropped, default=min(strength) - 1),
         "snapshots": [
             {
                 "step": shot.step,

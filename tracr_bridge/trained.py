@@ -198,7 +198,7 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
     unfinished = folder.with_name(f".{uuid.uuid4().hex}")
     try:
         unfinished.mkdir()
-        saved = SavedCircuit(truth.circuit, model=given.asked.model, versions=versions())
+        saved = SavedCircuit(truth.circuit, model=given.asked.model, versions=versions(), family=given.model.family)
         save_circuit(saved, unfinished / "circuit.json")
         task = hashlib.sha256(Path(given.asked.task).read_bytes()).hexdigest()
         weights = digest_of_tensors(given.model.weights.state_dict())

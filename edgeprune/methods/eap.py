@@ -1,9 +1,10 @@
 """Edge attribution patching: what ablating each edge would do, to first order, from one backward pass.
 
 Syed, Rager and Conmy, "Attribution Patching Outperforms Automated Circuit Discovery", arXiv:2310.10348: an edge
-scores the size of `(ablated - clean) . d loss / d input of its destination`. A destination reads
-`z * clean + (1 - z) * ablated`, so that this is the derivative of the loss by z, at z = 1, with its sign turned; all
-edges have theirs from one forward and one backward pass.
+scores `(ablated - clean) . d loss / d input of its destination`, the mean over inputs: about how much the loss rises
+without the edge. Below 0, the edge works against the answer. A destination reads `z * clean + (1 - z) * ablated`, so
+that the score is minus the derivative of the loss by z, at z = 1; all edges have theirs from one forward and one
+backward pass. Edges are chosen by the size of their scores, as in the paper and by default in EAP-IG's code.
 
 Note: the loss is minus a logit difference, for any number of answers, or its like for numbers (`loss.Loss`); a
 divergence from the full model has no gradient there. Where the paper keeps a given number of edges, those
@@ -33,7 +34,7 @@ class EapConfig:
     """See `loss.Loss`; a distance has no gradient at the full model."""
 
     threshold: float = 0.01
-    """Score above which an edge is kept, in units of the loss."""
+    """Size of a score above which an edge is kept, in units of the loss."""
 
     batch_size: int = 512
     """Inputs a pass; every input is run once."""
@@ -61,6 +62,6 @@ def attribution_patching(
     for batch in tqdm(batches, desc=f"EAP, {ablation}", disable=None if progress else True):
         mask = torch.ones_like(total, requires_grad=True)
         loss = objective.per_input(model(batch.clean, mask, ablator.own(batch), batch.positions), batch).sum()
-        total += torch.autograd.grad(loss, mask)[0]
+        total -= torch.autograd.grad(loss, mask)[0]
         del loss  # and all that it holds, before the next batch runs
-    return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)
+    return keep_above(model.graph, ablation, total / len(dataset), config.threshold, signed=True)

@@ -7,12 +7,20 @@ of the source's own output (over `activations`), each source having a path of it
 
 Both follow from derivatives by the mask. With z = alpha for every edge out of an embedding, and 1 for all others, a
 model runs on interpolated embeddings; with z = alpha for every edge out of one source, on its interpolated output.
+Scores have the sign of EAP's, and edges are chosen by size.
 
-Note: derivatives are taken at the middles of the steps, where the authors' code takes them at the ablated ends over
-inputs, and at the clean ends over activations. The loss is the divergence from the full model (their KL); numbers,
-which have none, take a squared error. The authors' code interpolates all heads of a layer together, and adds up the
-scores of all edges whatever is interpolated; here each source's path scores its own edges, as the formula says. One
-threshold keeps edges in place of a given number of them.
+Note, beside the authors' code (github.com/hannamw/EAP-IG at 795f560):
+
+- Over inputs with the same loss, under resample, scores are theirs (`tests/golden/eap_ig.json`), where derivatives are
+  taken at the `ends` of steps. The registry takes the `middles`, as gradients of compiled models vanish at the ends.
+- Over activations they interpolate all heads of a layer together, and add up the scores of all edges whatever is
+  interpolated; here each source's path scores its own edges, as the formula says.
+- They interpolate token embeddings and leave positions as they are, which differs under zero ablation alone; their
+  EAP-IG over inputs takes no other ablation than resample.
+- The divergence from the full model is KL(full || run), summed over the vocabulary; theirs is its mean. Numbers, which
+  have none, take a squared error.
+- Scores are means over inputs, as theirs are for a metric that is a sum over a batch.
+- One threshold keeps edges in place of a given number of them.
 """
 
 from dataclasses import dataclass
@@ -43,8 +51,12 @@ class EapIgConfig:
     steps: int = 30
     """Points on the path (the authors' code; the paper's figures use 5)."""
 
+    points: Literal["ends", "middles"] = "ends"
+    """Where each step has its point: at the end that the authors' code takes, ablated over inputs and clean over
+    activations, or in the middle."""
+
     threshold: float = 0.01
-    """Score above which an edge is kept, in units of the loss."""
+    """Size of a score above which an edge is kept, in units of the loss."""
 
     loss: Loss = "divergence"
     """See `loss.Loss`."""
@@ -64,8 +76,9 @@ class EapIgConfig:
 
     @property
     def path(self) -> Float[Tensor, " step"]:
-        """The middles of `steps` equal parts of the way from 0, all ablated, to 1, all clean."""
-        return (torch.arange(self.steps) + 0.5) / self.steps
+        """A point in each of `steps` equal parts of the way from 0, all ablated, to 1, all clean."""
+        end = 0.0 if self.over == "inputs" else 1.0
+        return (torch.arange(self.steps) + (0.5 if self.points == "middles" else end)) / self.steps
 
 
 def integrate_gradients(
@@ -85,8 +98,8 @@ def integrate_gradients(
     total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
     batches = dataset.batches(config.batch_size, torch.Generator().manual_seed(seed))
     for batch in tqdm(batches, desc=f"EAP-IG, {ablation}", disable=None if progress else True):
-        total += integrate(model, objective, batch, ablator.own(batch), config.path)
-    return keep_above(model.graph, ablation, (total / len(dataset)).abs(), config.threshold)
+        total -= integrate(model, objective, batch, ablator.own(batch), config.path)
+    return keep_above(model.graph, ablation, total / len(dataset), config.threshold, signed=True)
 
 
 # Both give the derivatives by z, summed over inputs and averaged over the path.

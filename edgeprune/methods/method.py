@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -52,6 +53,14 @@ class Discovery:
 
     history: tuple[Record, ...]
     snapshots: tuple[Snapshot, ...] = ()
+    signed: bool = False
+    """Whether scores are attributions: above 0 the edge lowers the loss, below 0 it raises it, and edges are chosen by
+    size, whatever the sign."""
+
+    @property
+    def strength(self) -> Float[Tensor, "source destination"]:
+        """What edges are ranked and chosen by: scores, or the sizes of signed ones."""
+        return sizes(self.scores) if self.signed else self.scores
 
 
 class Trace:
@@ -88,11 +97,22 @@ class Trace:
         self._snapshots.append(Snapshot(len(self._records) - 1, self._masks.edge_log_alpha(), self._kept()))
 
 
+def sizes(scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Scores without their sign; minus infinity, which an edge has that is gone, stays below all others."""
+    return torch.where(scores == -math.inf, scores, scores.abs())
+
+
 def keep_above(
-    graph: Graph, ablation: Ablation, scores: Float[Tensor, "source destination"], threshold: float
+    graph: Graph,
+    ablation: Ablation,
+    scores: Float[Tensor, "source destination"],
+    threshold: float,
+    *,
+    signed: bool = False,
 ) -> Discovery:
-    """What is found by keeping the edges that score above `threshold`, dead ones apart."""
-    return Discovery(live_circuit(graph, ablation, scores > threshold), scores, ())
+    """What is found by keeping the edges that score above `threshold`, dead ones apart; of signed scores by size."""
+    kept = (sizes(scores) if signed else scores) > threshold
+    return Discovery(live_circuit(graph, ablation, kept), scores, (), signed=signed)
 
 
 @runtime_checkable

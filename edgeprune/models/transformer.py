@@ -82,6 +82,11 @@ class Transformer:
         return self._unembed.device
 
     @property
+    def family(self) -> str:
+        """The kind of model, as `config.json` names it."""
+        return self.weights.config.model_type
+
+    @property
     def silent(self) -> frozenset[Node]:
         """MLPs that write nothing, whatever they read: all that they write with is 0."""
         weights = [[bool(whole(each).any()) for each in written.parameters()] for written in self._written]

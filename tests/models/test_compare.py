@@ -13,10 +13,11 @@ import torch
 from test_pruning_run import QUICK, save_model
 
 from edgeprune import compare as comparing
+from edgeprune.ablation import ZERO
 from edgeprune.compare import METHODS, Comparison, compare
 from edgeprune.compare_table import MINIMAX, Row, cells, draw
 from edgeprune.errors import ConfigError, EdgePruneError, RunError, TaskError, UnknownMethod
-from edgeprune.evaluate import Evaluation
+from edgeprune.evaluate import SPARSITY, Evaluation
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods import METHODS as REGISTRY
@@ -106,9 +107,11 @@ def test_what_scores_highest_is_kept(whole):
             saved = load_saved(out / "circuits" / row.file)
             scores, kept = torch.full(edge_exists(GRAPH).shape, -math.inf), saved.circuit.edges
             for edge, score in saved.scores.items():
-                scores[GRAPH.position(edge)] = score
-            least = min(saved.scores[edge] for edge in kept)
+                scores[GRAPH.position(edge)] = abs(score)
+            least = min(abs(saved.scores[edge]) for edge in kept)
             assert live_circuit(GRAPH, "resample", scores >= least).edges == kept
+            assert (min(saved.scores.values()) < 0) == (row.method != "random")  # attributions keep their sign
+            assert saved.family == "gpt2"
 
 
 def test_acdc_is_run_at_the_threshold_that_comes_nearest_and_never_twice_at_one(run, monkeypatch):
@@ -355,10 +358,21 @@ def test_a_sparsity_that_is_missed_is_told(capsys, run, tmp_path):
     assert "1 of 3 circuits missed the sparsity" in missed and "edge-pruning 0.5 (0.000)" in missed
     assert "0.0%, not 50.0%" in (tmp_path / "out" / "compare.md").read_text() and "edge-pruning" in shown
     assert main([*asked, "--json"]) == 1
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {row["method"]: row["missed"] for row in rows} == {
+    said = json.loads(capsys.readouterr().out)
+    assert {row["method"]: row["missed"] for row in said["rows"]} == {
         "edge-pruning": True, "edge-pruning-polished": False, "eap": False
     }  # fmt: skip
+    assert "note" not in said and "note: zero" not in shown and SPARSITY in shown
+
+
+def test_a_comparison_under_zero_says_what_others_define_otherwise(capsys, run, tmp_path):
+    asked = ["compare", "--model", run.model, "--task", "gp", "--out", str(tmp_path / "out"), "--test", "6"]
+    asked += ["--examples", "6", "--target-sparsity", "0.5", "--method", "eap", "--ablation", "zero"]
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert f"note: {ZERO}" in shown and ZERO in (tmp_path / "out" / "compare.md").read_text()
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["note"] == ZERO
 
 
 @pytest.mark.parametrize(("edges", "sparsity"), [(0, 1.0), (9, 0.8), (46, 0.0)])

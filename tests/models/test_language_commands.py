@@ -6,6 +6,8 @@ import pytest
 import torch
 from test_pruning_run import save_model
 
+from edgeprune.ablation import ZERO
+from edgeprune.formats import ANY_FAMILY, NO_ABLATION, NO_GRAPH, NO_ORIGIN, NO_SCORES
 from edgeprune.graph import Circuit, Graph
 from edgeprune.methods.edge_pruning.configurations import FIXED, MINIMAX, PAPER
 from edgeprune.methods.settings import settings
@@ -46,6 +48,32 @@ def test_prune_evaluate_and_draw(capsys, model, tmp_path):
     assert json.loads((tmp_path / "run" / "evaluation-validation.json").read_text()) == measured
     status, out, _ = run(capsys, "draw", tmp_path / "run", "-o", tmp_path / "circuit.svg")
     assert status == 0 and "<svg" in (tmp_path / "circuit.svg").read_text()
+
+
+def test_figures_under_zero_say_what_others_define_otherwise(capsys, model, tmp_path):
+    """And the circuit goes to other tools and back: the paper's GPT-2 has two embeddings."""
+    for ablation in ("zero", "resample"):
+        folder = tmp_path / ablation
+        run(capsys, "prune", *options(model, folder, ablation=ablation))
+        _, said, _ = run(capsys, "evaluate", folder)
+        assert ("note: zero ablation of an embedding takes token and position" in said) == (ablation == "zero")
+        assert "sparsity, the share of all edges that are removed" in " ".join(said.split())
+        status, said, _ = run(capsys, "evaluate", folder, "--json")
+        assert status == 0 and json.loads(said).get("note") == (ZERO if ablation == "zero" else None)
+        saved, edges, back = folder / "circuit.json", tmp_path / "edges.json", tmp_path / "back.json"
+        assert json.loads(saved.read_text())["family"] == "gpt2"
+        status, said, _ = run(capsys, "convert", saved, edges, "--to", "edge-pruning", "--json")
+        losses = [NO_ABLATION, NO_SCORES, NO_GRAPH, NO_ORIGIN]
+        assert (status, json.loads(said)["losses"]) == (0, losses)
+        assert json.loads(said).get("note") == (ZERO if ablation == "zero" else None)
+        writers = {writer for writer, _ in json.loads(edges.read_text())}
+        assert {"tok_embeds", "pos_embeds"} <= writers and "embeds" not in writers
+        assert run(capsys, "convert", edges, back, "--from", "edge-pruning", "--like", saved)[0] == 0
+        assert load_circuit(back) == load_circuit(saved)
+    assert run(capsys, "convert", saved, edges, "--to", "edge-pruning", "--family", "llama")[0] == 0
+    assert "embeds" in {writer for writer, _ in json.loads(edges.read_text())}
+    save_circuit(load_circuit(saved), saved)  # which does not say what it is of
+    assert ANY_FAMILY in run(capsys, "convert", saved, edges, "--to", "edge-pruning", "--json")[1]
 
 
 def test_a_circuit_is_taken_into_another_task_and_joined_with_its_own(capsys, model, tmp_path):

@@ -11,6 +11,7 @@ from signal import SIGKILL, SIGTERM
 import pytest
 import torch
 
+from edgeprune.ablation import ZERO
 from edgeprune.errors import EdgePruneError
 from edgeprune.methods import METHODS, configuration
 from edgeprune.store import UnwritableFile
@@ -381,6 +382,8 @@ def test_the_leaderboard_puts_the_most_exact_method_first_and_draws_what_it_says
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     page = (tmp_path / "leaderboard.html").read_text()
     assert page.count("<svg") == 3
+    assert ZERO in written and "where EAP-IG keeps positions" in page and leaderboard.as_json(rows)["note"] == ZERO
+    assert "note" not in leaderboard.as_json([row for row in rows if row["ablation"] == "mean"])
     assert "<td>better</td><td>mean</td><td>2/2</td><td>0</td>" in page
 
 

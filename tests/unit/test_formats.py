@@ -17,15 +17,19 @@ from edgeprune.formats import (
     NO_SCORES,
     NO_WIDTH,
     NODE_SCORES,
+    POSITIONS,
+    SOME_EDGES,
     SOME_SCORES,
     SPLIT,
+    family_of,
+    needs_family,
     read_eap_ig,
     read_edge_pruning,
     write_eap_ig,
     write_edge_pruning,
 )
 from edgeprune.graph import Circuit, Edge, Graph, Node
-from edgeprune.store import CircuitFileError
+from edgeprune.store import CircuitFileError, SavedCircuit
 
 ONE = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
 TWO = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
@@ -90,16 +94,73 @@ def test_eap_ig_gives_back_the_circuit_and_its_scores(tmp_path, circuit, seed):
 @given(circuits(TWO))
 @in_one_folder
 def test_two_embeddings_are_merged_on_the_way_out_and_split_on_the_way_in(tmp_path, circuit):
-    assert write_eap_ig(circuit, tmp_path / "graph.json") == (NO_ABLATION, NO_WIDTH, MADE_SCORES, MERGED)
+    """Under zero both count; under the others positions are the same with and without an edge, which is then none."""
+    zero = circuit.ablation == "zero"
+    made = MERGED if zero else POSITIONS
+    assert write_eap_ig(circuit, tmp_path / "graph.json") == (NO_ABLATION, NO_WIDTH, MADE_SCORES, made)
     split = read_eap_ig(tmp_path / "graph.json", circuit.ablation, graph=TWO)
-    assert split.circuit.edges == embedding_twins(circuit)
-    assert split.losses == (NO_ABLATION, SPLIT)
+    without = frozenset(edge for edge in circuit.edges if edge.source.kind != "pos")
+    assert split.circuit.edges == (embedding_twins(circuit) if zero else without)
+    assert split.losses == (NO_ABLATION, SPLIT if zero else POSITIONS)
     merged = read_eap_ig(tmp_path / "graph.json", circuit.ablation)
     assert {str(edge) for edge in merged.circuit.edges} == {
-        str(edge).replace("tok->", "embed->").replace("pos->", "embed->") for edge in circuit.edges
+        str(edge).replace("tok->", "embed->").replace("pos->", "embed->")
+        for edge in (circuit.edges if zero else without)
     }
     write_edge_pruning(circuit, tmp_path / "edges.json")
     assert read_edge_pruning(tmp_path / "edges.json", ONE, circuit.ablation).circuit == merged.circuit
+
+
+@pytest.mark.parametrize(
+    ("ablation", "edges", "made"),
+    [
+        ("resample", ["m0->logits"], [POSITIONS]),
+        ("mean", ["m0->logits"], [POSITIONS]),
+        ("zero", ["embed->m0", "m0->logits"], [MERGED]),
+    ],
+)
+def test_an_edge_from_positions_alone_is_none_where_they_are_the_same_without_it(tmp_path, ablation, edges, made):
+    (tmp_path / "edges.json").write_text('[["pos_embeds","m0"],["m0","resid_post"]]')
+    read = read_edge_pruning(tmp_path / "edges.json", ONE, ablation)
+    assert read.circuit.names() == edges
+    assert list(read.losses) == [NO_ABLATION, NO_SCORES, NO_GRAPH, *made]
+    # Beside the same edge from tokens nothing is lost, and tokens alone are half of an embedding under zero only.
+    (tmp_path / "edges.json").write_text('[["pos_embeds","m0"],["m0","resid_post"],["tok_embeds","m0"]]')
+    both = read_edge_pruning(tmp_path / "edges.json", ONE, ablation)
+    assert both.circuit.names() == ["embed->m0", "m0->logits"] and both.losses == (NO_ABLATION, NO_SCORES, NO_GRAPH)
+    (tmp_path / "edges.json").write_text('[["tok_embeds","m0"],["m0","resid_post"]]')
+    tokens = read_edge_pruning(tmp_path / "edges.json", ONE, ablation)
+    assert tokens.circuit == both.circuit and (MERGED in tokens.losses) == (ablation == "zero")
+    whole = read_edge_pruning(tmp_path / "edges.json", TWO, ablation)
+    assert whole.circuit.names() == ["tok->m0", "m0->logits"]
+
+
+EMBED = Circuit(ONE, "resample", frozenset(map(Edge.parse, ["embed->m0", "m0->logits"])))
+
+
+@pytest.mark.parametrize(
+    ("family", "writers"),
+    [("gpt2", ["tok_embeds", "pos_embeds"]), (None, ["tok_embeds", "pos_embeds"]), ("llama", ["embeds"])],
+)
+def test_the_papers_gpt2_has_two_embeddings_and_its_llama_one(tmp_path, family, writers):
+    write_edge_pruning(EMBED, tmp_path / "edges.json", family=family)
+    written = json.loads((tmp_path / "edges.json").read_text())
+    assert written == [*([writer, "m0"] for writer in writers), ["m0", "resid_post"]]
+    assert read_edge_pruning(tmp_path / "edges.json", ONE, "resample").circuit == EMBED
+    # Heads that share keys are no GPT-2's, whatever the file says; its positions are an embedding of their own.
+    grouped = Circuit(GROUPED, "zero", frozenset(map(Edge.parse, ["embed->a0.h1.k"])))
+    write_edge_pruning(grouped, tmp_path / "edges.json", family=family)
+    assert json.loads((tmp_path / "edges.json").read_text()) == [["embeds", "a0.h1.k"]]
+    assert needs_family(EMBED) and not needs_family(grouped)
+
+
+def test_the_family_is_what_the_file_or_the_models_folder_says(tmp_path):
+    assert family_of(SavedCircuit(EMBED)) is None
+    assert family_of(SavedCircuit(EMBED, model=str(tmp_path), family="llama")) == "llama"
+    assert family_of(SavedCircuit(EMBED, model="no/such/model at all")) is None
+    for text, family in [('{"model_type": "gpt2"}', "gpt2"), ('{"model_type": 3}', None), ("[]", None), ("{", None)]:
+        (tmp_path / "config.json").write_text(text)
+        assert family_of(SavedCircuit(EMBED, model=str(tmp_path))) == family
 
 
 def test_the_files_are_those_of_the_other_tools(tmp_path):
@@ -192,3 +253,83 @@ def test_a_file_of_another_kind_is_refused(tmp_path, read, text, message):
         read(path, ONE, "zero") if read is read_edge_pruning else read(path, "zero")
     with pytest.raises(CircuitFileError, match="No such file"):
         read(tmp_path / "none", ONE, "zero") if read is read_edge_pruning else read(tmp_path / "none", "zero")
+
+
+def graph_file(tmp_path, **changed):
+    """A graph of one layer of one head, as EAP-IG writes it, with one edge's entry changed."""
+    small = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
+    write_eap_ig(Circuit(small, "resample", frozenset(small.edges)), tmp_path / "graph.json")
+    content = json.loads((tmp_path / "graph.json").read_text())
+    content["edges"]["m0->logits"] |= changed
+    (tmp_path / "graph.json").write_text(json.dumps(content))
+    return tmp_path / "graph.json"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"score": 1e308}, r"score of m0->logits: up to 3.4e\+38 in size, not 1e\+308"),
+        ({"score": -1e39}, "score of m0->logits: up to"),
+        ({"score": 10**400}, "OverflowError"),
+        ({"score": float("nan")}, "NaN is no number"),
+        ({"score": float("inf")}, "Infinity is no number"),
+        ({"score": None}, "score of m0->logits: a number, not None"),
+        ({"score": "0.5"}, "score of m0->logits: a number, not '0.5'"),
+        ({"score": True}, "score of m0->logits: a number, not True"),
+        ({"in_graph": "false"}, "in_graph of m0->logits: true or false, not 'false'"),
+        ({"in_graph": 0}, "in_graph of m0->logits: true or false, not 0"),
+    ],
+)
+def test_an_edge_that_is_no_edge_of_eap_ig_is_named(tmp_path, changed, message):
+    path = graph_file(tmp_path, **changed)
+    with pytest.raises(CircuitFileError, match=message) as error:
+        read_eap_ig(path, "resample")
+    assert "\n" not in str(error.value)
+
+
+def test_the_largest_score_of_single_precision_is_read_and_a_larger_one_is_not_written(tmp_path):
+    largest = torch.finfo(torch.float32).max
+    read = read_eap_ig(graph_file(tmp_path, score=-largest), "resample")
+    assert float(read.scores.min()) == -largest
+    scores = {Edge.parse("m0->logits"): 2 * largest}
+    for score in (2 * largest, float("nan"), -float("inf")):
+        scores = {Edge.parse("m0->logits"): score}
+        with pytest.raises(GraphError, match=r"Expected scores up to .* m0->logits has"):
+            write_eap_ig(Circuit(ONE, "zero", frozenset()), tmp_path / "other.json", scores=scores)
+    assert not (tmp_path / "other.json").exists()
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(1, 2), (2, 1), (3, 2), (2, 3)])
+def test_a_graph_of_another_model_is_refused(tmp_path, layers, heads):
+    """Though all its edges may be edges of ours."""
+    other = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
+    write_eap_ig(Circuit(other, "zero", frozenset()), tmp_path / "graph.json")
+    message = f"Expected a graph of 2 layers of 2 heads in .*, as the model has; got {layers} of {heads}"
+    for graph in (ONE, TWO):
+        with pytest.raises(CircuitFileError, match=message):
+            read_eap_ig(tmp_path / "graph.json", "zero", graph=graph)
+
+
+def test_heads_that_share_keys_are_not_read_as_heads_that_do_not(tmp_path):
+    own = Graph.transformer(embeddings=("embed",), layers=1, heads=4)
+    write_eap_ig(Circuit(own, "zero", frozenset()), tmp_path / "graph.json")
+    with pytest.raises(GraphError, match="as many key-value heads as heads"):
+        read_eap_ig(tmp_path / "graph.json", "zero", graph=GROUPED)
+
+
+def test_edges_that_a_graph_leaves_out_are_said_to_be_missing(tmp_path):
+    path = graph_file(tmp_path)
+    content = json.loads(path.read_text())
+    del content["edges"]["m0->logits"]
+    path.write_text(json.dumps(content))
+    read = read_eap_ig(path, "zero")
+    assert read.losses == (NO_ABLATION, SOME_EDGES) and len(read.circuit) == read.circuit.graph.total - 1
+
+
+def test_of_two_embeddings_the_larger_score_in_size_counts_with_its_sign(tmp_path):
+    scores = dict.fromkeys(TWO.edges, 0.0) | {Edge.parse("tok->m0"): 0.25, Edge.parse("pos->m0"): -0.5}
+    for ablation, expected in (("zero", -0.5), ("resample", 0.25)):
+        write_eap_ig(Circuit(TWO, ablation, frozenset()), tmp_path / "graph.json", scores=scores)
+        assert json.loads((tmp_path / "graph.json").read_text())["edges"]["input->m0"]["score"] == expected
+        read = read_eap_ig(tmp_path / "graph.json", ablation, graph=TWO)
+        assert read.scores[TWO.position(Edge.parse("tok->m0"))] == expected

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeprune.ablation import Ablator
 from edgeprune.graph import Circuit, Edge, Graph, Node
-from edgeprune.masks import circuit_mask, edge_exists, mask_of
+from edgeprune.masks import circuit_mask, edge_exists, edges_of, mask_of
 from edgeprune.measures import Behaviour, best_threshold, highest, nodes_of, overlap, roc
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
@@ -147,9 +147,29 @@ def test_areas_are_those_of_trapezia(compiled, truth):
         cpr += (right - left) * (f[index] + f[index + 1]) / 2
         cmd += (right - left) * (abs(1 - f[index]) + abs(1 - f[index + 1])) / 2
     assert behaviour.areas(scores) == pytest.approx((cpr, cmd), abs=1e-6)
-    worst = behaviour.areas(-scores)
+    worst = behaviour.areas(-scores, signed=False)
     assert worst[0] < cpr
     assert worst[1] > cmd
+
+
+def test_cpr_is_by_signed_scores_and_cmd_by_their_sizes(compiled, monkeypatch):
+    """As MIB has them; what is no attribution is ranked as it is, and what is gone comes last by either."""
+    program = compiled("hist")
+    behaviour = Behaviour(program.model, program.dataset, "zero")
+    graph = program.model.graph
+    asked, first = [], {}
+    monkeypatch.setattr(behaviour, "faithfulness", lambda masks: asked.append(masks) or torch.ones(len(masks)))
+    helps, harms, gone = graph.edges[3], graph.edges[5], graph.edges[7]
+    scores = 0.1 * edge_exists(graph)
+    for edge, score in {helps: 1.0, harms: -2.0, gone: -math.inf}.items():
+        scores[graph.position(edge)] = score
+    for signed in (True, False):
+        behaviour.areas(scores, (0.0, 1.5 / graph.total, 1 - 1.5 / graph.total), signed=signed)
+        cpr, cmd = asked[-2:]
+        first[signed] = [edges_of(graph, masks[1] > 0) for masks in (cpr, cmd)]
+        for masks in (cpr, cmd):
+            assert masks[2][graph.position(gone)] == 0
+    assert first == {True: [{helps}, {harms}], False: [{helps}, {helps}]}
 
 
 def test_what_lies_above_1_does_not_make_up_for_what_lies_below(compiled, monkeypatch):

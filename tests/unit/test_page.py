@@ -1,6 +1,7 @@
 """The report, in a browser: it loads offline without a complaint, and hover, sliders and switches do what they say."""
 
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,7 +15,7 @@ from edgeprune.graph import Edge
 from edgeprune.masks import mask_of
 from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import compile_program
-from tracr_bridge.page import write_page
+from tracr_bridge.page import _view, write_page
 from tracr_bridge.recover import recover_under
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -66,6 +67,15 @@ def drawn(browser, kind):
 
 def text(browser, name):
     return browser.find_element(By.ID, name).text
+
+
+def test_a_slider_over_signed_scores_goes_by_their_size():
+    (found,) = recover_under(load_program("xproportion"), ["resample"], method="eap")
+    turned = replace(found, discovery=replace(found.discovery, scores=-found.discovery.scores))
+    one, other = (_view(each, {}) for each in (found, turned))
+    assert one["signed"] and min(other["scores"]) < 0 < max(one["scores"])
+    assert other["thresholds"] == one["thresholds"] and other["cut"] == one["cut"]
+    assert other["scores"] == [-score for score in one["scores"]]
 
 
 @in_browser

@@ -16,7 +16,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Edge, Graph
-from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of
+from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live_circuit
 from edgeprune.methods import METHODS
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily, traversal
 from edgeprune.methods.baselines import SingleEdgeConfig, ablate_each, draw_scores
@@ -27,6 +27,7 @@ from edgeprune.methods.edge_pruning.pressure import Penalty
 from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
 from edgeprune.methods.loss import Objective, draw_pairs
+from edgeprune.methods.method import sizes
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
 from edgeprune.ranking import keep_most
@@ -106,14 +107,40 @@ def test_eap_is_the_finite_difference_of_each_edge(ablation, kind):
     scores = attribution_patching(model, dataset, ablation, config=EapConfig(batch_size=1000)).scores
     batch = batch_of(dataset)
     ablated = Ablator(model, dataset, ablation)(batch)
+    signs = set[bool]()
     for row, column in cells(model):
         sides = []
         for step in (-STEP, STEP):
             mask = ones(model, dtype=torch.float64)
             mask[row, column] += step
             sides.append(loop_losses(weights, model, batch, ablated, mask, kind).mean())
-        expected = abs(float(sides[1] - sides[0])) / (2 * STEP)
+        expected = float(sides[0] - sides[1]) / (2 * STEP)  # how much the loss rises without the edge
         assert float(scores[row, column]) == pytest.approx(expected, rel=1e-2, abs=1e-3)
+        signs |= {expected > 0} if abs(expected) > 1e-2 else set()
+    assert signs == {True, False}
+
+
+@pytest.mark.parametrize("name", ["eap", "eap-ig-inputs", "eap-ig-activations"])
+def test_attributions_keep_their_sign_and_choose_by_size(name):
+    model, dataset = build(random_weights(1))
+    found = METHODS[name](model, dataset, "resample")
+    threshold = METHODS[name].keywords["config"].threshold
+    assert found.signed and torch.equal(found.strength, found.scores.abs())
+    assert found.circuit == live_circuit(model.graph, "resample", found.scores.abs() > threshold)
+    kept = [float(found.scores[model.graph.position(edge)]) for edge in found.circuit.edges]
+    assert min(kept) < -threshold and max(kept) > threshold
+
+
+def test_what_is_no_attribution_is_ranked_as_it_is():
+    """A circuit is better off without an edge that ACDC scores below 0."""
+    model, dataset = build(random_weights(8))
+    for name in METHODS.keys() - LEARNED - {"eap", "eap-ig-inputs", "eap-ig-activations"}:
+        found = METHODS[name](model, dataset, "zero")
+        assert not found.signed and torch.equal(found.strength, found.scores)
+
+
+def test_an_edge_that_is_gone_stays_below_all_others_by_size():
+    assert sizes(torch.tensor([-2.0, 1.0, -math.inf, 0.0])).tolist() == [2, 1, -math.inf, 0]
 
 
 def test_eap_runs_in_parts_what_it_runs_at_once():
@@ -172,8 +199,8 @@ def test_on_a_linear_model_attribution_is_the_exact_patch(method, kind, ablation
         mask = ones(model)
         mask[row, column] = 0
         patched = objective(model(batch.clean, mask, ablated), batch)
-        assert float(scores[row, column]) == pytest.approx(abs(float(patched - full)), rel=1e-3, abs=1e-4)
-        seen += float(scores[row, column]) > 0.01
+        assert float(scores[row, column]) == pytest.approx(float(patched - full), rel=1e-3, abs=1e-4)
+        seen += abs(float(scores[row, column])) > 0.01
     assert seen > 5
 
 
@@ -224,6 +251,19 @@ def test_a_source_of_no_embedding_scores_by_what_it_writes_in_the_clean_run():
         by_input = by_output @ torch.from_numpy(weights.unembed).T
         expected += float(((clean - ablated)[row] * by_input).sum()) / config.steps
     assert float(signed[row, column]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("over", "points", "expected"),
+    [
+        ("inputs", "ends", [0, 0.25, 0.5, 0.75]),
+        ("activations", "ends", [0.25, 0.5, 0.75, 1]),
+        ("inputs", "middles", [0.125, 0.375, 0.625, 0.875]),
+        ("activations", "middles", [0.125, 0.375, 0.625, 0.875]),
+    ],
+)
+def test_the_points_of_a_path_are_those_of_the_authors_code_or_the_middles(over, points, expected):
+    assert EapIgConfig(over=over, points=points, steps=4).path.tolist() == expected
 
 
 def _signed(path, model, dataset, ablation, config):
