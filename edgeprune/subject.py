@@ -142,6 +142,7 @@ def load_subject(config: RunConfig, splits: Sequence[str], *, device: str = "aut
     ends = list(accumulate(len(split) for split in examples.values()))
     encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
     _check_means(config, encoded)
+    _check_counterparts(config, encoded)
     digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
     return Subject(model, datasets, digests, config.parts)
@@ -156,6 +157,16 @@ def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
                 f"Expected training examples of every length, which mean ablation averages over; the {split} split has "
                 f"one of {more[0]} tokens, and the training split none: ask for more training examples"
             )
+
+
+def _check_counterparts(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
+    """Resample ablation has something to put in place of what is removed."""
+    train = encoded["train"]
+    if config.ablation == "resample" and torch.equal(train.tokens, train.counterparts):
+        raise TaskError(
+            "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all of "
+            "the training split are the same: give others, or --ablation zero or mean"
+        )
 
 
 def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
