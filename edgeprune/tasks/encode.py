@@ -208,15 +208,16 @@ class Encoder:
         return self._others[key]
 
     def _corrupted(self, example: Example, pieces: Pieces, end: int) -> list[int]:
-        """The corrupted text, with the space before its answer where that is a token of the clean one."""
+        """The corrupted text; as in the clean one, space before the answer is a token of it, or is the answer's."""
         last, text = example.predictions[-1], example.corrupted
+        word = text.rstrip()
         space = end > 0 and pieces.spans[end - 1][1] > last.start and self.split.blank(pieces.ids[end - 1])
-        if space and not last.label:
+        if (space or text != word) and not last.label:
             answer = (last.wrong or last.right)[0]
-            whole = text + (answer.lstrip() if text != text.rstrip() else answer)
-            found = self.split(whole)
+            whole = text + (answer if text == word else answer.lstrip())
             with suppress(ExampleError):
-                return found.ids[: self.split.answer_at(found, len(text), len(whole))]
+                found = self.split(whole)
+                return found.ids[: self.split.answer_at(found, len(word), len(whole))]
         return self.split(text).ids
 
     def _placed(self, example: Example) -> Row:
