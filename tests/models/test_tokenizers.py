@@ -80,16 +80,20 @@ def test_each_answer_of_a_text_is_measured_at_the_token_before_it(tokenizer):
 
 
 @kinds
-@pytest.mark.parametrize("text", ["<predict>Mary</predict>", "<predict>Mary</predict> is<predict> John</predict>"])
-def test_an_answer_at_the_beginning_is_measured_at_what_comes_before_the_text(tokenizer, text):
-    if not tokenizer("")["input_ids"] or tokenizer is MADE["t5"]:
+@pytest.mark.parametrize(("right", "wrong"), [("Mary", "Anna"), ("4", "5")])
+@pytest.mark.parametrize("after", ["", " is<predict> John</predict>"])
+def test_an_answer_at_the_beginning_is_measured_at_what_comes_before_the_text(tokenizer, right, wrong, after):
+    """BOS, or the space that Llama 2 puts before a text, where it is a token."""
+    texts = [f"<predict>{answer}</predict>{after}" for answer in (right, wrong)]
+    ids = whole(tokenizer, right)
+    if len(ids) == 1:
         with pytest.raises(ExampleError, match=r"(got 0: the tokenizer puts nothing|puts none) before a text"):
-            encode(tokenizer, text, text.replace("Mary", "Anna"))
+            encode(tokenizer, *texts)
         return
-    found = encode(tokenizer, text, text.replace("Mary", "Anna"))
-    assert int(found.positions[0, 0]) == 0 and found.tokens[0, 0] == tokenizer.bos_token_id
-    assert int(found.answers.right[0, 0, 0]) == whole(tokenizer, "Mary")[1]
-    assert found.answers.wrong[0, 0].tolist() == [whole(tokenizer, "Anna")[1]]
+    found = encode(tokenizer, *texts)
+    assert int(found.positions[0, 0]) == len(ids) - 2
+    assert [*found.tokens[0, : len(ids) - 1].tolist(), int(found.answers.right[0, 0, 0])] == ids
+    assert found.answers.wrong[0, 0].tolist() == whole(tokenizer, wrong)[-1:]
 
 
 @kinds
