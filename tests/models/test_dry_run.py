@@ -73,16 +73,18 @@ def test_what_is_shown_is_what_the_model_sees_and_answers(capsys, tmp_path, requ
     assert (status, error, said["fault"], said["refused"]) == (0, "", None, [])
     assert (said["examples"], said["usable"], said["splits"]) == (6, 6, {"train": 4, "validation": 1, "test": 1})
     assert [each["name"] for each in said["shown"]] == ["line 1", "line 2"]
-    ids = tokenizer("1 + 1 = 2")["input_ids"][: -2 if which == "llama2" else -1]
-    first = said["shown"][0]
+    answers = [a for each in said["shown"] for a in each["answers"]]
+    for text, answer in zip(("1 + 1 = 2", "2 + 1 = 3"), answers, strict=True):
+        ids = tokenizer(text)["input_ids"][: -2 if which == "llama2" else -1]
+        top, probability = best(folder, ids)
+        assert answer["position"] == len(ids) - 1
+        assert answer["answer"].strip() == tokenizer.decode([top]).strip()
+        assert answer["probability"] == pytest.approx(probability, rel=1e-4)
+    first, answer = said["shown"][0], answers[0]
     assert len(first["clean"]) == len(first["corrupted"]) == len(ids)
     assert "".join(first["clean"]).replace("<s> ", "") == ("1 + 1 = " if which == "llama2" else "1 + 1 =")
-    (answer,) = first["answers"]
-    top, probability = best(folder, ids)
-    assert answer["position"] == len(ids) - 1 and answer["token"] == first["clean"][-1]
+    assert answer["token"] == first["clean"][-1]
     assert [answer["right"], answer["wrong"]] == ([["2"], ["3"]] if which == "llama2" else [[" 2"], [" 3"]])
-    assert answer["answer"].strip() == tokenizer.decode([top]).strip()
-    assert answer["probability"] == pytest.approx(probability, rel=1e-4)
     notes = " ".join(said["notes"])
     assert ("the tokenizer appends </s> to texts; it is left out" in notes) == (which == "llama2")
 
