@@ -79,5 +79,18 @@ class TaskError(EdgePruneError):
     """A task cannot be had or used: no such name or file, or an example that does not fit the model's tokenizer."""
 
 
+class ExampleError(TaskError):
+    """An example that cannot be used.
+
+    Args:
+        message: the whole of it.
+        reason: what examples that are refused for the same reason share.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
 class RunError(EdgePruneError):
     """A run that cannot go on: its folder holds another run or a damaged file, or its loss is no number any more."""

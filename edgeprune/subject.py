@@ -151,6 +151,7 @@ def load_subject(
     ends = list(accumulate(len(split) for split in examples.values()))
     encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
     _check_means(config, encoded)
+    _check_counterparts(config, encoded)
     digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
     _check_numbers(config, datasets)
@@ -177,6 +178,16 @@ def _check_numbers(config: RunConfig, datasets: Mapping[str, Dataset]) -> None:
                 f"{split} split of {config.task!r}, with nothing pruned: its weights are damaged, or "
                 f"{config.precision} is too narrow"
             )
+
+
+def _check_counterparts(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
+    """Resample ablation has something to put in place of what is removed."""
+    train = encoded["train"]
+    if config.ablation == "resample" and torch.equal(train.tokens, train.counterparts):
+        raise TaskError(
+            "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all of "
+            "the training split are the same: give others, or --ablation zero or mean"
+        )
 
 
 def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:

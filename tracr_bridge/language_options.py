@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from edgeprune.graph import ABLATIONS
-from tracr_bridge import language
+from tracr_bridge import language, task_report
 from tracr_bridge.arguments import count, seed
 
 _OUTSIDE: Final = (
@@ -109,6 +109,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
 
 def _add_others(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> None:
     """What comes before and after runs."""
+    _add_task_command(add)
     evaluate_command = add("evaluate", "measure the circuit of a run beside the full model", language.evaluate)
     evaluate_command.add_argument("run_folder", type=Path, metavar="DIR", help="what `edgeprune prune` wrote")
     evaluate_command.add_argument(
@@ -155,6 +156,45 @@ def _add_others(add: Callable[..., argparse.ArgumentParser], *, chosen: str) -> 
     _add_device(evaluate_command)
 
 
+_TASK_HELP: Final = """\
+A file of examples has one JSON object a line:
+
+  {"clean": "2 + 2 =<predict> 4</predict>", "corrupted": "2 + 3 =<predict> 5</predict>"}
+  {"clean": "The cat<label> noun</label> sat", "corrupted": "The sat<label> verb</label> cat"}
+
+<predict> is around an answer that the text goes on with, <label> around one that it does not; what the corrupted text
+marks are wrong answers. Each is one token of the model's. See what they become, before `edgeprune prune --task FILE`:
+
+  edgeprune task mine.jsonl --model gpt2
+
+shows tokens in quotes, those at which outputs are measured in [brackets], and what the full model answers there.
+Exit status: 0 every example is usable; 1 some are refused, for which `prune` refuses the file; 2 the task, or the
+model, is unusable.
+"""
+
+
+def _add_task_command(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "task",
+        "show a task in a model's tokens, what the model answers, and which examples are refused and why",
+        task_report.task,
+        seeds="by which examples are drawn and dealt to splits, as --data-seed of prune is",
+    )
+    command.epilog = _TASK_HELP
+    command.add_argument(
+        "task",
+        metavar="FILE",
+        help="a file of examples, .jsonl, or ioi-t1, ioi, gt, gp, boolean or boolean-few-shot",
+    )
+    command.add_argument(
+        "--model", required=True, help="a name on the Hugging Face hub, such as gpt2, or a folder with safetensors"
+    )
+    command.add_argument(
+        "--examples", type=count, default=3, metavar="N", help="how many to show (default: %(default)s)"
+    )
+    _add_device(command)
+
+
 def _add_toy_settings(command: argparse.ArgumentParser) -> None:
     """Shape and training, with each lesson's values."""
     from edgeprune.toys import LESSONS, ToyConfig
@@ -190,7 +230,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--task",
         required=True,
-        help="ioi-t1, ioi, gt, gp, boolean, boolean-few-shot, or a file of examples, FILE.jsonl (see edgeprune/tasks)",
+        help="ioi-t1, ioi, gt, gp, boolean, boolean-few-shot, or a file of examples, FILE.jsonl (see edgeprune task --help)",
     )
     command.add_argument(
         "--out",

@@ -1,7 +1,7 @@
 """Tasks that language models are pruned on, by name, and one's own from a file."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,20 @@ def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -
     Raises:
         TaskError: there is no such task, it has not as many examples, or the tokenizer does not fit it.
     """
-    random = Random(seed)
-    if name in TASKS:
-        return _draw_apart(name, TASKS[name][0](encoder), sizes, random)
-    if not name.endswith((".jsonl", ".json")):
+    if not is_file(name):
+        return _draw_apart(name, TASKS[name][0](encoder), sizes, Random(seed))
+    return divide(Path(name), read_examples(Path(name)), sizes, seed=seed)
+
+
+def is_file(name: str) -> bool:
+    """Whether a task is a file of examples, and not one of `TASKS`.
+
+    Raises:
+        TaskError: it is neither.
+    """
+    if name not in TASKS and not name.endswith((".jsonl", ".json")):
         raise TaskError(f"Expected a task among {', '.join(TASKS)}, or a file of examples (.jsonl); got {name!r}")
-    return _divide(Path(name), sizes, random)
+    return name not in TASKS
 
 
 def metric_of(name: str) -> Metric:
@@ -105,23 +113,36 @@ def _draw_apart(name: str, draw: Draw, sizes: Sizes, random: Random) -> dict[str
     )
 
 
-def _divide(path: Path, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
-    """The examples of a file; of those that name no split, half are for training and a quarter for each other one."""
-    examples = read_examples(path)
+def divide(
+    path: Path, examples: Sequence[tuple[Example, str | None]], sizes: Sizes, *, seed: int = 0
+) -> dict[str, list[Example]]:
+    """The examples of a file by split; of those that ask for none, half are for training, a quarter for each other.
+
+    Args:
+        path: the file.
+        examples: those of it, each with the split that it asks for.
+        sizes: the most that each split has.
+        seed: of what is drawn and dealt.
+
+    Raises:
+        TaskError: a text is in several splits, or a split has none.
+    """
+    random = Random(seed)
     splits = {split: [example for example, asked in examples if asked == split] for split in SPLITS}
     for split, size in asdict(sizes).items():
         everywhere = [example for example, asked in examples if asked == EVERY]
         # Of a whole domain, what is left out is drawn.
         splits[split] += everywhere if len(everywhere) <= size else random.sample(everywhere, size)
     # What stands in several lines stays together.
-    texts = list(dict.fromkeys(example.clean for example, asked in examples if asked is None))
+    free = dict[str, list[Example]]()
+    for example in (example for example, asked in examples if asked is None):
+        free.setdefault(example.clean, []).append(example)
+    texts = list(free)
     random.shuffle(texts)
     quarter = len(texts) // 4
     dealt = {"test": texts[:quarter], "validation": texts[quarter : 2 * quarter], "train": texts[2 * quarter :]}
     for split, mine in dealt.items():
-        splits[split] += [
-            example for text in mine for example, asked in examples if (asked, example.clean) == (None, text)
-        ]
+        splits[split] += [example for text in mine for example in free[text]]
     of_all = {example.clean for example, asked in examples if asked == EVERY}
     where = [(e.clean, split) for split in SPLITS for e in splits[split] if e.clean not in of_all]
     if both := [text for text, times in Counter(text for text, _ in set(where)).items() if times > 1]:

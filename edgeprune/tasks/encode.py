@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Int
@@ -12,11 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from edgeprune.answers import Answers, Metric
 from edgeprune.data import Dataset, LazyTarget
-from edgeprune.errors import TaskError
+from edgeprune.errors import ExampleError, TaskError
 from edgeprune.model import MaskedModel
-from edgeprune.tasks.example import Example
+from edgeprune.tasks.example import Example, Prediction
+from edgeprune.tasks.splitting import Pieces, Splitter, not_one_token
 
-_LAST_WORD = re.compile(r"\s?\S*$")
+_LAST_WORD: Final = re.compile(r"\s?\S*$")
+
+_UNEQUAL: Final = "clean and corrupted texts of unequally many tokens"
+"""A reason that examples are refused for."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,17 @@ class Encoded:
             )
 
 
+@dataclass(frozen=True)
+class Row:
+    """One example as ids; right and wrong ones for each of its predictions."""
+
+    clean: list[int]
+    corrupted: list[int]
+    positions: list[int]
+    right: list[list[int]]
+    wrong: list[list[int]]
+
+
 class Encoder:
     """Makes tokens of examples.
 
@@ -101,9 +119,11 @@ class Encoder:
     ) -> None:
         if not tokenizer.is_fast:
             raise TaskError(f"Expected a fast tokenizer, which has a tokenizer.json; got {type(tokenizer).__name__}")
+        self.split = Splitter(tokenizer)
         self._tokenizer, self._context_length = tokenizer, context_length
         self._vocabulary_size = vocabulary_size
         self._continuations: dict[tuple[str, str], int | None] = {}
+        self._others: dict[tuple[str, tuple[int, ...], str], int] = {}
 
     def continuation(self, text: str, answer: str) -> int | None:
         """The one token that `answer` is after `text`; None where it is several, or changes how the text is split."""
@@ -129,103 +149,161 @@ class Encoder:
         Raises:
             TaskError: texts of an example differ in tokens, are too long, or do not fit its answers; it is named.
         """
-        if not examples:
-            raise TaskError("Expected at least one example; got none")
-        rows = [self._row(f"Example {number}", example) for number, example in enumerate(examples, start=1)]
-        predicted = max(len(row.positions) for row in rows)
-        if not predicted:
-            raise TaskError("Expected an example with a place at which outputs count; none has one")
-        positions = _padded([row.positions for row in rows], -1)
-        return Encoded(
-            tokens=_padded([row.clean for row in rows], 0),
-            counterparts=_padded([row.corrupted for row in rows], 0),
-            length=torch.tensor([len(row.clean) for row in rows]),
-            positions=positions.clamp(min=0),
-            scored=positions >= 0,
-            answers=Answers(
-                right=_ids_padded([row.right for row in rows], predicted),
-                wrong=_ids_padded([row.wrong for row in rows], predicted),
-                metric=metric,
-            ),
-        )
+        return encoded([self.row(example, number) for number, example in enumerate(examples, start=1)], metric)
 
-    def _row(self, name: str, example: Example) -> "_Row":
-        clean, corrupted = (self._tokenizer(text)["input_ids"] for text in (example.clean, example.corrupted))
-        if len(clean) != len(corrupted):
-            raise TaskError(
-                f"Expected clean and corrupted texts with equally many tokens; got {len(clean)} and {len(corrupted)}. "
-                f"{name}: {example.clean!r} and {example.corrupted!r}"
-            )
-        if not 0 < len(clean) <= self._context_length:
-            raise TaskError(
-                f"Expected texts of 1 to {self._context_length} tokens, as the model takes; got {len(clean)}. "
-                f"{name}: {example.clean!r:.200}"
-            )
-        if self._vocabulary_size is not None and max(*clean, *corrupted) >= self._vocabulary_size:
-            raise TaskError(
-                f"Expected tokens that the model knows, ids below {self._vocabulary_size}; got "
-                f"{max(*clean, *corrupted)}: the tokenizer is another model's. {name}: {example.clean!r:.200}"
-            )
-        if not example.predictions:
-            self._check_places(name, example, clean, corrupted)
-            places = example.places
-            right: list[list[int]] = [[place.right] for place in places]
-            return _Row(clean, corrupted, [place.position for place in places], right, [[] for _ in places])
-        ends = {end: place for place, (start, end) in enumerate(self._offsets(example.clean)) if end > start}
-        positions, right, wrong = list[int](), list[list[int]](), list[list[int]]()
-        for prediction in example.predictions:
-            text = example.clean[: prediction.start]
-            if prediction.start not in ends:
-                raise TaskError(
-                    f"Expected a token that ends where an answer begins. {name}: {text!r} does not end in one"
-                )
-            positions.append(ends[prediction.start])
-            right.append([self._answer(name, text, answer) for answer in prediction.right])
-            wrong.append([self._answer(name, text, answer) for answer in prediction.wrong])
-            after = clean[positions[-1] + 1 : positions[-1] + 2]
-            if after and after[0] not in right[-1]:
-                raise TaskError(
-                    f"Expected answers that are whole tokens of their text; {prediction.right[0]!r} is not. {name}: "
-                    f"{example.clean!r:.200}"
-                )
-        return _Row(clean, corrupted, positions, right, wrong)
+    def row(self, example: Example, number: int) -> Row:
+        """One example.
 
-    def _check_places(self, name: str, example: Example, clean: list[int], corrupted: list[int]) -> None:
+        Args:
+            example: the example.
+            number: which it is, from 1, by which an error names it.
+
+        Raises:
+            ExampleError: its texts differ in tokens, are too long, or do not fit its answers.
+        """
+        try:
+            found = self._predicted(example) if example.predictions else self._placed(example)
+            self._check_length(example, found)
+            self._check_ids(found)
+        except ExampleError as error:
+            texts = f"{example.clean!r:.200}"
+            texts += f" and {example.corrupted!r:.200}" if error.reason == _UNEQUAL else ""
+            source = f" ({example.source})" if example.source else ""
+            raise ExampleError(f"{error}. Example {number}: {texts}{source}", reason=error.reason) from error
+        return found
+
+    def _predicted(self, example: Example) -> Row:
+        """An example whose text goes on with its answers, or has labels."""
+        last = example.predictions[-1]
+        pieces = self.split(example.clean if last.label else example.clean + last.right[0])
+        found = [self._found(pieces, prediction) for prediction in example.predictions]
+        ends = [end for end, _ in found]
+        clean = pieces.ids[: ends[-1]]
+        if clean and min(ends) == 0:
+            raise ExampleError(
+                "Expected a token before the first answer, as outputs are measured there; this tokenizer puts none "
+                "before a text",
+                reason="nothing before an answer",
+            )
+        right, wrong = list[list[int]](), list[list[int]]()
+        for prediction, (end, mine) in zip(example.predictions, found, strict=True):
+            before, ids = pieces.text[: prediction.start], pieces.ids[:end]
+            right.append([pieces.ids[end] if a == mine else self._other(before, ids, a) for a in prediction.right])
+            wrong.append([self._other(before, ids, answer) for answer in prediction.wrong])
+        return Row(clean, self._corrupted(example, pieces, ends[-1]), [end - 1 for end in ends], right, wrong)
+
+    def _found(self, pieces: Pieces, prediction: Prediction) -> tuple[int, str | None]:
+        """How many tokens come before an answer, space among them; and which of the right ones the text has there."""
+        start = prediction.start
+        if prediction.label:
+            return self.split.end_at(pieces, start), None
+        answer = max((each for each in prediction.right if pieces.text.startswith(each, start)), key=len, default=None)
+        if answer is None:
+            raise ExampleError(
+                f"Expected answers that are whole tokens of their text; {prediction.right[0]!r} is not: mark what is "
+                "no part of it <label>…</label>",
+                reason="answers that are no whole tokens of their text",
+            )
+        return self.split.answer_at(pieces, start, start + len(answer)), answer
+
+    def _other(self, before: str, ids: list[int], answer: str) -> int:
+        """The one token that an answer is after some of the ids of a text."""
+        # What a tokenizer makes of a hundred years depends on what comes before them, and not on the whole text.
+        key = (_LAST_WORD.findall(before)[0], tuple(ids[-2:]), answer)
+        if key not in self._others:
+            after = self.split(before + answer).ids
+            if after[: len(ids)] != ids:
+                raise not_one_token(answer, "comes after other tokens than the text has there, or changes them")
+            if len(after) != len(ids) + 1:
+                names = ", ".join(repr(self.split.shown(token)) for token in after[len(ids) :])
+                raise not_one_token(answer, f"is {len(after) - len(ids)} there: {names or 'nothing'}")
+            self._others[key] = after[-1]
+        return self._others[key]
+
+    def _corrupted(self, example: Example, pieces: Pieces, end: int) -> list[int]:
+        """The corrupted text; as in the clean one, space before the answer is a token of it, or is the answer's."""
+        last, text = example.predictions[-1], example.corrupted
+        word = text.rstrip()
+        space = end > 0 and pieces.spans[end - 1][1] > last.start and self.split.blank(pieces.ids[end - 1])
+        if (space or text != word) and not last.label:
+            answer = (last.wrong or last.right)[0]
+            whole = text + (answer if text == word else answer.lstrip())
+            with suppress(ExampleError):
+                found = self.split(whole)
+                return found.ids[: self.split.answer_at(found, len(word), len(whole))]
+        return self.split(text).ids
+
+    def _placed(self, example: Example) -> Row:
+        """An example with positions and ids, in a text with all that the tokenizer adds."""
+        clean, corrupted = (self.split(text, closed=True).ids for text in (example.clean, example.corrupted))
         known, length = self._vocabulary_size, len(clean)
-        if self._tokenizer.unk_token_id in (*clean, *corrupted):
-            raise TaskError(f"Expected words that the tokenizer knows. {name}: {example.clean!r:.200}")
         for place in example.places:
             if place.position >= length or (known is not None and place.right >= known):
-                raise TaskError(
+                raise ExampleError(
                     f"Expected places below {length}, as there are tokens, and ids below {known}, as the model knows; "
-                    f"got {place.position} and {place.right}. {name}: {example.clean!r:.200}"
+                    f"got {place.position} and {place.right}",
+                    reason="places or ids beyond those that there are",
                 )
+        right = [[place.right] for place in example.places]
+        return Row(clean, corrupted, [place.position for place in example.places], right, [[] for _ in right])
 
-    def _answer(self, name: str, text: str, answer: str) -> int:
-        token = self.continuation(text, answer)
-        if token is None or (self._vocabulary_size is not None and token >= self._vocabulary_size):
-            raise TaskError(
-                f"Expected answers of one token of the model's; got {answer!r}, which is several, unknown, or changes "
-                f"those before it. {name}: {text!r}"
+    def _check_length(self, example: Example, row: Row) -> None:
+        clean, corrupted = len(row.clean), len(row.corrupted)
+        if clean != corrupted:
+            stay = (
+                "; answers stay in the text, all but the last, and need tokens in their places in the corrupted one; "
+                "mark what is no part of the text <label>…</label>"
+                if len(example.predictions) > 1
+                else ""
             )
-        return token
+            raise ExampleError(
+                f"Expected clean and corrupted texts with equally many tokens; got {clean} and {corrupted}{stay}",
+                reason=_UNEQUAL,
+            )
+        if not 0 < clean <= self._context_length:
+            nothing = "" if clean else ": the tokenizer puts nothing before a text, and this one begins with its answer"
+            raise ExampleError(
+                f"Expected texts of 1 to {self._context_length} tokens, as the model takes; got {clean}{nothing}",
+                reason="texts that are too long, or have no token",
+            )
 
-    def _offsets(self, text: str) -> list[tuple[int, int]]:
-        return self._tokenizer(text, return_offsets_mapping=True)["offset_mapping"]  # pyright: ignore[reportReturnType]
+    def _check_ids(self, row: Row) -> None:
+        largest = max(chain(row.clean, row.corrupted, *row.right, *row.wrong))
+        if self._vocabulary_size is not None and largest >= self._vocabulary_size:
+            raise ExampleError(
+                f"Expected tokens that the model knows, ids below {self._vocabulary_size}; got {largest}: the "
+                "tokenizer is another model's",
+                reason="tokens that the model does not know",
+            )
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One example as ids; right and wrong ones for each of its predictions."""
+def encoded(rows: Sequence[Row], metric: Metric) -> Encoded:
+    """Rows as tensors, padded to the longest.
 
-    clean: list[int]
-    corrupted: list[int]
-    positions: list[int]
-    right: list[list[int]]
-    wrong: list[list[int]]
+    Raises:
+        TaskError: there is no row, or none with a place at which outputs count.
+    """
+    if not rows:
+        raise TaskError("Expected at least one example; got none")
+    predicted = max(len(row.positions) for row in rows)
+    if not predicted:
+        raise TaskError("Expected an example with a place at which outputs count; none has one")
+    positions = _padded([row.positions for row in rows], -1)
+    return Encoded(
+        tokens=_padded([row.clean for row in rows], 0),
+        counterparts=_padded([row.corrupted for row in rows], 0),
+        length=torch.tensor([len(row.clean) for row in rows]),
+        positions=positions.clamp(min=0),
+        scored=positions >= 0,
+        answers=Answers(
+            right=_ids_padded([row.right for row in rows], predicted),
+            wrong=_ids_padded([row.wrong for row in rows], predicted),
+            metric=metric,
+        ),
+    )
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int, *, width: int | None = None) -> Int[Tensor, "row column"]:

@@ -1,7 +1,10 @@
 """A task of one's own: a file with one JSON object a line.
 
 `{"clean": "2 + 2 =<predict> 4</predict>", "corrupted": "2 + 3 =<predict> 5</predict>", "split": "test"}`: the tokens to
-predict are marked, and what the corrupted text marks are wrong answers; `split` may be left out.
+predict are marked, and what the corrupted text marks are wrong answers; `split` may be left out. Space before an answer
+is a part of it where the tokenizer has one token for both, and of the prompt where it has not: so a prompt may end in a
+space or a newline. Answers stay in the text, all but the last, after which the text is cut; an answer that is no part
+of the text, such as a label of the word before, is marked `<label> noun</label>`.
 
 `{"clean": "( )", "corrupted": ") )", "places": [[1, 4], [2, 3]], "split": "every"}`: of a model whose outputs are not
 the next tokens, such as `edgeprune export` writes. Each place is a token, counted with those that the tokenizer adds,
@@ -10,10 +13,12 @@ example in all splits, of a file that holds a whole domain.
 """
 
 import json
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from edgeprune.errors import TaskError
+from edgeprune.errors import ExampleError, TaskError
 from edgeprune.tasks.example import Example, Place
 
 SPLITS: Final = ("train", "validation", "test")
@@ -22,6 +27,19 @@ EVERY: Final = "every"
 
 _FIELDS: Final = {"clean", "corrupted", "split", "places"}
 
+_LARGEST: Final = 2**30
+"""Bytes of a file."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that is not blank: an example and the split that it asks for, or what is wrong with it."""
+
+    number: int
+    example: Example | None = None
+    split: str | None = None
+    fault: ExampleError | None = None
+
 
 def read_examples(path: Path) -> list[tuple[Example, str | None]]:
     """The examples of a file, in its order, each with the split that it asks for.
@@ -29,42 +47,84 @@ def read_examples(path: Path) -> list[tuple[Example, str | None]]:
     Raises:
         TaskError: the file cannot be read, or a line is no example; the line is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"Expected a file of examples, one JSON object a line; cannot read {path}: {error}") from error
     examples = list[tuple[Example, str | None]]()
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                examples.append(_example(line))
-            except TaskError as error:
-                raise TaskError(f"{error} ({path}, line {number})") from error
-    if not examples:
-        raise TaskError(f"Expected examples, one JSON object a line; {path} has none")
+    for line in read_lines(path):
+        if line.fault is not None:
+            raise line.fault
+        assert line.example is not None
+        examples.append((line.example, line.split))
     return examples
 
 
-def _example(line: str) -> tuple[Example, str | None]:
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a file, faulty ones among them.
+
+    Raises:
+        TaskError: the file cannot be read, or has no line that is not blank.
+    """
     try:
-        fields: Any = json.loads(line)
-        json.dumps(fields, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, is an error
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"Expected a JSON object; {error!s:.200}") from error
-    wrong = not isinstance(fields, dict) or not {"clean", "corrupted"} <= fields.keys() <= _FIELDS
-    if wrong or not all(isinstance(value, str) for name, value in fields.items() if name != "places"):
-        raise TaskError(
-            'Expected {"clean": text, "corrupted": text}, and perhaps "split": text and "places": [[position, id], …]; '
-            f"got {line!r:.200}"
-        )
+        if path.exists() and not path.is_file():
+            raise OSError("it is no plain file")
+        if path.stat().st_size > _LARGEST:
+            raise OSError(f"it has more than {_LARGEST:,} bytes")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise TaskError(f"Expected a file of examples, one JSON object a line; cannot read {path}: {error}") from error
+    found = [_line(text, number, path) for number, text in enumerate(lines, start=1) if text.strip()]
+    if not found:
+        raise TaskError(f"Expected examples, one JSON object a line; {path} has none")
+    return found
+
+
+def _line(text: str, number: int, path: Path) -> Line:
+    source = f"{path}, line {number}"
+    try:
+        example, split = _example(text)
+    except ExampleError as error:
+        return Line(number, fault=ExampleError(f"{error} ({source})", reason=error.reason))
+    return Line(number, replace(example, source=source), split)
+
+
+def _example(line: str) -> tuple[Example, str | None]:
+    fields = _fields(line)
     split = fields.get("split")
     if split not in (None, EVERY, *SPLITS):
-        raise TaskError(f"Expected a split among {', '.join(SPLITS)} and {EVERY}; got {split!r}")
-    if "places" in fields and "<predict>" in fields["clean"] + fields["corrupted"]:
-        raise TaskError(f"Expected either marks in the text or places; got both in {line!r:.200}")
+        raise ExampleError(
+            f"Expected a split among {', '.join(SPLITS)} and {EVERY}; got {split!r:.200}",
+            reason="a split that is none",
+        )
+    marked = any(tag in fields["clean"] + fields["corrupted"] for tag in ("<predict>", "<label>"))
+    if "places" in fields and marked:
+        raise ExampleError(
+            f"Expected either marks in the text or places; got both in {line!r:.200}", reason="marks and places"
+        )
     if "places" in fields:
         return Example(fields["clean"], fields["corrupted"], (), _places(fields["places"])), split
     return Example.marked(fields["clean"], fields["corrupted"]), split
+
+
+def _fields(line: str) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(line, object_pairs_hook=_once)
+        json.dumps(found, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, is an error
+    except (ValueError, RecursionError) as error:
+        raise ExampleError(f"Expected a JSON object; {error!s:.200}", reason="no JSON object") from error
+    wrong = not isinstance(found, dict) or not {"clean", "corrupted"} <= found.keys() <= _FIELDS
+    if wrong or not all(isinstance(value, str) for name, value in found.items() if name != "places"):
+        raise ExampleError(
+            'Expected {"clean": text, "corrupted": text}, and perhaps "split": text and "places": [[position, id], …]; '
+            f"got {line!r:.200}",
+            reason="fields that are no example's",
+        )
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose names comes once: of two, json takes the last and says nothing."""
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise ValueError(f"{name!r:.200} stands in it {times} times")
+    return dict(pairs)
 
 
 def _places(given: Any) -> tuple[Place, ...]:
@@ -73,8 +133,13 @@ def _places(given: Any) -> tuple[Place, ...]:
         isinstance(pair, list) and [type(number) for number in pair] == [int, int] and min(pair) >= 0  # pyright: ignore
         for pair in pairs
     ):
-        raise TaskError(f"Expected places, [[position, id], …], whole numbers from 0; got {given!r:.200}")
+        raise ExampleError(
+            f"Expected places, [[position, id], …], whole numbers from 0; got {given!r:.200}",
+            reason="places that are none",
+        )
     places = tuple(Place(position, right) for position, right in pairs)
     if len({place.position for place in places}) < len(places):
-        raise TaskError(f"Expected places at different positions; got {given!r:.200}")
+        raise ExampleError(
+            f"Expected places at different positions; got {given!r:.200}", reason="two places at one position"
+        )
     return places

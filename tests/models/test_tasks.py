@@ -1,6 +1,7 @@
 """Tasks of language models: what is drawn, and how it becomes tokens."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -274,6 +275,7 @@ def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encod
         ([""], "Expected examples, one JSON object a line; .* has none"),
         (["[" * 100_000], "Expected a JSON object; "),
         ([f'{{"clean": {"9" * 5000}}}'], "Expected a JSON object; "),
+        (['{"clean": "a<predict> b</predict>", "corrupted": "c", "clean": "d"}'], "'clean' stands in it 2 times"),
         (['{"clean": "\\ud800<predict> a</predict>", "corrupted": "b"}'], "Expected a JSON object; .*surrogates"),
         ([line(n, split="test") for n in (1, 1)] + [line(1, split="train"), line(2), line(3)], "in more than one"),
         ([line(1)], "leaves none for validation, test"),
@@ -282,6 +284,38 @@ def test_a_file_is_split_as_its_lines_say_and_the_rest_dealt_out(tmp_path, encod
 def test_a_file_that_is_none_is_refused_and_the_line_named(tmp_path, encoder, lines, message):
     with pytest.raises(TaskError, match=message):
         make_examples(written(tmp_path / "own.jsonl", *lines), encoder, FEW)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n \n", "\n\n"])
+def test_a_file_is_read_whatever_its_lines_end_with(tmp_path, encoder, start, end):
+    """Blank lines count among lines, and are no examples."""
+    path = tmp_path / "own.jsonl"
+    text = start + end.join([json.dumps(line(number)) for number in range(4)] + ["[]"])
+    path.write_bytes(text.encode())
+    number = 1 + 4 * end.count("\n")
+    with pytest.raises(TaskError, match=rf"Expected \{{\"clean\": text.*\(.*own.jsonl, line {number}\)"):
+        make_examples(str(path), encoder, FEW)
+    path.write_bytes(text.replace("[]", json.dumps(line(5))).encode())
+    assert len({example.clean for example in every(make_examples(str(path), encoder, FEW))}) == 5
+
+
+def test_an_example_of_a_file_that_does_not_fit_is_named_with_its_line(tmp_path, encoder):
+    lines = ["", line(1, split="every"), {"clean": "a<predict> b</predict>", "corrupted": "a a a", "split": "train"}]
+    examples = make_examples(written(tmp_path / "own.jsonl", *lines), encoder, FEW)["train"]
+    with pytest.raises(TaskError, match=r"equally many tokens; .*Example .*own.jsonl, line 3\)"):
+        encoder.encode(examples, "logit difference")
+
+
+def test_what_is_no_plain_file_is_refused(tmp_path, encoder):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "large.jsonl").touch()
+    os.truncate(tmp_path / "large.jsonl", 2**30 + 1)
+    for name in ("pipe", "device", "folder", "large"):
+        with pytest.raises(TaskError, match=r"cannot read .*: it (is no plain file|has more than)"):
+            make_examples(str(tmp_path / f"{name}.jsonl"), encoder, FEW)
 
 
 def test_a_file_is_cut_at_newlines_alone_and_equal_lines_stay_together(tmp_path, encoder):
