@@ -18,7 +18,7 @@ from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit
 from edgeprune.measures import overlap
 from edgeprune.methods.settings import with_settings
-from edgeprune.parallel import join
+from edgeprune.parallel import join, sole_writer
 from edgeprune.pruning_run import evaluate_run, prune
 from edgeprune.store import save_circuit, write_text
 from edgeprune.subject import RunConfig
@@ -88,6 +88,26 @@ def sweep(
     """
     if not targets or len(set(targets)) < len(targets):
         raise ConfigError(f"Expected different sparsities, at least one; got {', '.join(map(str, targets)) or 'none'}")
+    with sole_writer(out, "a sweep"):
+        points = _run(config, targets, seeds, out, device=device, save_every=save_every, progress=progress)
+        result = summarise(points)
+        if join().first:
+            _write(result, out)
+        join().wait()
+    return result
+
+
+def _run(
+    config: RunConfig,
+    targets: Sequence[float],
+    seeds: int,
+    out: Path,
+    *,
+    device: str,
+    save_every: int,
+    progress: bool,
+) -> list[Point]:
+    """Every target at every seed."""
     points = list[Point]()
     for target in sorted(targets):
         for seed in range(config.seed, config.seed + seeds):
@@ -98,11 +118,7 @@ def sweep(
             run = prune(asked, folder, resume=resume, device=device, save_every=save_every, progress=progress)
             _, found = evaluate_run(folder, device=device, progress=progress)
             points.append(Point(target, seed, run.saved.circuit, found["circuit"], run.reached is not False))
-    result = summarise(points)
-    if join().first:
-        _write(result, out)
-    join().wait()
-    return result
+    return points
 
 
 def summarise(points: Sequence[Point]) -> Sweep:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from edgeprune.checkpoint import Allowed
 from edgeprune.methods.loss import Pairs
 from edgeprune.methods.settings import out_of_range, refuse
 
@@ -71,6 +72,17 @@ class Counterexamples:
         """All that is needed to go on."""
         return {"pairs": self.pairs, "merit": self._merit}
 
+    def allowed(self, inputs: int) -> dict[str, Allowed]:
+        """What a state may be, on so many inputs."""
+        pairs = Allowed(like=torch.zeros(2, 0, dtype=torch.long), columns=self._size, least=0, most=inputs - 1)
+        return {"pairs": pairs, "merit": Allowed(like=torch.zeros(0), columns=self._size, least=0)}
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if len(state["merit"]) != state["pairs"].shape[1]:
+            raise ValueError("it has another number of counterexamples than of their merits")
         self.pairs, self._merit = state["pairs"].clone(), state["merit"].clone()
