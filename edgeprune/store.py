@@ -166,7 +166,7 @@ def load_saved(path: Path) -> SavedCircuit:
     )
 
 
-def load_json(path: Path, what: str = "a circuit", error: type[EdgePruneError] = CircuitFileError) -> Any:
+def load_json(path: Path, what: str = "a circuit's file", error: type[EdgePruneError] = CircuitFileError) -> Any:
     """What a JSON file holds, all numbers in it finite.
 
     Args:
@@ -192,12 +192,9 @@ def read_text(path: Path, what: str, error: type[EdgePruneError]) -> str:
     """
     try:
         return read_bytes(path).decode()
-    except UnicodeDecodeError as fault:
-        raise error(f"Expected {what} in {str(path)!r}; it is none: {fault!s:.200}") from fault
-    except OSError as fault:
-        raise error(f"Expected {what}'s file; got {str(path)!r}: {fault.strerror or fault}") from fault
-    except ValueError as fault:  # a name that no file can have
-        raise error(f"Expected {what}'s file; got {str(path)!r}: {fault}") from fault
+    except (OSError, ValueError) as fault:  # or bytes that are no text, or a name that no file can have
+        reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
+        raise error(f"Expected {what}; cannot read {str(path)!r}: {reason!s:.200}") from fault
 
 
 def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:

@@ -9,11 +9,11 @@ and the id that is right there; an example without any plays its part in means a
 example in all splits, of a file that holds a whole domain.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from edgeprune.errors import TaskError
+from edgeprune.store import parse_json, read_text
 from edgeprune.tasks.example import Example, Place
 
 SPLITS: Final = ("train", "validation", "test")
@@ -29,10 +29,7 @@ def read_examples(path: Path) -> list[tuple[Example, str | None]]:
     Raises:
         TaskError: the file cannot be read, or a line is no example; the line is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"Expected a file of examples, one JSON object a line; cannot read {path}: {error}") from error
+    lines = read_text(path, "a file of examples, one JSON object a line", TaskError).split("\n")
     examples = list[tuple[Example, str | None]]()
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -47,9 +44,8 @@ def read_examples(path: Path) -> list[tuple[Example, str | None]]:
 
 def _example(line: str) -> tuple[Example, str | None]:
     try:
-        fields: Any = json.loads(line)
-        json.dumps(fields, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, is an error
-    except (ValueError, RecursionError) as error:
+        fields: Any = parse_json(line)
+    except ValueError as error:
         raise TaskError(f"Expected a JSON object; {error!s:.200}") from error
     wrong = not isinstance(fields, dict) or not {"clean", "corrupted"} <= fields.keys() <= _FIELDS
     if wrong or not all(isinstance(value, str) for name, value in fields.items() if name != "places"):
