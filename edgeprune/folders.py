@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from edgeprune.errors import EdgePruneError, RunError
 from edgeprune.store import UnwritableFile, check_writable, load_json, read_text
@@ -153,6 +154,17 @@ def circuit_file(path: Path) -> Path:
             raise RunError(f"Expected a run of `edgeprune prune` in {str(path)!r}; its run.json is none") from error
         raise RunError(
             f"Expected a run that has ended; the one in {str(path)!r} stands at step {done:,} of {steps}: go on with "
-            "the command that began it, and --resume"
+            f"the command that began it, and --resume{_from_checkpoint(path / 'checkpoint.safetensors')}"
         )
     return file
+
+
+def _from_checkpoint(path: Path) -> str:
+    """Where a run goes on, in words."""
+    if not path.is_file():
+        return ", from the beginning, as it has no checkpoint yet"
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return f", from its checkpoint at step {int(tensors.get_tensor('place')[0]):,}"
+    except (SafetensorError, OSError, IndexError, TypeError, ValueError):
+        return ""

@@ -22,17 +22,27 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def checked(kind: type[_Kind], content: Any) -> _Kind:
+    """What content that was read from JSON says, as an object of a dataclass or model; other fields are passed over.
+
+    Raises:
+        ValueError: it has other types, or values that are out of range; the message says where.
+    """
+    try:
+        return _adapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from error
+
+
 def parse(kind: type[_Kind], content: Any) -> _Kind:
     """What content that was read from JSON says, as an object of a dataclass.
 
     Raises:
         ValueError: it has other fields or types, or values that are out of range.
     """
+    found: Any = checked(kind, content)
     try:
-        found = _adapter(kind).validate_json(json.dumps(content), strict=True)
         written = json.loads(json.dumps(asdict(found)))
-    except ValidationError as error:
-        raise ValueError(_in_words(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if written != content:

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, InterpreterError, UnsupportedProgram
 from edgeprune.folders import new_folder
-from edgeprune.graph import ABLATIONS, Ablation, Edge, Graph, edge_names
+from edgeprune.graph import ABLATIONS, Ablation, Edge, edge_names
 from edgeprune.metrics import largest_difference
 from edgeprune.models.load import load_model, without_bars
 from edgeprune.models.transformer import Transformer
@@ -40,6 +40,7 @@ from tracr_bridge.exported import (
     dataset_of,
     digest_of,
     digest_of_file,
+    graph_json,
     load_exported,
 )
 from tracr_bridge.judge import Judge
@@ -151,7 +152,7 @@ def _describe(
         "family": family,
         "seed": seed,
         "files": {file.name: digest_of_file(file) for file in sorted(folder.iterdir())},
-        "graph": _graph_json(model.graph),
+        "graph": graph_json(model.graph),
         "structural": edge_names(model.graph, structural),
         "outputs": {"kind": "categorical" if compiled.categorical else "numerical", "columns": columns},
         "domain": {
@@ -252,15 +253,6 @@ def words_of(vocabulary: Sequence[Any]) -> dict[Any, str]:
         if usable and len(set(words)) == len(words) and not any(s in word for word in words for s in (_BOS, _PAD)):
             return dict(zip(vocabulary, words, strict=True))
     return {token: f"token{number}" for number, token in enumerate(vocabulary)}
-
-
-def _graph_json(graph: Graph) -> dict[str, list[str]]:
-    """All that a graph has, by name."""
-    return {
-        "sources": [str(node) for node in graph.sources],
-        "destinations": [str(node) for node in graph.destinations],
-        "edges": [str(edge) for edge in graph.edges],
-    }
 
 
 def _plain(value: Any) -> Any:
