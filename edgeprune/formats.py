@@ -86,7 +86,7 @@ def read_edge_pruning(path: Path, graph: Graph, ablation: Ablation) -> Imported:
             case [str(writer), str(reader)]:
                 named.append((_OURS.get(writer, writer), _OURS.get(reader, reader), 1.0))
             case _:
-                raise CircuitFileError(f"Expected a list of [writer, reader] in {str(path)!r}; got {pair!r} in it")
+                raise CircuitFileError(f"Expected a list of [writer, reader] in {str(path)!r}; got {pair!r:.200} in it")
     losses = [NO_ABLATION, NO_SCORES, NO_GRAPH]
     if not any(writer in EMBEDDINGS for writer, _, _ in named):
         losses.append(NO_EMBEDDINGS)

@@ -204,9 +204,10 @@ def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:
         OSError: it cannot be read; or it is a folder, a device or a pipe, which may have no end, or larger than `most`.
     """
     with open_plain(path) as file:
-        found = file.read(most + 1)  # it may have grown since it was opened
-    if len(found) > most:
-        raise OSError(f"Expected at most {most:,} bytes; it is larger")
+        large = os.fstat(file.fileno()).st_size > most
+        found = b"" if large else file.read(most + 1)  # it may have grown since
+    if large or len(found) > most:
+        raise OSError(f"it has more than {most:,} bytes")
     return found
 
 

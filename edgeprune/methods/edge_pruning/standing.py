@@ -63,6 +63,8 @@ def check_standing(
         **part("within", within.allowed(learned, run.problem.graph.total)),
     }
     check_state(state, rules)
+    if len(state["counterexamples/merit"]) != state["counterexamples/pairs"].shape[1]:
+        raise ValueError("it has another number of counterexamples than of their merits")
     _check_place(config, done, step, stage, anew=bool(len(state["first_circuit"])))
 
 
