@@ -7,7 +7,7 @@ was killed left is told by that: hidden, and locked by nobody.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,7 @@ class Busy(RunError):
 
 
 @contextmanager
-def locked(folder: Path, what: str = "a run") -> Iterator[None]:
+def locked(folder: Path, what: str = "a run") -> Generator[None]:
     """Make a folder, unless it is there, and be the only one to write to it; what was left unfinished in it goes.
 
     Raises:
@@ -47,7 +47,7 @@ def locked(folder: Path, what: str = "a run") -> Iterator[None]:
 
 
 @contextmanager
-def _lock(path: Path, busy: str) -> Iterator[None]:
+def _lock(path: Path, busy: str) -> Generator[None]:
     """Hold a lock, whose file is taken away in the end.
 
     Raises:
@@ -96,7 +96,7 @@ def clear(*folders: Path) -> None:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Generator[Path]:
     """A hidden folder beside `out` to write to, which becomes `out` in the end; where that is not reached, it goes.
 
     Those beside it that belonged to processes which were killed go too.

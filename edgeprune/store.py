@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from io import BufferedReader
 from pathlib import Path
 from platform import python_version
 from typing import IO, Any, Final, NoReturn
@@ -211,7 +212,7 @@ def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:
     return found
 
 
-def open_plain(path: Path) -> IO[bytes]:
+def open_plain(path: Path) -> BufferedReader:
     """Open a plain file to be read; whatever else stands there is not waited for.
 
     Raises:
