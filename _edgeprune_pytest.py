@@ -1,11 +1,14 @@
 """The pytest plugin: every program in a program file becomes tests. Imports nothing heavy until one is collected.
 
-A program file is one of `programs/*.py` or one that the ini option `edgeprune_programs` names, one of those that come
-with the toolkit (`pytest --pyargs programs`), or one that declares programs and is named on the command line.
+A program file imports `rasp_program` from `tracr_bridge` and calls it, which is found out without running it; and it is
+one of `programs/*.py` or one that the ini option `edgeprune_programs` names, one of those that come with the toolkit
+(`pytest --pyargs programs`), or named on the command line. No other file is run.
 """
 
 import argparse
+import ast
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from glob import glob
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from tracr_bridge.program import Program
     from tracr_bridge.suite import Suite
 
+_DECLARES = "rasp_program"
+_LARGEST = 2**22
+"""Bytes of a program file, at the most."""
 _ABLATIONS: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
 _METHOD = "edge-pruning-minimax"
 _SUITE = pytest.StashKey["Suite"]()
@@ -119,20 +125,29 @@ def _suite(config: pytest.Config) -> "Suite":
 
 
 def _program_files(config: pytest.Config) -> frozenset[Path]:
-    """Those of `programs/*.py` that declare programs, and what the ini option names.
+    """Those of `programs/*.py`, and of what the ini option names, that declare programs.
 
     Raises:
-        pytest.UsageError: it names nothing that there is.
+        pytest.UsageError: it names nothing that there is, or nothing that declares programs.
     """
     if _FILES not in config.stash:
         # A folder of that name may hold what has nothing to do with us, and running it would do what it does.
-        found = {file for file in config.rootpath.glob("programs/*.py") if _declares_programs(file)}
+        inside = config.rootpath.resolve()
+        found = {file for file in config.rootpath.glob("programs/*.py") if file.resolve().is_relative_to(inside)}
         for entry in config.getini("edgeprune_programs"):
             matched = [config.rootpath / path for path in glob(entry, root_dir=config.rootpath, recursive=True)]
             if not matched:
                 raise pytest.UsageError(f"Expected edgeprune_programs to name files or folders; {entry!r} names none")
-            found |= {file for path in matched for file in (path.glob("*.py") if path.is_dir() else [path])}
-        config.stash[_FILES] = frozenset(file.resolve() for file in found if _may_hold_programs(file, config))
+            named = {file for path in matched for file in (path.glob("*.py") if path.is_dir() else [path])}
+            if not any(map(_declares_programs, named)):
+                raise pytest.UsageError(
+                    "Expected edgeprune_programs to name files that import rasp_program from tracr_bridge and call it; "
+                    f"{entry!r} names none"
+                )
+            found |= named
+        config.stash[_FILES] = frozenset(
+            file.resolve() for file in found if _may_hold_programs(file, config) and _declares_programs(file)
+        )
     return config.stash[_FILES]
 
 
@@ -150,7 +165,42 @@ def _shipped() -> Path | None:
 
 
 def _declares_programs(path: Path) -> bool:
-    return "rasp_program" in path.read_text(errors="replace")
+    """Whether a file imports `rasp_program` from `tracr_bridge` and calls it, as its text alone says.
+
+    So does one that is no Python as long as it names both: it is not run either, and its author is told.
+    """
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        return False
+    text = path.read_bytes()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return b"rasp_program" in text and b"tracr_bridge" in text
+    nodes = list(ast.walk(tree))
+    direct, modules = set[str](), set[str]()
+    for node in nodes:
+        match node:
+            case ast.ImportFrom(module="tracr_bridge" | "tracr_bridge.program", names=names, level=0):
+                direct |= {each.asname or _DECLARES for each in names if each.name in (_DECLARES, "*")}
+                modules |= {each.asname or each.name for each in names if each.name == "program"}
+            case ast.Import(names=names):
+                ours = [each for each in names if each.name in ("tracr_bridge", "tracr_bridge.program")]
+                modules |= {each.asname or each.name for each in ours} | ({"tracr_bridge"} if ours else set())
+            case _:
+                pass
+    return any(isinstance(node, ast.Call) and _is_named(node.func, direct, modules) for node in nodes)
+
+
+def _is_named(function: ast.expr, direct: set[str], modules: set[str]) -> bool:
+    """Whether an expression is `rasp_program`, by a name of its own or as part of a module."""
+    match function:
+        case ast.Name(id=name):
+            return name in direct
+        case ast.Attribute(value=module, attr=attribute):
+            return attribute == _DECLARES and ast.unparse(module) in modules
+        case _:
+            return False
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "ProgramFile | None":
@@ -158,10 +208,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "ProgramFi
     if not _may_hold_programs(file_path, parent.config):
         return None
     named = parent.session.isinitpath(file_path)
-    if (
-        file_path.resolve() in _program_files(parent.config)
-        or file_path.parent == _shipped()
-        or (named and _declares_programs(file_path))
+    if file_path.resolve() in _program_files(parent.config) or (
+        (file_path.parent == _shipped() or named) and _declares_programs(file_path)
     ):
         return ProgramFile.from_parent(parent, path=file_path)
     return None
@@ -172,14 +220,14 @@ class ProgramFile(pytest.File):
 
     def collect(self) -> "Iterator[ProgramTests]":
         """One collector a program."""
-        from edgeprune.errors import ProgramFileError
+        from edgeprune.errors import ProgramFileError, printable
         from tracr_bridge.catalogue import load_file
 
         try:
             programs = load_file(self.path)
         except ProgramFileError as error:
-            raise self.CollectError(str(error)) from error
-        for name, program in programs.items():
+            raise self.CollectError(printable(str(error))) from error
+        for name, program in sorted(programs.items()):  # the processes of xdist agree, whatever a set is walked in
             yield ProgramTests.from_parent(self, name=name, program=program)
 
 
@@ -224,24 +272,25 @@ class Check(pytest.Item):
 
     def runtest(self) -> None:
         """Run it; a program on which nothing could fail under this ablation is skipped, with the reason."""
-        from edgeprune.errors import DegenerateProgram
+        from edgeprune.errors import DegenerateProgram, printable
 
         try:
             self._run()
         except DegenerateProgram as error:
             if self.name == "verify":
                 raise
-            pytest.skip(str(error))
+            pytest.skip(printable(str(error)))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The message alone where it says everything, else the traceback."""
-        from edgeprune.errors import EdgePruneError, MethodError
+        from edgeprune.errors import EdgePruneError, MethodError, printable
         from tracr_bridge.suite import CheckFailed
 
         error = excinfo.value
         if isinstance(error, MethodError) and error.__cause__ is not None:
             return super().repr_failure(excinfo)  # the method's own traceback is what its author needs
-        return str(error) if isinstance(error, CheckFailed | EdgePruneError) else super().repr_failure(excinfo)
+        plain = isinstance(error, CheckFailed | EdgePruneError)
+        return printable(str(error)) if plain else super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """The program's file, and the check by name."""

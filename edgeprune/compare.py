@@ -10,6 +10,7 @@ sees the training split alone, and is measured on the test split.
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,10 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edgeprune.ablation import noted
-from edgeprune.compare_table import MINIMAX, POLISHED, PRUNING, Row, cells, draw, markdown, parse
+from edgeprune.compare_table import MINIMAX, POLISHED, PRUNING, Row, cells, draw, markdown
 from edgeprune.data import Dataset
 from edgeprune.draw import save_figure
 from edgeprune.errors import ConfigError, RunError, TaskError
+from edgeprune.folders import clear, is_unused
 from edgeprune.graph import Circuit
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods import Discovery, Method, find_method
@@ -37,9 +39,10 @@ from edgeprune.methods.edge_pruning.engine import circuit_loss, problem_of, prun
 from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, polish
 from edgeprune.methods.settings import with_settings
-from edgeprune.parallel import join
+from edgeprune.parallel import join, sole_writer
 from edgeprune.ranking import keep_most_alive
-from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, unfinished, versions, write_text
+from edgeprune.schemas import load
+from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, versions, write_text
 from edgeprune.subject import RunConfig, Subject, load_subject
 
 ACDC: Final = "acdc"
@@ -238,7 +241,13 @@ def compare(
         ModelError, TaskError: the model or the task cannot be had, or has too few examples.
         UnwritableFile: the folder cannot be written to.
     """
-    ranks, progress = join(), progress and join().first
+    with sole_writer(out, "the comparison"):
+        return _compare(comparison, out, device=device, check=check, progress=progress and join().first)
+
+
+def _compare(comparison: Comparison, out: Path, *, device: str, check: bool, progress: bool) -> list[Row]:
+    """What `compare` does once the folder is its own."""
+    ranks = join()
     book, rows = _Book(comparison, out, writes=ranks.first), list[Row]()
     ranks.wait()
     circuits = sum(1 if name == MINIMAX else len(comparison.targets) for name in comparison.methods)
@@ -259,6 +268,18 @@ def compare(
         save_figure(draw(rows), out / "compare.svg")
     ranks.wait()
     return rows
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What `compare.json` holds."""
+
+    format: str
+    run: dict[str, Any]
+    about: dict[str, str]
+    """Digests of the weights, and of the task with so many examples."""
+
+    rows: list[Row]
 
 
 class _Book:
@@ -283,48 +304,40 @@ class _Book:
         asked["methods"][POLISHED] = asdict(PolishConfig())
         asked["methods"][MINIMAX] = asdict(configurations.MINIMAX)
         asked["methods"][ACDC] = asdict(_ACDC) | {"thresholds": _THRESHOLDS, "searches": _SEARCHES, "near": _NEAR}
-        self._content: dict[str, Any] = {"format": _FORMAT, "run": json.loads(json.dumps(asked)), "about": {}}
-        rows = list[Row]()
-        if self._path.exists():
+        self._about, self._run, rows = dict[str, str](), json.loads(json.dumps(asked)), list[Row]()
+        if os.path.lexists(self._path):
             rows = self._read()
-        elif out.exists() and (not out.is_dir() or len(unfinished(out)) < len(list(out.iterdir()))):
+        elif not is_unused(out):
             raise RunError(f"Expected an empty folder for a new comparison; {str(out)!r} holds other files")
         self.done = {row.key: row for row in rows}
 
     def _read(self) -> list[Row]:
-        try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            same = content["format"] == _FORMAT and content["run"] == self._content["run"]
-            rows, self._content["about"] = list(map(parse, content["rows"])), dict(content["about"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"Expected a comparison in {str(self._path)!r}; it is none: {error!r:.200}") from error
-        if not same:
+        kept = load(_Kept, self._path, "a comparison", RunError)
+        self._about = kept.about
+        if kept.format != _FORMAT or kept.run != self._run:
             raise RunError(
                 f"Expected what {str(self._path)!r} compares: the same model, task, ablation, seeds and settings; what "
                 "is asked for is another comparison: name another folder"
             )
-        return rows
+        return kept.rows
 
     def check(self, subject: Subject, examples: int) -> None:
         """The model and the task are those of the rows that there are; if there are none yet, the folder is made."""
         for what, digest in (("weights", subject.digests["weights"]), (f"task {examples}", subject.digests["task"])):
-            if self._content["about"].setdefault(what, digest) != digest:
+            if self._about.setdefault(what, digest) != digest:
                 raise RunError(
                     f"Expected the {what.split()[0]} that {str(self._path)!r} began with; what is there now is another"
                 )
         if not self.writes:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._write()
             (self.folder / "circuits").mkdir(exist_ok=True)
         except OSError as error:
             raise UnwritableFile(
                 f"Expected a folder for the comparison; got {str(self.folder)!r}: {error.strerror}"
             ) from error
-        for folder in (self.folder, self.folder / "circuits"):
-            for file in unfinished(folder):
-                file.unlink()
+        clear(self.folder / "circuits")
 
     def add(self, row: Row, saved: SavedCircuit) -> None:
         """Keep a row and its circuit, whatever comes after."""
@@ -334,7 +347,7 @@ class _Book:
             self._write()
 
     def _write(self) -> None:
-        content = self._content | {"rows": [asdict(each) for each in self.done.values()]}
+        content = asdict(_Kept(_FORMAT, self._run, self._about, list(self.done.values())))
         write_text(self._path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

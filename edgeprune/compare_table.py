@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, Final
+from typing import Final
 
 from matplotlib.figure import Figure
 
@@ -70,14 +70,6 @@ class Row:
         """The name of its circuit's file."""
         name, *more = (str(part) for part in self.key if part is not None)
         return f"{name.replace(':', '.')}-{'-'.join(more)}.json"
-
-
-def parse(row: dict[str, Any]) -> Row:
-    """A row as it was written; ValueError where its numbers are none."""
-    measured: dict[str, Any] = {name: float(value) for name, value in row["evaluation"].items()}
-    fields: dict[str, Any] = row | {"seconds": float(row["seconds"]), "target": float(row["target"])}
-    fields["evaluation"] = Evaluation(**{**measured, "edges": int(measured["edges"])})
-    return Row(**fields)
 
 
 def cells(task: str, rows: Sequence[Row]) -> list[tuple[str, ...]]:

@@ -94,3 +94,13 @@ class ExampleError(TaskError):
 
 class RunError(EdgePruneError):
     """A run that cannot go on: its folder holds another run or a damaged file, or its loss is no number any more."""
+
+
+def printable(text: str) -> str:
+    """A text without what would steer a terminal: all but lines and tabs that is not to be seen is escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error as one line that a terminal can be shown."""
+    return printable(" ".join(str(error).split()))

@@ -142,7 +142,7 @@ def read_edge_pruning(path: Path, graph: Graph, ablation: Ablation) -> Imported:
             case [str(writer), str(reader)]:
                 named.append((_OURS.get(writer, writer), _OURS.get(reader, reader), 1.0))
             case _:
-                raise CircuitFileError(f"Expected a list of [writer, reader] in {str(path)!r}; got {pair!r} in it")
+                raise CircuitFileError(f"Expected a list of [writer, reader] in {str(path)!r}; got {pair!r:.200} in it")
     losses = [NO_ABLATION, NO_SCORES, NO_GRAPH]
     if not any(writer in EMBEDDINGS for writer, _, _ in named):
         losses.append(NO_EMBEDDINGS)
@@ -244,8 +244,10 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
         named = [_eap_edge(name, entry) for name, entry in content["edges"].items()]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CircuitFileError(
-            f"Expected a graph of EAP-IG in {str(path)!r}; {type(error).__name__}: {error}"
+            f"Expected a graph of EAP-IG in {str(path)!r}; {type(error).__name__}: {error!s:.200}"
         ) from error
+    if large := [f"{score:g}" for _, _, score, _ in named if not abs(score) <= torch.finfo(torch.float32).max]:
+        raise CircuitFileError(f"Expected scores of single precision in {str(path)!r}; got {large[0]}")
     if parallel:
         raise CircuitFileError(f"Expected attention before MLPs; in {str(path)!r} they are side by side")
     if not (0 <= layers <= _LARGEST and 1 <= heads <= _LARGEST):

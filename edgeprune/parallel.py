@@ -9,8 +9,9 @@ import atexit
 import math
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from edgeprune.errors import RunError
+from edgeprune.errors import EdgePruneError, RunError
+from edgeprune.folders import clear, locked
 
 
 @contextmanager
@@ -155,6 +157,33 @@ def _take_gpu() -> None:
     number = int(os.environ["LOCAL_RANK"])
     if number < torch.cuda.device_count():
         torch.cuda.set_device(number)
+
+
+@contextmanager
+def sole_writer(folder: Path, what: str) -> Generator[None]:
+    """Let this run, on however many processes, be the only one that writes to a folder: the first process locks it.
+
+    What a run that was killed left unfinished in the folder goes.
+
+    Raises:
+        Busy: another run writes to it.
+        UnwritableFile: it cannot be made, or written to.
+        RunError: the first process could not lock it.
+    """
+    ranks = join()
+    with ExitStack() as held:
+        fault: EdgePruneError | None = None
+        if ranks.first:
+            try:
+                held.enter_context(locked(folder, what))
+                clear(folder)
+            except EdgePruneError as error:
+                fault = error
+        failed = torch.tensor(int(fault is not None))
+        ranks.take_first(failed)
+        if failed:
+            raise fault or RunError(f"Expected {str(folder)!r} to be written to by the first process; it cannot")
+        yield
 
 
 class _Gather(torch.autograd.Function):

@@ -5,6 +5,7 @@ certificate that no edge and no group of edges can go under the criterion that i
 """
 
 import json
+import os
 from pathlib import Path
 
 from edgeprune.checkpoint import restore_from, write_state
@@ -47,7 +48,7 @@ def polish_in(
     """
     state, goal = out / "polish.safetensors", goal_of(pruning, loss.graph.total)
     run = Polish(loss, goal, kept, config)
-    if state.exists():
+    if os.path.lexists(state):
         restore_from(state, run.restore)
     ranks = join()
     if not ranks.agree(run.moves * len(Step) + run.step):

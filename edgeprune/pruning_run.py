@@ -8,38 +8,40 @@ of metrics apart: those after the checkpoint are made again.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tqdm import tqdm
 
 from edgeprune.ablation import noted
 from edgeprune.checkpoint import restore_from, write_state
-from edgeprune.errors import ConfigError, RunError
+from edgeprune.errors import RunError
 from edgeprune.evaluate import Evaluation
+from edgeprune.folders import circuit_file, is_unused
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
-from edgeprune.methods.edge_pruning.configurations import BY_NAME
 from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circuit_loss, problem_of
 from edgeprune.methods.edge_pruning.pressure import LossTolerance
 from edgeprune.methods.polish import PolishConfig, check_room
-from edgeprune.methods.settings import from_json, settings
+from edgeprune.methods.settings import settings
 from edgeprune.outcome import Outcome, outcome
-from edgeprune.parallel import Ranks, join
+from edgeprune.parallel import Ranks, join, sole_writer
 from edgeprune.polish_run import goal_of, polish_in
+from edgeprune.schemas import load
 from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
     load_saved,
+    read_bytes,
     save_circuit,
-    unfinished,
     versions,
     write_atomically,
     write_text,
 )
 from edgeprune.subject import RunConfig, Subject, load_subject
-from edgeprune.tasks import Sizes, metric_of
+from edgeprune.tasks import metric_of
 
 FORMAT: Final = "edgeprune run 4"
 
@@ -73,19 +75,22 @@ def prune(
         ModelError, TaskError: the model or the task cannot be had.
         UnwritableFile: the folder cannot be written to, or is full; all that was saved before stands.
     """
-    ranks, progress = join(), progress and join().first
-    _check_folder(out, config, resume=resume)
-    ranks.wait()
-    if ranks.first:
-        for file in unfinished(out):
-            file.unlink()
+    progress = progress and join().first
+    with sole_writer(out, "the run"):
+        _check_folder(out, config, resume=resume)
+        return _prune(config, out, device=device, save_every=save_every, check=check, progress=progress)
+
+
+def _prune(config: RunConfig, out: Path, *, device: str, save_every: int, check: bool, progress: bool) -> Outcome:
+    """What `prune` does once the folder is its own."""
+    ranks = join()
     subject = load_subject(config, ("train", "validation"), device=device, check=check, progress=progress)
     if config.polish:
         check_room(subject.model.graph, goal_of(config.pruning, subject.model.graph.total).edges or 0)
     problem = problem_of(subject.model, subject.splits["train"], config.ablation, config.pruning, parts=config.parts)
     run = Pruning(problem, config.pruning, seed=config.seed)
-    asked = {"format": FORMAT, "config": asdict(config), "about": subject.digests, "versions": dict(versions())}
-    if (out / "run.json").exists():
+    asked = asdict(_Asked(FORMAT, config, subject.digests, dict(versions())))
+    if os.path.lexists(out / "run.json"):
         _check_subject(out, subject)
         _restore(run, out)
     if not ranks.agree(run.done * len(Stage) + run.stage):
@@ -144,7 +149,7 @@ def evaluate_run(
     config = read_config(folder)
     config, own_task = replace(config, task=config.task if task is None else task), task is None
     found_at = (folder if circuit is None else circuit).resolve()
-    saved = load_saved(found_at / "circuit.json" if found_at.is_dir() else found_at)
+    saved = load_saved(circuit_file(found_at))
     kept = saved.circuit
     splits = [split, *(["train"] if config.ablation == "mean" else [])]
     subject = load_subject(config, splits, device=device, check=check, progress=progress)
@@ -183,35 +188,39 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         RunError: it is none.
     """
-    content = _read_json(folder / "run.json")
-    try:
-        asked = content["config"]
-        pruning = from_json(BY_NAME[asked["pruning"]["name"]], asked["pruning"])
-        return RunConfig(**(asked | {"sizes": Sizes(**asked["sizes"]), "pruning": pruning}))
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise RunError(
-            f"Expected a run of `edgeprune prune` in {str(folder)!r}; its run.json is none: {error}"
-        ) from error
+    return _read(folder).config
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `run.json` holds."""
+
+    format: Literal["edgeprune run 4"]
+    config: RunConfig
+    about: dict[str, str]
+    """Digests of the weights and of the task in the model's tokens."""
+
+    versions: dict[str, str]
+
+
+def _read(folder: Path) -> _Asked:
+    return load(_Asked, folder / "run.json", "a run of `edgeprune prune`", RunError)
 
 
 def _check_subject(folder: Path, subject: Subject, whats: Sequence[str] = ("weights", "task")) -> None:
     """The model and the task are what the run began with."""
-    about = _read_json(folder / "run.json").get("about")
+    about = _read(folder).about
     for what in whats:
-        if not isinstance(about, dict) or about.get(what) != subject.digests[what]:
+        if about.get(what) != subject.digests[what]:
             raise RunError(
                 f"Expected the {what} that the run in {str(folder)!r} began with; what is there now is another"
             )
 
 
 def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
-    """The folder is there, and holds this run or none."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableFile(f"Expected a folder for the run; got {str(out)!r}: {error.strerror}") from error
-    begun = (out / "run.json").exists()
-    if not begun and len(unfinished(out)) < len(list(out.iterdir())):
+    """The folder holds this run or none."""
+    begun = os.path.lexists(out / "run.json")
+    if not begun and not is_unused(out):
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
     if begun:
         _check_config(out, config, resume=resume)
@@ -292,18 +301,11 @@ def _append(path: Path, measured: dict[str, Any]) -> None:
 def _restore(run: Pruning, out: Path) -> None:
     """Bring a run to its last checkpoint, or leave it at its beginning; metrics end there too."""
     checkpoint, metrics = out / "checkpoint.safetensors", out / "metrics.jsonl"
-    if checkpoint.exists():
+    if os.path.lexists(checkpoint):
         restore_from(checkpoint, run.restore)
     if metrics.exists() and join().first:
-        lines = metrics.read_bytes().splitlines(keepends=True)[: run.done]
+        try:
+            lines = read_bytes(metrics).splitlines(keepends=True)[: run.done]
+        except OSError as error:
+            raise RunError(f"Expected lines of metrics in {str(metrics)!r}; {error}") from error
         write_atomically(metrics, lambda file: file.write(b"".join(lines)))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"Expected a run of `edgeprune prune`; {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"Expected a run of `edgeprune prune`; {str(path)!r} is none")
-    return content

@@ -1,15 +1,17 @@
-"""Files that are never seen half written; circuits as JSON."""
+"""Files that are never seen half written, and read only where they are plain files of a bounded size; circuits."""
 
 import json
 import math
 import os
-import re
+import stat
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from io import BufferedReader
 from pathlib import Path
 from platform import python_version
 from typing import IO, Any, Final, NoReturn
@@ -29,7 +31,11 @@ class CircuitFileError(EdgePruneError):
     """A file that holds no circuit."""
 
 
-_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}")
+LARGEST: Final = 2**29
+"""Bytes of a file that is read whole, at the most: a circuit of four million edges with their scores takes a third."""
+
+_LONGEST_WHOLE_NUMBER: Final = 20
+"""Characters of a whole number in JSON, at the most: enough for 64 bits."""
 
 
 def check_writable(path: Path) -> None:
@@ -44,11 +50,6 @@ def check_writable(path: Path) -> None:
         usable = False
     if not usable:
         raise UnwritableFile(f"Expected a file in an existing, writable folder; got {str(path)!r}")
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """What `write_atomically` left in a folder when its process was killed."""
-    return [file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name)]
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -164,35 +165,112 @@ def load_saved(path: Path) -> SavedCircuit:
         scores = {Edge.parse(name): float(score) for name, score in content.get("scores", {}).items()}
         for edge in scores:
             graph.position(edge)
-    except (GraphError, OverflowError) as error:
+    except GraphError as error:
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
     named = {name: content[name] for name in ("model", "family", "method", "versions") if name in content}
     return SavedCircuit(circuit, scores, **named)
 
 
-def load_json(path: Path) -> Any:
+def load_json(path: Path, what: str = "a circuit's file", error: type[EdgePruneError] = CircuitFileError) -> Any:
     """What a JSON file holds, all numbers in it finite.
 
+    Args:
+        path: the file.
+        what: it should hold, in words.
+        error: to raise.
+
     Raises:
-        CircuitFileError: there is no such file, or it is none.
+        EdgePruneError: of type `error`: there is no such file, or it is none.
+    """
+    text = read_text(path, what, error)
+    try:
+        return parse_json(text)
+    except ValueError as fault:
+        raise error(f"Expected {what} in {str(path)!r}; it is none: {fault!s:.200}") from fault
+
+
+def read_text(path: Path, what: str, error: type[EdgePruneError]) -> str:
+    """What a plain file holds, as text.
+
+    Raises:
+        EdgePruneError: of type `error`: it cannot be read, is no plain file, is too large, or is no UTF-8.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        return read_bytes(path).decode()
+    except (OSError, ValueError) as fault:  # or bytes that are no text, or a name that no file can have
+        reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
+        raise error(f"Expected {what}; cannot read {str(path)!r}: {reason!s:.200}") from fault
+
+
+def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:
+    """What a plain file holds.
+
+    Raises:
+        OSError: it cannot be read; or it is a folder, a device or a pipe, which may have no end, or larger than `most`.
+    """
+    with open_plain(path) as file:
+        large = os.fstat(file.fileno()).st_size > most
+        found = b"" if large else file.read(most + 1)  # it may have grown since
+    if large or len(found) > most:
+        raise OSError(f"it has more than {most:,} bytes")
+    return found
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a plain file to be read; whatever else stands there is not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a device or a pipe.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no plain file")
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def parse_json(text: str) -> Any:
+    """What a text says as JSON, all numbers in it finite.
+
+    Raises:
+        ValueError: it is none, nested too deeply to be read, or has a number without end, half a character or a
+            name twice.
+    """
+    try:
+        content = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once
+        )
         json.dumps(content, ensure_ascii=False).encode()  # half a character, which nobody could print, is an error
-        return content
-    except OSError as error:
-        raise CircuitFileError(f"Expected a circuit's file; got {str(path)!r}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose names comes once: of two, json takes the last and says nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, times), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r:.200} stands in it {times} times")
+    return found
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text:.40} is no number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _no_number(text)
+
+
+def _whole(text: str) -> int:
+    if len(text) > _LONGEST_WHOLE_NUMBER:
+        raise ValueError(f"a whole number of {len(text):,} characters is too large")
+    return int(text)
 
 
 @cache

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import accumulate
 from typing import Final
 
@@ -18,7 +18,6 @@ from edgeprune.graph import Ablation
 from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
 from edgeprune.methods.edge_pruning.gradient import ThroughZ
-from edgeprune.methods.settings import from_json
 from edgeprune.metrics import ATOL
 from edgeprune.model import Mask
 from edgeprune.models.load import Precision, load_model
@@ -26,6 +25,7 @@ from edgeprune.models.sharded import whole
 from edgeprune.models.transformer import Transformer
 from edgeprune.parallel import join
 from edgeprune.polish_run import goal_of
+from edgeprune.schemas import parse
 from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
 
 _MEASURED: Final = 32
@@ -80,14 +80,20 @@ class RunConfig:
 
 
 def _check_readable(pruning: PruningConfig) -> None:
-    """Refuse a configuration that could not be read back from a run's folder."""
-    written = json.loads(json.dumps(asdict(pruning)))
+    """Refuse a configuration that could not be read back from a run's folder, or has other parts than its name says."""
+    named = BY_NAME.get(pruning.name)
     try:
-        read = from_json(BY_NAME[pruning.name], written)
-    except (KeyError, TypeError, AttributeError):
-        read = None
-    if read != pruning:
+        written = json.loads(json.dumps(asdict(pruning)))
+        readable = named is not None and _parts(named) == _parts(pruning) and parse(PruningConfig, written) == pruning
+    except (TypeError, ValueError):  # a setting that JSON has not, or of another type
+        readable = False
+    if not readable:
         raise ConfigError(f"Expected settings of {' or '.join(BY_NAME)}, with all of its parts; got {pruning.name!r}")
+
+
+def _parts(pruning: PruningConfig) -> dict[str, type]:
+    own = {each.name: getattr(pruning, each.name) for each in fields(pruning)}
+    return {name: type(value) for name, value in own.items() if is_dataclass(value)}
 
 
 @dataclass(frozen=True)

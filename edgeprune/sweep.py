@@ -19,7 +19,7 @@ from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit
 from edgeprune.measures import overlap
 from edgeprune.methods.settings import with_settings
-from edgeprune.parallel import join
+from edgeprune.parallel import join, sole_writer
 from edgeprune.pruning_run import evaluate_run, prune
 from edgeprune.store import save_circuit, write_text
 from edgeprune.subject import RunConfig
@@ -91,6 +91,26 @@ def sweep(
     """
     if not targets or len(set(targets)) < len(targets):
         raise ConfigError(f"Expected different sparsities, at least one; got {', '.join(map(str, targets)) or 'none'}")
+    with sole_writer(out, "a sweep"):
+        about: dict[str, Any] = {"device": device, "check": check, "progress": progress}
+        points = _run(config, targets, seeds, out, about, save_every=save_every)
+        result = summarise(points)
+        if join().first:
+            _write(result, out)
+        join().wait()
+    return result
+
+
+def _run(
+    config: RunConfig,
+    targets: Sequence[float],
+    seeds: int,
+    out: Path,
+    about: dict[str, Any],
+    *,
+    save_every: int,
+) -> list[Point]:
+    """Every target at every seed."""
     points = list[Point]()
     for target in sorted(targets):
         for seed in range(config.seed, config.seed + seeds):
@@ -98,15 +118,10 @@ def sweep(
             asked = replace(config, seed=seed, pruning=pruning)
             folder = out / f"sparsity-{target!r}-seed-{seed}"
             resume = (folder / "run.json").exists()
-            about: dict[str, Any] = {"device": device, "check": check, "progress": progress}
             run = prune(asked, folder, resume=resume, save_every=save_every, **about)
             _, found = evaluate_run(folder, **about)
             points.append(Point(target, seed, run.saved.circuit, found["circuit"], run.reached is not False))
-    result = summarise(points)
-    if join().first:
-        _write(result, out)
-    join().wait()
-    return result
+    return points
 
 
 def summarise(points: Sequence[Point]) -> Sweep:

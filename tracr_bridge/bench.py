@@ -21,6 +21,7 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
+from edgeprune.folders import clear, locked
 from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
@@ -122,6 +123,22 @@ def sweep(
     """
     for method in dict.fromkeys(run.method for run in runs):
         find_method(method)
+    with locked(out, "results"):
+        clear(out, out / "failures")
+        return _sweep(subjects, runs, out, jobs=jobs, seconds=seconds, progress=progress, ray=ray)
+
+
+def _sweep(
+    subjects: Sequence[Subject],
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    jobs: int,
+    seconds: float,
+    progress: bool,
+    ray: str | None,
+) -> list[Row]:
+    """What `sweep` does once the folder is its own."""
     results = Results(out)
     wanted: dict[Subject, dict[tuple[Any, ...], Run]] = {
         subject: {row_key(_head(subject, run)): run for run in runs} for subject in subjects
@@ -175,6 +192,10 @@ def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Ro
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_queue, initargs=(queue,)) as pool:
         try:
             yield from _received(queue, [pool.submit(_send_rows, *each, seconds) for each in work])
+        except (KeyboardInterrupt, SystemExit):  # told to stop: what is running sends no row any more
+            for process in list(pool._processes.values()):  # pyright: ignore[reportPrivateUsage]
+                process.kill()
+            raise
         finally:  # whoever stops here waits for what is running, and not for all that is left
             pool.shutdown(cancel_futures=True)
 

@@ -3,9 +3,6 @@
 import hashlib
 import io
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,16 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from edgeprune.folders import new_folder
 from edgeprune.graph import edge_names
-from edgeprune.store import (
-    SavedCircuit,
-    UnwritableFile,
-    check_writable,
-    save_circuit,
-    versions,
-    write_atomically,
-    write_text,
-)
+from edgeprune.store import SavedCircuit, save_circuit, versions, write_atomically, write_text
 from tracr_bridge.judge import Judge
 from tracr_bridge.truth import Certificate, Truth
 from tracr_bridge.weights import Weights
@@ -48,13 +38,8 @@ def save_certificate(truth: Truth, subject: "Compiled | Exported", folder: Path)
     Raises:
         UnwritableFile: there is such a file or folder, or it cannot be made.
     """
-    if folder.exists():
-        raise UnwritableFile(f"Expected a folder that does not exist yet; got {str(folder)!r}")
-    check_writable(folder)
-    described, weights, domain = _describe(truth, subject)
-    unfinished = folder.with_name(f".{uuid.uuid4().hex}")
-    try:
-        unfinished.mkdir()
+    with new_folder(folder) as unfinished:
+        described, weights, domain = _describe(truth, subject)
         _save_arrays(weights, unfinished / "weights.npz")
         _save_arrays(domain, unfinished / "domain.npz")
         saved = SavedCircuit(truth.circuit, model=described["subject"], versions=versions())
@@ -63,11 +48,6 @@ def save_certificate(truth: Truth, subject: "Compiled | Exported", folder: Path)
         content = described | {"files": files}
         content["digest"] = _digest(json.dumps(content, sort_keys=True).encode())
         write_text(unfinished / "certificate.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        os.rename(unfinished, folder)
-    except OSError as error:
-        raise UnwritableFile(f"Expected a folder that can be made; got {str(folder)!r}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _save_arrays(arrays: Arrays, path: Path) -> None:

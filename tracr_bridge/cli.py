@@ -3,13 +3,16 @@
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, one_line
 from edgeprune.graph import ABLATIONS
 from tracr_bridge import commands, language_options
 from tracr_bridge.arguments import count, seconds, seed
@@ -32,6 +35,42 @@ Exit status: 0 it holds; 1 it ran and does not hold; 2 the input is unusable.
 
 
 _OR_FOLDER = ", or the folder of a checkpoint that `export` wrote"
+
+
+_AGAIN = ": the same command goes on where it was"
+_GOES_ON = {
+    "prune": ": go on with the same command and --resume",
+    "sweep": _AGAIN,
+    "compare": _AGAIN,
+    "bench": _AGAIN,
+    "export": ": checkpoints that were finished stand; name the others again",
+    "train-toy": ": nothing was written; begin again",
+}
+"""What follows where a command was stopped."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """Told to end by a signal other than that of Ctrl-C."""
+
+
+@contextmanager
+def _stopped_by_signals() -> Generator[None]:
+    """Let a command that is told to end do what it does at Ctrl-C: remove what is unfinished, and say how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = dict[int, Any]()
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,23 +100,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output = io.StringIO()
         aside = redirect_stdout(io.StringIO())
     try:
-        with aside:
+        with aside, _stopped_by_signals():
             return 0 if run(options) else 1
     except EdgePruneError as error:
-        print(f"edgeprune: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"edgeprune: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
             raise
         print(
             "edgeprune: out of memory on the device; use --precision bfloat16, or run a batch in --parts: "
-            f"{' '.join(str(error).split()):.200}",
+            f"{one_line(error):.200}",
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("edgeprune: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"edgeprune: stopped{_GOES_ON.get(arguments[0], '')}", file=sys.stderr)
+        return 143 if isinstance(stop, _Terminated) else 130
 
 
 def _parser(*, chosen: str) -> argparse.ArgumentParser:

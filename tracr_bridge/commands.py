@@ -319,12 +319,13 @@ def export(options: argparse.Namespace) -> bool:
 def draw(options: argparse.Namespace) -> bool:
     """`edgeprune draw`."""
     from edgeprune.draw import draw_comparison, save_figure
+    from edgeprune.folders import circuit_file
     from edgeprune.graph import compare
     from edgeprune.store import load_saved
     from tracr_bridge import report
 
     _check_outputs(options.out, picture=options.out)
-    saved = load_saved(options.circuit / "circuit.json" if options.circuit.is_dir() else options.circuit)
+    saved = load_saved(circuit_file(options.circuit))
     found = saved.circuit
     comparison = None
     if options.against is not None:
@@ -342,19 +343,18 @@ def draw(options: argparse.Namespace) -> bool:
 
 def _true_circuits(path: Path) -> "list[Circuit]":
     """The circuit of a file or of a run's folder; of the folder of a certificate, all that it lists."""
+    from edgeprune.folders import circuit_file
     from edgeprune.graph import Circuit, Edge
     from edgeprune.store import CircuitFileError, load_circuit, load_json
 
-    if not path.is_dir():
-        return [load_circuit(path)]
-    first = load_circuit(path / "circuit.json")
+    first = load_circuit(circuit_file(path))
     certificate, truth = path / "certificate.json", path / "truth.json"
-    if not certificate.is_file() and not truth.is_file():
+    if not os.path.lexists(certificate) and not os.path.lexists(truth):
         return [first]
     try:
         listed = (
             load_json(certificate)["claims"]["circuits"]
-            if certificate.is_file()
+            if os.path.lexists(certificate)
             else load_json(truth)["certificate"]["circuits"]
         )
         found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed]

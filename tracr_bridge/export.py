@@ -8,8 +8,6 @@ and once more in double.
 """
 
 import json
-import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +25,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, InterpreterError, UnsupportedProgram
-from edgeprune.graph import ABLATIONS, Ablation, Edge, Graph, edge_names
+from edgeprune.folders import new_folder
+from edgeprune.graph import ABLATIONS, Ablation, Edge, edge_names
 from edgeprune.metrics import largest_difference
 from edgeprune.models.load import load_model, without_bars
 from edgeprune.models.transformer import Transformer
-from edgeprune.store import UnwritableFile, check_writable, versions, write_text
+from edgeprune.store import UnwritableFile, versions, write_text
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import INPUT_BUDGET, Compiled
 from tracr_bridge.exported import (
@@ -41,6 +40,7 @@ from tracr_bridge.exported import (
     dataset_of,
     digest_of,
     digest_of_file,
+    graph_json,
     load_exported,
 )
 from tracr_bridge.judge import Judge
@@ -74,41 +74,40 @@ def export(program: Program, family: Family, out: Path, *, seed: int = 0, progre
         UnsupportedProgram: it is not causal, its numbers are too large, or a value of it cannot be written as JSON.
         UnwritableFile: there is such a file or folder, or it cannot be made.
     """
-    if out.exists():
-        raise UnwritableFile(f"Expected a folder that does not exist yet; got {str(out)!r}")
-    check_writable(out)
     if not program.causal:
         raise UnsupportedProgram(
             f"Expected a causal program, as {family} sees no later token; {program.name} attends both ways"
             + _variant(program)
         )
+    with new_folder(out) as folder:
+        exported = _export(program, family, folder, seed=seed, progress=progress)
+    return replace(exported, folder=out)
+
+
+def _export(program: Program, family: Family, folder: Path, *, seed: int, progress: bool) -> Exported:
+    """Write all of it to a folder, and read it back."""
     compiled = compile_and_verify(program, seed=seed)
     ids: dict[Any, int] = compiled.assembled.input_encoder.encoding_map  # pyright: ignore
     occurring = [ids[token] for token in (_BOS, *program.vocab)]
     made = transplant(compiled.model.weights, family, occurring, bos_id=ids[_BOS])
     words = words_of(program.vocab)
     vocabulary = {_BOS: ids[_BOS], _PAD: ids[_PAD]} | {words[token]: ids[token] for token in program.vocab}
-    unfinished = out.with_name(f".{uuid.uuid4().hex}")
     try:
         with without_bars():
-            made.model.save_pretrained(unfinished)
-        _tokenizer(vocabulary).save_pretrained(unfinished)
-        _speak_to_older_versions(unfinished)
-        content = _describe(compiled, made, family, unfinished, seed=seed, progress=progress)
-        dataset = dataset_of(*load_model(str(unfinished), device="cpu"), content)
-        write_text(unfinished / TASK, task_text(dataset, content, seed=seed))
-        content["files"][TASK] = digest_of_file(unfinished / TASK)
-        content["digest"] = digest_of(content)
-        write_text(unfinished / "circuit.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        for file in unfinished.iterdir():  # some are made for their owner alone
-            file.chmod((unfinished / "config.json").stat().st_mode)
-        exported = load_exported(unfinished)
-        unfinished.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise UnwritableFile(f"Expected a folder that can be made; got {str(out)!r}: {error!s:.200}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return replace(exported, folder=out)
+            made.model.save_pretrained(folder)
+    except SafetensorError as error:  # of a full disk, too
+        raise UnwritableFile(f"Expected room for a model; {error!s:.200}") from error
+    _tokenizer(vocabulary).save_pretrained(folder)
+    _speak_to_older_versions(folder)
+    content = _describe(compiled, made, family, folder, seed=seed, progress=progress)
+    dataset = dataset_of(*load_model(str(folder), device="cpu"), content)
+    write_text(folder / TASK, task_text(dataset, content, seed=seed))
+    content["files"][TASK] = digest_of_file(folder / TASK)
+    content["digest"] = digest_of(content)
+    write_text(folder / "circuit.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    for file in folder.iterdir():  # some are made for their owner alone
+        file.chmod((folder / "config.json").stat().st_mode)
+    return load_exported(folder)
 
 
 def _variant(program: Program) -> str:
@@ -153,7 +152,7 @@ def _describe(
         "family": family,
         "seed": seed,
         "files": {file.name: digest_of_file(file) for file in sorted(folder.iterdir())},
-        "graph": _graph_json(model.graph),
+        "graph": graph_json(model.graph),
         "structural": edge_names(model.graph, structural),
         "outputs": {"kind": "categorical" if compiled.categorical else "numerical", "columns": columns},
         "domain": {
@@ -254,15 +253,6 @@ def words_of(vocabulary: Sequence[Any]) -> dict[Any, str]:
         if usable and len(set(words)) == len(words) and not any(s in word for word in words for s in (_BOS, _PAD)):
             return dict(zip(vocabulary, words, strict=True))
     return {token: f"token{number}" for number, token in enumerate(vocabulary)}
-
-
-def _graph_json(graph: Graph) -> dict[str, list[str]]:
-    """All that a graph has, by name."""
-    return {
-        "sources": [str(node) for node in graph.sources],
-        "destinations": [str(node) for node in graph.destinations],
-        "edges": [str(edge) for edge in graph.edges],
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ from edgeprune.errors import DegenerateProgram, ModelError
 from edgeprune.graph import ABLATIONS, Ablation, Circuit, Edge, Graph
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
-from edgeprune.store import CircuitFileError, load_json
+from edgeprune.schemas import checked
+from edgeprune.store import CircuitFileError, load_json, open_plain
 from tracr_bridge.judge import Judge
+from tracr_bridge.schemas import ExportContent
 from tracr_bridge.truth import Certificate, Gap, Truth, is_true
 
 FORMAT: Final = "edgeprune export 3"
+
+LARGEST: Final = 2**30
+"""Bytes of a file of a checkpoint, at the most; the largest one that is written has a fiftieth."""
 
 BATCH: Final = 1024
 """Inputs run at a time."""
@@ -91,6 +97,7 @@ def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
 
     Raises:
         CircuitFileError: there is no such file, it is none, or it was changed.
+        GraphError: it has edges that the model has not.
         ModelError: the model cannot be loaded, or a file of it was changed.
     """
     content = read_content(folder)
@@ -98,12 +105,16 @@ def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
     for part in (model.weights.config, *model.weights.modules()):
         if hasattr(part, "name_or_path"):
             part.name_or_path = ""  # a method that sees the model need not know where its circuit lies
+    if graph_json(model.graph) != content["graph"]:
+        raise CircuitFileError(f"Expected the graph of the model in {str(folder)!r}; its circuit.json has another")
     certificates: dict[Ablation, Certificate] = {
         ablation: _certificate(content["circuits"][ablation]["certificate"], model.graph, ablation)
         for ablation in ABLATIONS
         if "refused" not in content["circuits"][ablation]
     }
     structural = frozenset(map(Edge.parse, content["structural"]))
+    for edge in structural:
+        model.graph.position(edge)
     dataset = dataset_of(model, tokenizer, content)
     return Exported(folder, content["family"], model, dataset, certificates, structural, content)
 
@@ -128,6 +139,10 @@ def read_content(folder: Path) -> dict[str, Any]:
             f"Expected {str(path)!r} as `edgeprune export` wrote it; it was changed: export it again"
         )
     try:
+        checked(ExportContent, content)
+    except ValueError as error:
+        raise CircuitFileError(f"Expected {str(path)!r} as `edgeprune export` writes it; it is not: {error}") from error
+    try:
         changed = [name for name, digest in content["files"].items() if digest_of_file(folder / name) != digest]
     except OSError as error:
         raise ModelError(f"Expected the files that {str(path)!r} is about beside it; {error}") from error
@@ -143,8 +158,26 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a plain file of a folder.
+
+    Raises:
+        OSError: it cannot be read, is no plain file of that folder, or is larger than any that `export` writes.
+    """
+    if path.resolve().parent != path.parent.resolve():
+        raise OSError(f"{path.name!r} lies elsewhere")
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(f"{path.name!r} has more than {LARGEST:,} bytes")
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def graph_json(graph: Graph) -> dict[str, list[str]]:
+    """All that a graph has, by name."""
+    return {
+        "sources": [str(node) for node in graph.sources],
+        "destinations": [str(node) for node in graph.destinations],
+        "edges": [str(edge) for edge in graph.edges],
+    }
 
 
 def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
@@ -161,6 +194,8 @@ def dataset_of(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -
         ModelError: an input has a word that the tokenizer does not know.
     """
     rows: list[list[int]] = [tokenizer(text)["input_ids"] for text in content["domain"]["inputs"]]
+    if list(map(len, rows)) != [1 + len(output) for output in content["domain"]["expected"]]:
+        raise ModelError("Expected a token for each word of an input, after the first; the tokenizer has others")
     if any(tokenizer.unk_token_id in row for row in rows):
         raise ModelError("Expected inputs of words that the tokenizer knows; it does not know one")
     longest = max(map(len, rows))

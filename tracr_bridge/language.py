@@ -279,11 +279,12 @@ def circuits(options: argparse.Namespace) -> bool:
     from functools import reduce
 
     from edgeprune.errors import CircuitMismatch
+    from edgeprune.folders import circuit_file
     from edgeprune.measures import overlap
     from edgeprune.store import load_saved, save_circuit, versions
     from tracr_bridge import report
 
-    files = [path / "circuit.json" if path.is_dir() else path for path in options.circuit]
+    files = list(map(circuit_file, options.circuit))
     if len(files) < 2:
         raise CircuitMismatch(f"Expected two circuits or more; got {len(files)}")
     saved = [load_saved(file) for file in files]

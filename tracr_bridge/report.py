@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeprune.errors import printable
 from edgeprune.formats import scores_by_edge
 from edgeprune.graph import Circuit, edge_names
 from edgeprune.methods import configuration
@@ -144,21 +145,26 @@ def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tupl
     ]
 
 
+def _text(text: str) -> Text:
+    """A text that is no markup, and steers no terminal, whatever a program says of itself."""
+    return Text(printable(text))
+
+
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """A titled two-column table on standard output."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(title=_text(title), title_justify="left", show_header=False)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_text, row))
     Console().print(table)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A titled table on standard output."""
-    table = Table(*header, title=Text(title), title_justify="left")
+    table = Table(*header, title=_text(title), title_justify="left")
     for column in table.columns:
         column.overflow = "fold"  # where a name is cut off, it may be another's
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_text, row))
     # A file is as wide as it has to be.
     Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
@@ -175,7 +181,7 @@ def print_matrix(used: Mapping[str, Collection[str]], columns: Sequence[str]) ->
     for digit in (0, 1):
         print(" " * width, "".join(number[digit] for number in numbers))
     for name, found in used.items():
-        print(f"{name:<{width}}", "".join("●" if column in found else "·" for column in columns))
+        print(f"{printable(name):<{width}}", "".join("●" if column in found else "·" for column in columns))
     print()
     for number, column in zip(numbers, columns, strict=True):
         print(number, f"{column}: {sum(column in found for found in used.values())} of {len(used)}")

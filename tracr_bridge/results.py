@@ -7,26 +7,73 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import quantiles
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 import edgeprune
 import tracr_bridge
 from edgeprune.errors import EdgePruneError
-from edgeprune.store import UnwritableFile
+from edgeprune.store import UnwritableFile, parse_json, read_bytes, read_text
 from tracr_bridge.coverage import CONSTRUCTS
 
 Row = dict[str, Any]
 """One run; `Results.append` says what it holds."""
 
-_KEY: Final[dict[str, type]] = {
-    "program": str, "text": str, "ablation": str, "method": str, "seed": int, "code": str
-}  # fmt: skip
+_KEY: Final = ("program", "text", "ablation", "method", "seed", "code")
 """What makes a run the same run: of the same program's text, by the same code."""
+
+
+class _Written(BaseModel):
+    """What a row holds as far as it is read."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    program: str
+    text: str
+    ablation: str
+    method: str
+    seed: int
+    code: str
+    outcome: Literal["exact", "inexact", "failed", "refused", "broken"]
+    seconds: dict[str, float]
+    versions: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    constructs: list[str] = []
+    proof: str | None = None
+    status: str = ""
+    edges: int = 0
+    true: int = 0
+    # Measures; None is no number.
+    precision: float | None = None
+    recall: float | None = None
+    iou: float | None = None
+    node_precision: float | None = None
+    node_recall: float | None = None
+    node_iou: float | None = None
+    auroc: float | None = None
+    best_threshold_iou: float | None = None
+    best_threshold_exact: float | None = None
+    completeness: float | None = None
+    minimality: float | None = None
+    faithfulness: float | None = None
+    cpr: float | None = None
+    cmd: float | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "_Written":
+        """A run that found a circuit says how large it is, how it fared and how long it took."""
+        found = self.outcome in ("exact", "inexact")
+        if found and not ({"edges", "auroc"} <= self.model_fields_set and "discover" in self.seconds):
+            raise ValueError("a circuit was found, and not measured")
+        return self
+
 
 UNFINISHED: Final = ("failed", "broken")
 """Outcomes of runs that are tried again by a sweep that goes on: what stood in their way may be gone."""
@@ -70,10 +117,10 @@ class Results:
         self.rows: dict[tuple[Any, ...], Row] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.rows = {row_key(row): row for row in read_rows(self.path)}
             self.path.touch()
+            self.rows = {row_key(row): row for row in read_rows(self.path)}
             # A line that was cut off would spoil the one after it.
-            kept, newline, cut = self.path.read_bytes().rpartition(b"\n")
+            kept, newline, cut = read_bytes(self.path).rpartition(b"\n")
             if not _BEGINNING.startswith(cut[: len(_BEGINNING)]):
                 raise ResultsError(
                     f"Expected results of `edgeprune bench`; {str(self.path)!r} is none: name another folder"
@@ -89,12 +136,22 @@ class Results:
         return same and found is not None and found["outcome"] not in UNFINISHED
 
     def append(self, row: Row) -> None:
-        """Note a run, on the disk before this returns."""
+        """Note a run, on the disk before this returns.
+
+        Raises:
+            UnwritableFile: there is no room; the rows before it stand.
+        """
+        before = self.path.stat().st_size
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, before)
+            raise UnwritableFile(f"Expected room for results in {str(self.path)!r}: {error.strerror}") from error
         self.rows[row_key(row)] = row
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -103,24 +160,17 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ResultsError: another line is no row.
     """
-    try:
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"Expected a results file; got {str(path)!r}: {error}") from error
+    lines = read_text(path, "a results file", ResultsError).split("\n")[:-1] if os.path.lexists(path) else []
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
-        row: Row = {}
         try:
-            row = json.loads(line)
-            kinds = _KEY | {"outcome": str, "seconds": dict}
-            wrong = [name for name, kind in kinds.items() if not isinstance(row[name], kind)]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            wrong = [str(error)]
-        if wrong:
+            row = parse_json(line)
+            _Written.model_validate_json(line)
+        except ValueError as error:
             raise ResultsError(
                 f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r}; "
                 "name another folder"
-            )
+            ) from error
         rows.append(row)
     return rows
 

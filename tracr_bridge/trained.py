@@ -8,9 +8,6 @@ the rotations of a Llama. An example's divergence is the mean over its positions
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, ModelError, TaskError
+from edgeprune.folders import new_folder
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masks import edge_exists, edges_of
 from edgeprune.methods.circuit_loss import CircuitLoss
@@ -32,7 +30,7 @@ from edgeprune.model import Positions
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
 from edgeprune.step_cost import load_config
-from edgeprune.store import SavedCircuit, UnwritableFile, check_writable, save_circuit, versions, write_text
+from edgeprune.store import SavedCircuit, save_circuit, versions, write_text
 from edgeprune.subject import digest_of_tensors
 from edgeprune.tasks import TASKS, Encoder, metric_of
 from edgeprune.tasks.jsonl import read_examples
@@ -192,12 +190,7 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
     Raises:
         UnwritableFile: there is something already, or it cannot be written.
     """
-    if os.path.lexists(folder):
-        raise UnwritableFile(f"Expected a folder that does not exist yet; got {str(folder)!r}")
-    check_writable(folder)
-    unfinished = folder.with_name(f".{uuid.uuid4().hex}")
-    try:
-        unfinished.mkdir()
+    with new_folder(folder) as unfinished:
         saved = SavedCircuit(truth.circuit, model=given.asked.model, versions=versions(), family=given.model.family)
         save_circuit(saved, unfinished / "circuit.json")
         task = hashlib.sha256(Path(given.asked.task).read_bytes()).hexdigest()
@@ -205,8 +198,3 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
         about = asdict(given.asked) | {"sha256": {"task": task, "weights": weights}, "versions": versions()}
         content = json.dumps({**said, "about": about}, indent=1, allow_nan=False)
         write_text(unfinished / "truth.json", content + "\n")
-        os.replace(unfinished, folder)
-    except OSError as error:
-        raise UnwritableFile(f"Expected a folder that can be written; got {str(folder)!r}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

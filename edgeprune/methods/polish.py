@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from edgeprune.checkpoint import Allowed, check_state
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.groups import SUBSETS, groups, masks_without, removals
@@ -336,10 +337,17 @@ class Polish:
         """Go on from what `state` gave.
 
         Raises:
-            KeyError, ValueError: it is none.
+            ValueError: it is none.
         """
-        if state["kept"].shape != self.kept.shape:
-            raise ValueError(f"a circuit of shape {tuple(state['kept'].shape)}, not {tuple(self.kept.shape)}")
+        own = self.state()
+        rules = {
+            "kept": Allowed(like=own["kept"]),
+            "loss": Allowed(like=own["loss"], least=0),
+            "at": Allowed(like=own["at"], least=0),
+        }
+        check_state(state, rules)
+        if state["at"][0] > Step.DONE or bool((state["kept"] & ~edge_exists(self._graph)).any()):
+            raise ValueError("it has edges that there are not, or a step")
         self.kept, self.loss = state["kept"].clone(), float(state["loss"])
         step, self.moves, self.removals, self._run.masks_run = state["at"].tolist()
         self.step = Step(step)

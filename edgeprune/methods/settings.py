@@ -74,21 +74,3 @@ def _changed(config: Any, changed: Mapping[str, Any]) -> Any:
     return replace(
         config, **inner, **{name: changed[name] for name in own.keys() & changed.keys() if name not in inner}
     )
-
-
-def from_json(like: _Config, content: Mapping[str, Any]) -> _Config:
-    """The settings that JSON has of a configuration of the same parts as `like`.
-
-    Raises:
-        KeyError, TypeError, ConfigError: it has others.
-    """
-    if names := content.keys() ^ {field.name for field in fields(like)}:  # pyright: ignore[reportArgumentType]
-        raise KeyError(f"settings that differ: {', '.join(sorted(names))}")
-    found = dict[str, Any]()
-    for name, given in content.items():
-        before = getattr(like, name)
-        if is_dataclass(before):
-            found[name] = from_json(before, given)
-        else:
-            found[name] = tuple(given) if isinstance(before, tuple) else given
-    return replace(like, **found)  # pyright: ignore[reportArgumentType]

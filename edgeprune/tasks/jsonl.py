@@ -12,13 +12,12 @@ and the id that is right there; an example without any plays its part in means a
 example in all splits, of a file that holds a whole domain.
 """
 
-import json
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from edgeprune.errors import ExampleError, TaskError
+from edgeprune.store import parse_json, read_text
 from edgeprune.tasks.example import Example, Place
 
 SPLITS: Final = ("train", "validation", "test")
@@ -26,9 +25,6 @@ EVERY: Final = "every"
 """In place of a split: the example is in all of them."""
 
 _FIELDS: Final = {"clean", "corrupted", "split", "places"}
-
-_LARGEST: Final = 2**30
-"""Bytes of a file."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +58,8 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         TaskError: the file cannot be read, or has no line that is not blank.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no plain file")
-        if path.stat().st_size > _LARGEST:
-            raise OSError(f"it has more than {_LARGEST:,} bytes")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise TaskError(f"Expected a file of examples, one JSON object a line; cannot read {path}: {error}") from error
+    whole = read_text(path, "a file of examples, one JSON object a line", TaskError).removeprefix("\ufeff")
+    lines = whole.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     found = [_line(text, number, path) for number, text in enumerate(lines, start=1) if text.strip()]
     if not found:
         raise TaskError(f"Expected examples, one JSON object a line; {path} has none")
@@ -105,9 +95,8 @@ def _example(line: str) -> tuple[Example, str | None]:
 
 def _fields(line: str) -> dict[str, Any]:
     try:
-        found: Any = json.loads(line, object_pairs_hook=_once)
-        json.dumps(found, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, is an error
-    except (ValueError, RecursionError) as error:
+        found: Any = parse_json(line)
+    except ValueError as error:
         raise ExampleError(f"Expected a JSON object; {error!s:.200}", reason="no JSON object") from error
     wrong = not isinstance(found, dict) or not {"clean", "corrupted"} <= found.keys() <= _FIELDS
     if wrong or not all(isinstance(value, str) for name, value in found.items() if name != "places"):
@@ -117,14 +106,6 @@ def _fields(line: str) -> dict[str, Any]:
             reason="fields that are no example's",
         )
     return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, each of whose names comes once: of two, json takes the last and says nothing."""
-    for name, times in Counter(name for name, _ in pairs).items():
-        if times > 1:
-            raise ValueError(f"{name!r:.200} stands in it {times} times")
-    return dict(pairs)
 
 
 def _places(given: Any) -> tuple[Place, ...]:

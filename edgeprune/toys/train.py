@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import shutil
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,16 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from edgeprune.errors import ConfigError, RunError
+from edgeprune.folders import new_folder
 from edgeprune.models.load import without_bars
-from edgeprune.store import UnwritableFile, check_writable
+from edgeprune.store import UnwritableFile, write_text
 from edgeprune.tasks.example import Example
 from edgeprune.toys import LESSONS
 from edgeprune.toys.lesson import Lesson, ToyConfig
@@ -70,8 +70,13 @@ def train_toy(
     lesson = LESSONS[task]
     config = lesson.config if config is None else config
     if os.path.lexists(out):
-        raise RunError(f"Expected a folder that is not there yet; got {str(out)!r}")
-    check_writable(out)
+        raise RunError(f"Expected a folder that is not there yet; got {str(out)!r}: take it away, or name another one")
+    with new_folder(out) as folder:
+        return _train(folder, lesson, config, seed=seed, progress=progress)
+
+
+def _train(folder: Path, lesson: Lesson, config: ToyConfig, *, seed: int, progress: bool) -> Toy:
+    """Train a model, and save all in a folder."""
     start, random = time.perf_counter(), Random(seed)
     tokenizer, course = _tokenizer(lesson), lesson.course(random)
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +92,7 @@ def train_toy(
     with torch.no_grad():
         right = model(tests.tokens).logits[:, :-1].argmax(-1) == tests.tokens[:, 1:]
     accuracy = float(right[tests.answers[:, 1:]].double().mean())
-    _save(model, tokenizer, [json.dumps(line) for line in course.task], out)
+    _save(model, tokenizer, [json.dumps(line) for line in course.task], folder)
     return Toy(accuracy, loss, time.perf_counter() - start)
 
 
@@ -168,17 +173,12 @@ def _fit(
     return loss.item()
 
 
-def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, task: Sequence[str], out: Path) -> None:
-    """Write to a folder beside `out`, then rename it."""
-    temporary = out.with_name(f".{uuid.uuid4().hex}")
+def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, task: Sequence[str], folder: Path) -> None:
     try:
         with without_bars():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        if task:
-            (temporary / TASK).write_text("\n".join(task) + "\n", encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UnwritableFile(f"Expected a folder that can be written; got {str(out)!r}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # of a full disk, too
+        raise UnwritableFile(f"Expected room for a model; {error!s:.200}") from error
+    if task:
+        write_text(folder / TASK, "\n".join(task) + "\n")

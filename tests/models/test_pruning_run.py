@@ -20,6 +20,7 @@ from tokenizing import byte_pairs, sentence_pieces
 from edgeprune import pruning_run, wide_stream
 from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import evaluate
+from edgeprune.folders import Busy, locked
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods.eap import EapConfig, attribution_patching
@@ -30,6 +31,7 @@ from edgeprune.methods.settings import with_settings
 from edgeprune.pruning_run import evaluate_run, prune, read_config
 from edgeprune.store import UnwritableFile, load_saved, save_circuit
 from edgeprune.subject import RunConfig, load_subject
+from edgeprune.sweep import sweep
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
 
@@ -387,6 +389,53 @@ def test_examples_have_a_seed_of_their_own(config):
         load_subject(replace(config, **seed), ["test"]) for seed in ({}, {"seed": 1}, {"data_seed": 1})
     )
     assert ours.digests == other.digests != again.digests
+
+
+# Other writers, and files that are not as they were written
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(config, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(Busy, match=r"another process has the run in .*name another folder"):
+        prune(config, tmp_path / "run")
+    with locked(tmp_path / "sweep"), pytest.raises(Busy, match="another process has a sweep in"):
+        sweep(config, [0.5], 1, tmp_path / "sweep")
+    assert not any((tmp_path / "run").iterdir()) and not any((tmp_path / "sweep").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": 3}, "in config/task: Input should be a valid string"),
+        ({"seed": 1.5}, "in config/seed: Input should be a valid integer"),
+        ({"seed": True}, "in config/seed: Input should be a valid integer"),
+        ({"ablation": "none"}, "in config/ablation: Input should be 'zero', 'mean' or 'resample'"),
+        ({"parts": 0}, "Expected parts from 1 to batch_size, 4; got 0"),
+        (
+            {"sizes": {"train": 8, "validation": 4, "test": "6"}},
+            "in config/sizes/test: Input should be a valid integer",
+        ),
+        ({"sizes": {"train": 8, "validation": 4}}, "config/sizes/test"),
+        ({"more": 1}, "config/more"),
+        ({"pruning": 3}, "in config/pruning: Input should be an object"),
+    ],
+)
+def test_a_run_that_asks_for_what_cannot_be_is_none(config, whole, tmp_path, change, message):
+    content = json.loads((whole / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(content | {"config": content["config"] | change}))
+    with pytest.raises(RunError, match=rf"Expected a run of `edgeprune prune` in .*; it is none: .*{message}") as error:
+        evaluate_run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_was_stopped_says_where_it_stands_and_how_to_go_on(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning_run, "_append", fails_after(5, pruning_run._append))
+    with pytest.raises(KeyboardInterrupt):
+        prune(config, tmp_path / "run", save_every=3)
+    monkeypatch.undo()
+    with pytest.raises(
+        RunError, match=f"stands at step 5 of {STEPS}: go on with .*--resume, from its checkpoint at step 3"
+    ):
+        evaluate_run(tmp_path / "run")
 
 
 # Evaluation

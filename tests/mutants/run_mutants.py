@@ -45,6 +45,14 @@ SUITE = (
 """What is run, quickest first: part of what plain `pytest` runs."""
 
 OWN = {
+    "_edgeprune_pytest": "tests/plugin/test_plugin.py",
+    "edgeprune/checkpoint": "tests/unit/test_checkpoint.py",
+    "edgeprune/folders": "tests/unit/test_folders.py",
+    "edgeprune/store": "tests/property/test_readers.py",
+    "tracr_bridge/exported": "tests/property/test_readers.py",
+    "tracr_bridge/report": "tests/unit/test_cli.py",
+    "tracr_bridge/schemas": "tests/property/test_readers.py",
+    "edgeprune/methods/edge_pruning/standing": "tests/unit/test_checkpoint.py",
     "edgeprune/methods/acdc": "tests/unit/test_peers.py",
     "edgeprune/methods/eap": "tests/unit/test_peers.py",
     "edgeprune/methods/hisp": "tests/unit/test_peers.py",

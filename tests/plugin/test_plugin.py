@@ -141,6 +141,68 @@ def test_a_file_in_a_folder_called_programs_that_declares_none_is_not_run(pytest
     run("--collect-only").assert_outcomes()
 
 
+NOT_OURS = {
+    "a comment": "# not a rasp_program of tracr_bridge\n",
+    "a text": "NOTE = 'from tracr_bridge import rasp_program; rasp_program()'\n",
+    "an import alone": "from tracr_bridge import rasp_program\n",
+    "a call alone": "def rasp_program(): pass\nrasp_program()\n",
+    "another's": "from deploying import rasp_program\nrasp_program()\n",
+    "a relative import": "from .tracr_bridge import rasp_program\nrasp_program()\n",
+    "another part": "from tracr_bridge import Program\nProgram()\n",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_OURS)
+def test_a_file_that_does_not_import_and_call_it_is_not_run(pytester, run, kind):
+    code = NOT_OURS[kind] + "import pathlib; pathlib.Path('ran').touch(); raise SystemExit('it was run')\n"
+    pytester.makepyfile(**{"programs/deploy": code, "other/deploy": code})
+    for arguments in ((), ("programs",), ("programs/deploy.py", "programs/is_a.py")):
+        result = run("--collect-only", "-q", *arguments)
+        assert "deploy" not in result.stdout.str() and result.ret == 0
+    result = run("--collect-only", "-q", "-o", "edgeprune_programs=other/*.py")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*Expected edgeprune_programs to name files that import rasp_program*names none"])
+    assert not (pytester.path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("from tracr_bridge import rasp_program", "from tracr_bridge import rasp_program as declare"),
+        ("from tracr_bridge import rasp_program", "from tracr_bridge.program import rasp_program as declare"),
+        ("from tracr_bridge import rasp_program", "import tracr_bridge"),
+        ("from tracr_bridge import rasp_program", "import tracr_bridge as bridge"),
+        ("from tracr_bridge import rasp_program", "import tracr_bridge.program"),
+    ],
+)
+def test_a_file_that_imports_and_calls_it_under_another_name_is_collected(pytester, run, before, after):
+    name = {"declare": "declare", "tracr_bridge": "tracr_bridge.rasp_program", "bridge": "bridge.rasp_program"}.get(
+        after.split()[-1], "tracr_bridge.program.rasp_program"
+    )
+    pytester.makepyfile(**{"programs/is_a": PROGRAM.replace(before, after).replace("@rasp_program", f"@{name}")})
+    run("--collect-only", "-q").stdout.fnmatch_lines(["programs/is_a.py::is_a::verify"])
+
+
+def test_a_file_elsewhere_that_a_link_leads_to_is_not_run(pytester, run, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "far.py"
+    outside.write_text(PROGRAM.replace("is_a", "far"))
+    (pytester.path / "programs" / "far.py").symlink_to(outside)
+    assert "far" not in run("--collect-only", "-q").stdout.str()
+
+
+def test_programs_of_a_loop_over_a_set_are_collected_by_name(pytester, run):
+    loop = PROGRAM.partition("@rasp_program")[0] + (
+        "def build() -> rasp.SOp:\n"
+        '    """\x1b[31mRed."""\n'
+        '    return rasp.Map(lambda token: token == "a", rasp.tokens).named("is_a")\n'
+        'for name in ("z", "x", "y"):  # in the order of some set\n'
+        '    globals()[name] = rasp_program(vocab=("a", "b"), max_seq_len=2)(build)\n'
+    )
+    pytester.makepyfile(**{"programs/is_a": loop})
+    found = [line for line in run("--collect-only", "-q").stdout.lines if line.endswith("::verify")]
+    assert found == [f"programs/is_a.py::{name}::verify" for name in "xyz"]
+
+
 def test_a_mark_that_would_run_nothing_is_a_usage_error(pytester, run):
     pytester.makepyfile(test_mine="import pytest\n@pytest.mark.programs('hist')\ndef test_mine(): pass\n")
     result = run("test_mine.py")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 import time
 from multiprocessing import get_context
@@ -13,6 +14,7 @@ import torch
 
 from edgeprune.ablation import ZERO
 from edgeprune.errors import EdgePruneError
+from edgeprune.folders import Busy, locked
 from edgeprune.methods import METHODS, configuration
 from edgeprune.store import UnwritableFile
 from tracr_bridge import leaderboard
@@ -121,6 +123,46 @@ def test_a_line_that_was_cut_off_is_written_over(tmp_path):
     results = Results(tmp_path)
     results.append(ROW | {"seed": 1})
     assert read_rows(results.path) == list(results.rows.values()) == [ROW, ROW | {"seed": 1}]
+
+
+def test_rows_stand_where_the_disk_is_full(tmp_path):
+    results = Results(tmp_path)
+    results.append(ROW)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (results.path.stat().st_size + 20, hard))
+    try:
+        with pytest.raises(UnwritableFile, match=r"Expected room for results in .*: File too large"):
+            results.append(ROW | {"seed": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(results.rows.values()) == read_rows(results.path) == [ROW]
+    assert results.path.read_text() == json.dumps(ROW) + "\n"
+    results.append(ROW | {"seed": 1})
+    assert len(read_rows(results.path)) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": True},
+        {"seed": 0.5},
+        {"outcome": "fine"},
+        {"seconds": {}},
+        {"seconds": {"discover": "long"}},
+        {"edges": "ten"},
+        {"auroc": "high"},
+        {"constructs": [3]},
+    ],
+)
+def test_a_row_of_other_types_is_no_row(tmp_path, wrong):
+    (tmp_path / "results.jsonl").write_text(json.dumps(ROW | wrong) + "\n")
+    with pytest.raises(ResultsError, match=r"results\.jsonl', line 1: .*name another folder"):
+        read_rows(tmp_path / "results.jsonl")
+
+
+def test_a_folder_that_another_sweep_writes_to_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(Busy, match="another process has results in"):
+        sweep([], [], tmp_path, jobs=1)
 
 
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path):

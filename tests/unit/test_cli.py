@@ -1,6 +1,7 @@
 """The command line, in process: exit status, JSON, tables and one-line complaints."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +345,33 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(capsys, m
     status, _, err = run(capsys, "recover", "reverse", "--json", option, "/no/such/folder/p.svg")
     assert status == 2
     assert "Expected a file in an existing, writable folder; got '/no/such/folder/p.svg'" in err
+
+
+def test_what_a_program_says_of_itself_steers_no_terminal(capsys, program_file, tmp_path):
+    """Escapes in a docstring, in a table, and in an error's message; lines of a mistake are one."""
+    spec = program_file()
+    file = tmp_path / "mine.py"
+    file.write_text(file.read_text().replace("The token before.", r"\x1b[31mRed\x07 \u202e\x9b."))
+    status, out, _ = run(capsys, "verify", spec)
+    assert status == 0 and r"\x1b[31mRed\x07 \u202e\x9b." in out and not {"\x1b", "\x07", "\u202e", "\x9b"} & set(out)
+    file.write_text(r"raise ValueError('\x1b]0;mine\x07 here\n and there')")
+    status, _, error = run(capsys, "verify", spec)
+    assert status == 2 and error.count("\n") == 1 and r"\x1b]0;mine\x07 here and there" in error
+    assert not {"\x1b", "\x07"} & set(error)
+
+
+@pytest.mark.parametrize(("stop", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+def test_a_command_that_is_told_to_end_removes_what_is_unfinished_and_says_how_to_go_on(
+    capsys, monkeypatch, tmp_path, stop, status
+):
+    from edgeprune.toys import train
+
+    def interrupted(*_, **__):
+        assert len(list(tmp_path.iterdir())) == 2  # the folder, and its lock
+        signal.raise_signal(getattr(signal, stop))
+
+    monkeypatch.setattr(train, "_fit", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    given, _, error = run(capsys, "train-toy", "ioi", "--out", str(tmp_path / "toy"))
+    assert (given, error) == (status, "edgeprune: stopped: nothing was written; begin again\n")
+    assert not any(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is before

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from edgeprune.checkpoint import Allowed
 from edgeprune.methods.loss import Pairs
 from edgeprune.methods.settings import out_of_range, refuse
 
@@ -70,6 +71,11 @@ class Counterexamples:
     def state(self) -> dict[str, Tensor]:
         """All that is needed to go on."""
         return {"pairs": self.pairs, "merit": self._merit}
+
+    def allowed(self, inputs: int) -> dict[str, Allowed]:
+        """What a state may be, on so many inputs."""
+        pairs = Allowed(like=torch.zeros(2, 0, dtype=torch.long), columns=self._size, least=0, most=inputs - 1)
+        return {"pairs": pairs, "merit": Allowed(like=torch.zeros(0), columns=self._size, least=0)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""

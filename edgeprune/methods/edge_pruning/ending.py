@@ -1,12 +1,13 @@
 """When learning ends: after all steps, or once the circuit has converged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 from torch import Tensor
 
+from edgeprune.checkpoint import Allowed
 from edgeprune.masks import LearnedMask
 from edgeprune.methods.settings import out_of_range, refuse
 
@@ -113,6 +114,12 @@ class Ending:
         """All that is needed to go on."""
         numbers = [self._changed, self._uncertain, int(self._may_start_over)]
         return {"standing": self._standing, "doubted": self._doubted, "numbers": torch.tensor(numbers)}
+
+    def allowed(self) -> dict[str, Allowed]:
+        """What a state may be."""
+        standing = Allowed(like=self._standing, least=0, most=1)
+        numbers = Allowed(like=self.state()["numbers"], least=0, most=max(self._steps, self._uncertain))
+        return {"standing": standing, "doubted": replace(standing, or_empty=True), "numbers": numbers}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""

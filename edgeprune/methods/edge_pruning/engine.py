@@ -8,8 +8,6 @@ that makes edges fall, the optimiser, the counterexamples that are remembered, w
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,25 +27,12 @@ from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
 from edgeprune.methods.edge_pruning.optimizer import Adam
 from edgeprune.methods.edge_pruning.pressure import LossTolerance, Pressure
 from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.edge_pruning.standing import ENGINE, Stage, check_standing
 from edgeprune.methods.edge_pruning.within import FewestWithin
 from edgeprune.methods.loss import Pairs, draw_pairs
 from edgeprune.methods.method import Discovery, Trace
 from edgeprune.model import MaskedModel
 from edgeprune.ranking import keep_within
-
-ENGINE: Final = 3
-"""Version of what `Pruning.state` holds."""
-
-
-class Stage(IntEnum):
-    """What a run does next."""
-
-    LEARN = 0
-    CHECK = 1
-    LEARN_ANEW = 2
-    CHECK_ANEW = 3
-    REMOVE = 4
-    DONE = 5
 
 
 @dataclass(frozen=True)
@@ -270,13 +255,14 @@ class Pruning:
 
         Raises:
             RunError: another version of this engine wrote it.
-            KeyError, RuntimeError, ValueError: it is none.
+            RuntimeError, ValueError: it is none.
         """
-        version = int(state["engine"]) if "engine" in state else 1
-        if version != ENGINE:
+        version = state.get("engine", torch.tensor(1))
+        if version.shape == () and int(version) != ENGINE:
             raise RunError(
-                f"Expected a checkpoint of engine {ENGINE}; got one of engine {version}: begin again elsewhere"
+                f"Expected a checkpoint of engine {ENGINE}; got one of engine {int(version)}: begin again elsewhere"
             )
+        check_standing(state, self, self._optimizer, self._ending, self._within)
         self.done, self._step, stage = state["place"].tolist()
         self.stage = Stage(stage)
         self.generator.set_state(state["noise"])

@@ -1,5 +1,6 @@
 """Adam and AdamW (Kingma and Ba, arXiv:1412.6980; Loshchilov and Hutter, arXiv:1711.05101), with their schedule."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from edgeprune.checkpoint import Allowed
 from edgeprune.methods.settings import out_of_range, refuse
 
 
@@ -99,6 +101,15 @@ class Adam:
             f"{name}.{kind}": moment
             for name, moments in self._moments.items()
             for kind, moment in zip(kinds, moments, strict=True)
+        }
+
+    def allowed(self, *, least: int, most: int) -> dict[str, Allowed]:
+        """What a state may be that has gone so many steps since it was restarted."""
+        ranges = {"first": (-math.inf, math.inf), "second": (0, math.inf), "count": (least, most)}
+        return {
+            name: Allowed(like=value, least=low, most=high)
+            for name, value in self.state().items()
+            for low, high in [ranges[name.partition(".")[2]]]
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -5,9 +5,12 @@ masks that a run ends with may say little.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from edgeprune.checkpoint import Allowed
 
 
 class FewestWithin:
@@ -30,6 +33,12 @@ class FewestWithin:
     def state(self) -> dict[str, Tensor]:
         """All that is needed to go on."""
         return {"log_alpha": self.log_alpha, "edges": torch.tensor(self._edges)}
+
+    @staticmethod
+    def allowed(learned: Allowed, edges: int) -> dict[str, Allowed]:
+        """What a state may be, of that log_alpha and at most so many edges."""
+        count = Allowed(like=torch.tensor(0), least=0, most=edges)
+        return {"log_alpha": replace(learned, or_empty=True), "edges": count}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
