@@ -246,8 +246,6 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
         raise CircuitFileError(
             f"Expected a graph of EAP-IG in {str(path)!r}; {type(error).__name__}: {error!s:.200}"
         ) from error
-    if large := [f"{score:g}" for _, _, score, _ in named if not abs(score) <= torch.finfo(torch.float32).max]:
-        raise CircuitFileError(f"Expected scores of single precision in {str(path)!r}; got {large[0]}")
     if parallel:
         raise CircuitFileError(f"Expected attention before MLPs; in {str(path)!r} they are side by side")
     if not (0 <= layers <= _LARGEST and 1 <= heads <= _LARGEST):
