@@ -230,7 +230,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--task",
         required=True,
-        help="ioi-t1, ioi, gt, gp, boolean, boolean-few-shot, or a file of examples, FILE.jsonl (edgeprune task -h)",
+        help="ioi-t1, ioi, gt, gp, boolean, boolean-few-shot, or a file of examples, .jsonl (edgeprune task --help)",
     )
     command.add_argument(
         "--out",
