@@ -1,7 +1,8 @@
 """A process that has loaded everything, and runs commands in children of its own, which it stops at given moments.
 
 It reads a line of JSON for each, `{"arguments": [...], "signal": 9, "after": 0.5}`, and answers with one: the exit
-status, or minus the signal that ended it, the seconds it took, and what it said on standard error.
+status, or minus the signal that ended it, the seconds it took, and what it said on standard error. With `twice_in`, the
+folder of a lock, the same command is run a second time while the first one holds it.
 """
 
 import json
@@ -11,43 +12,55 @@ import sys
 import tempfile
 import time
 import warnings
+from pathlib import Path
 
 import torch
 
 from tracr_bridge.cli import main
 
 
-def run(arguments, number, after):
-    """One command."""
-    with tempfile.TemporaryFile("w+") as said:
-        begin = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(said.fileno(), 2)
-            status = 3
-            try:
-                status = main(arguments)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        if number is not None:
-            time.sleep(after)
-            os.kill(child, number)  # it is still ours, even if it has ended
-        _, status = os.waitpid(child, 0)
-        said.seek(0)
-        return {
-            "status": os.waitstatus_to_exitcode(status),
-            "seconds": time.monotonic() - begin,
-            "said": said.read(),
-        }
+def begin(arguments, said):
+    """A command in a child, which says what it says to a file."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(said.fileno(), 2)
+        status = 3
+        try:
+            status = main(arguments)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+
+def end(child, said):
+    """What came of it."""
+    _, status = os.waitpid(child, 0)
+    said.seek(0)
+    return {"status": os.waitstatus_to_exitcode(status), "said": said.read()}
+
+
+def run(asked):
+    """One command, stopped or not; or the same twice at once, the second as soon as the first has locked something."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as also_said:
+        child = begin(asked["arguments"], said)
+        if "twice_in" in asked:
+            while not any(path.name.endswith(".lock") for path in Path(asked["twice_in"]).rglob(".*")):
+                time.sleep(0.002)
+            second = end(begin(asked["arguments"], also_said), also_said)
+            return {"second": second, **end(child, said)}
+        if asked.get("signal") is not None:
+            time.sleep(asked["after"])
+            os.kill(child, asked["signal"])  # it is still ours, even if it has ended
+        return {**end(child, said), "seconds": time.monotonic() - start}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # JAX's, of a fork: no thread of its has been started
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(run(asked["arguments"], asked.get("signal"), asked.get("after", 0.0))), flush=True)
+        print(json.dumps(run(json.loads(line))), flush=True)

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file
 from test_pruning_run import save_model
 
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
-QUICK = {"prune": 3, "bench": 1, "export": 2}
+QUICK = {"prune": 2}
 """Moments of the default run, by command; the sweep has twenty of each."""
 
 
@@ -25,9 +24,8 @@ class Stopper:
         command = [sys.executable, str(Path(__file__).with_name("stopping.py"))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, arguments, number=None, after=0.0):
-        asked = {"arguments": list(map(str, arguments)), "signal": number, "after": after}
-        self.process.stdin.write(json.dumps(asked) + "\n")
+    def run(self, arguments, **asked):
+        self.process.stdin.write(json.dumps({"arguments": list(map(str, arguments)), **asked}) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -138,7 +136,7 @@ def test_a_command_stopped_at_any_moment_leaves_all_whole_and_goes_on(
     wanted, out = whole(command), tmp_path / "folder" / "out"
     out.parent.mkdir()
     arguments = COMMANDS[command](model, out)
-    ended = stopper.run(arguments, int(stop), share * wanted.seconds)
+    ended = stopper.run(arguments, signal=int(stop), after=share * wanted.seconds)
     stopped = ended["status"] not in (0, 1)
     if stop != signal.SIGKILL and stopped:
         assert ended["status"] in ({signal.SIGINT: 130, signal.SIGTERM: 143}[stop], -stop), ended["said"]
@@ -153,22 +151,15 @@ def test_a_command_stopped_at_any_moment_leaves_all_whole_and_goes_on(
     assert contents(out) == wanted.files
 
 
-@pytest.mark.parametrize("command", ["prune", "bench", "export"])
+@pytest.mark.parametrize(
+    "command", [name if name in QUICK else pytest.param(name, marks=pytest.mark.sweep) for name in COMMANDS]
+)
 def test_a_second_command_is_refused_while_the_first_writes(stopper, model, tmp_path, command):
     out = tmp_path / "folder" / "out"
     out.parent.mkdir()
-    other, arguments = Stopper(), COMMANDS[command](model, out)
-    try:
-        other.process.stdin.write(json.dumps({"arguments": list(map(str, arguments))}) + "\n")
-        other.process.stdin.flush()
-        while not any(path.name.endswith(".lock") for path in out.parent.rglob(".*")):
-            time.sleep(0.002)
-        refused = stopper.run(arguments)
-        first = json.loads(other.process.stdout.readline())
-    finally:
-        other.process.kill()
-        other.process.wait()
+    first = stopper.run(COMMANDS[command](model, out), twice_in=str(out.parent))
     assert first["status"] in (0, 1), first["said"]
+    refused = first["second"]
     assert refused["status"] == 2 and refused["said"].count("\n") == 1
     assert refused["said"].startswith("edgeprune: Expected a folder that nobody else ")
     assert not any(path.name.startswith(".") for path in out.parent.rglob("*"))
