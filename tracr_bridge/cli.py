@@ -143,12 +143,15 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
         metavar="FILE.html",
         help="write a page that opens offline, to look at every edge",
     )
-    recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
+    recover.add_argument(
+        "--save", type=Path, metavar="FILE.json", help="write the circuit that was found, and all true ones"
+    )
     truth.add_argument(
         "--save",
         type=Path,
-        metavar="DIR",
-        help="write the certificate as a folder, which check_certificate.py checks, unless it is of a trained model",
+        metavar="FILE.json",
+        help="write all true circuits and their certificate in one file, which draw, convert and score.py take; any "
+        "other name makes a folder, which check_certificate.py checks, unless it is of a trained model",
     )
     return parser
 
@@ -181,8 +184,8 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--against",
         type=Path,
         metavar="TRUE",
-        help="what counts as true: a circuit's file, or the folder of a certificate, of whose circuits the nearest "
-        "counts; see truth --save",
+        help="what counts as true: what truth --save wrote, or recover --save (its truth, not what was found), or an "
+        "exported checkpoint, of whose true circuits the nearest counts; or any other circuit's file",
     )
     convert = add("convert", "turn a circuit's file into another tool's, or back", commands.convert)
     convert.add_argument("file", type=Path, metavar="FILE", help="what to read")

@@ -11,7 +11,6 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
 
 if TYPE_CHECKING:
-    from edgeprune.graph import Circuit
     from edgeprune.store import SavedCircuit
     from tracr_bridge.known import Asked, Known
     from tracr_bridge.recover import Recovery
@@ -92,7 +91,8 @@ def truth(options: argparse.Namespace) -> bool:
     from tracr_bridge.known import known
 
     _use_one_thread()
-    if options.save is not None and os.path.lexists(options.save):
+    as_folder = options.save is not None and options.save.suffix != ".json"
+    if as_folder and os.path.lexists(options.save):
         raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
     _check_outputs(options.save)
     given = known(_subject(options), seed=options.seed, progress=True)
@@ -102,8 +102,13 @@ def truth(options: argparse.Namespace) -> bool:
         print(report.as_json(said), file=options.output)
     else:
         report.print_truth(found, given.name, given.doc)
-    if options.save is not None:
+    if as_folder:
         _save_truth(found, given, said, options.save)
+    elif options.save is not None:
+        from edgeprune.store import save_circuit
+
+        save_circuit(report.saved_truth(found, given.name), options.save)
+    if options.save is not None:
         _say_where("certificate", options.save, options)
     return True
 
@@ -310,50 +315,34 @@ def export(options: argparse.Namespace) -> bool:
 def draw(options: argparse.Namespace) -> bool:
     """`edgeprune draw`."""
     from edgeprune.draw import draw_comparison, save_figure
-    from edgeprune.graph import compare
+    from edgeprune.graph import edge_names
     from edgeprune.store import load_saved
+    from edgeprune.true_circuits import load_true, nearest
     from tracr_bridge import report
 
     _check_outputs(options.out, picture=options.out)
     saved = load_saved(options.circuit / "circuit.json" if options.circuit.is_dir() else options.circuit)
     found = saved.circuit
-    comparison = None
-    if options.against is not None:
-        comparisons = [compare(found, true) for true in _true_circuits(options.against)]
-        comparison = min(comparisons, key=lambda each: len(each.missing) + len(each.extra))
-    title = ", ".join(filter(None, (saved.model, f"{found.ablation} ablation", saved.method.get("name"))))
+    true = () if options.against is None else load_true(options.against, found.ablation)
+    comparison = nearest(found, true) if true else None
+    title = _title(saved, len(true))
     save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
     if options.json:
-        exact = None if comparison is None else comparison.exact
-        drawn = {"picture": str(options.out.resolve()), "edges": found.names(), "exact": exact}
+        drawn: dict[str, Any] = {"picture": str(options.out.resolve()), "edges": found.names()}
+        drawn["exact"] = None if comparison is None else comparison.exact
+        if comparison is not None:
+            drawn |= {name: edge_names(found.graph, getattr(comparison, name)) for name in ("missing", "extra")}
+            drawn["true_circuits"] = len(true)
         print(report.as_json(drawn), file=options.output)
     _say_where("picture", options.out, options)
     return comparison is None or comparison.exact
 
 
-def _true_circuits(path: Path) -> "list[Circuit]":
-    """The circuit of a file or of a run's folder; of the folder of a certificate, all that it lists."""
-    from edgeprune.graph import Circuit, Edge
-    from edgeprune.store import CircuitFileError, load_circuit, load_json
-
-    if not path.is_dir():
-        return [load_circuit(path)]
-    first = load_circuit(path / "circuit.json")
-    certificate, truth = path / "certificate.json", path / "truth.json"
-    if not certificate.is_file() and not truth.is_file():
-        return [first]
-    try:
-        listed = (
-            load_json(certificate)["claims"]["circuits"]
-            if certificate.is_file()
-            else load_json(truth)["certificate"]["circuits"]
-        )
-        found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed]
-    except (AttributeError, KeyError, TypeError, EdgePruneError) as error:
-        raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; it is damaged: {error}") from error
-    if first not in found:
-        raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; that of circuit.json is not among them")
-    return found
+def _title(saved: "SavedCircuit", true: int) -> str:
+    """What a picture is of, in names: a folder goes by its own, whatever it lies in."""
+    model = Path(saved.model).name if Path(saved.model).is_absolute() else saved.model
+    against = f"against {'the true circuit' if true == 1 else f'the nearest of {true} true circuits'}" if true else ""
+    return ", ".join(filter(None, (model, f"{saved.circuit.ablation} ablation", saved.method.get("name"), against)))
 
 
 def convert(options: argparse.Namespace) -> bool:
@@ -372,6 +361,10 @@ def convert(options: argparse.Namespace) -> bool:
         losses += formats.write_eap_ig(saved.circuit, options.out, scores=saved.scores or None)
     if options.target != "circuit" and (saved.model or saved.method or saved.versions):
         losses.append(formats.NO_ORIGIN)
+    if options.target != "circuit" and saved.certificate:
+        losses.append(formats.NO_CERTIFICATE)
+        if not saved.method and len(saved.true) > 1:
+            losses.append(formats.ONE_CIRCUIT)
     losses = list(dict.fromkeys(losses))
     if options.json:
         print(report.as_json({"circuit": str(options.out.resolve()), "losses": losses}), file=options.output)
@@ -389,7 +382,7 @@ def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]
     if options.source == "circuit":
         if options.like is not None or options.ablation is not None:
             raise EdgePruneError("Expected neither --like nor --ablation: a circuit of ours says what both would say")
-        return load_saved(options.file), []
+        return load_saved(options.file / "circuit.json" if options.file.is_dir() else options.file), []
     like = load_saved(options.like).circuit if options.like is not None else None
     named: str | None = options.ablation or (like.ablation if like is not None else None)
     if named is None:
