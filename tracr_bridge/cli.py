@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS
+from edgeprune.user_code import told
 from tracr_bridge import commands, language_options
 from tracr_bridge.arguments import count, seconds, seed
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with aside:
             return 0 if run(options) else 1
     except EdgePruneError as error:
-        print(f"edgeprune: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"edgeprune: {' '.join(told(error).split())}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
