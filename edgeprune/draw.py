@@ -15,7 +15,7 @@ from matplotlib.path import Path as Curve
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import EMBEDDINGS, Comparison, Edge, Graph, Node
 from edgeprune.layout import WIDTH, Box, Layout, Line, lay_out, port_at
-from edgeprune.store import UnwritableFile, write_atomically
+from edgeprune.store import SavedCircuit, UnwritableFile, write_atomically
 
 FORMATS: Final = ("svg", "png", "pdf")
 
@@ -61,6 +61,13 @@ def check_format(path: Path) -> str:
     if name not in FORMATS:
         raise UnknownFormat(f"Expected a picture ending in {', '.join(FORMATS)}; got {str(path)!r}")
     return name
+
+
+def title_of(saved: SavedCircuit, true: int) -> str:
+    """What a picture is of, in names: a folder goes by its own, whatever it lies in."""
+    model = Path(saved.model).name if Path(saved.model).is_absolute() else saved.model
+    against = f"against {'the true circuit' if true == 1 else f'the nearest of {true} true circuits'}" if true else ""
+    return ", ".join(filter(None, (model, f"{saved.circuit.ablation} ablation", saved.method.get("name"), against)))
 
 
 def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison | None, title: str) -> Figure:

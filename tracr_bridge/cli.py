@@ -179,7 +179,12 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     draw = add("draw", "draw a saved circuit, alone or against another", commands.draw)
     draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote, or the folder of a run")
     draw.add_argument(
-        "-o", "--out", type=Path, metavar="PICTURE", required=True, help="the file to draw (.svg, .png or .pdf)"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="PICTURE",
+        required=True,
+        help="the file to draw: .svg, .png or .pdf, or .html, a page with filters by score, node and path",
     )
     draw.add_argument(
         "--against",

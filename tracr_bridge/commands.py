@@ -314,19 +314,24 @@ def export(options: argparse.Namespace) -> bool:
 
 def draw(options: argparse.Namespace) -> bool:
     """`edgeprune draw`."""
-    from edgeprune.draw import draw_comparison, save_figure
+    from edgeprune.draw import draw_comparison, save_figure, title_of
     from edgeprune.graph import edge_names
     from edgeprune.store import load_saved
     from edgeprune.true_circuits import load_true, nearest
     from tracr_bridge import report
 
-    _check_outputs(options.out, picture=options.out)
+    as_page = options.out.suffix.lower() == ".html"
+    _check_outputs(options.out, picture=None if as_page else options.out)
     saved = load_saved(options.circuit / "circuit.json" if options.circuit.is_dir() else options.circuit)
     found = saved.circuit
     true = () if options.against is None else load_true(options.against, found.ablation)
-    comparison = nearest(found, true) if true else None
-    title = _title(saved, len(true))
-    save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
+    comparison, title = nearest(found, true) if true else None, title_of(saved, len(true))
+    if as_page:
+        from tracr_bridge.circuit_page import facts_of, write_circuit_page
+
+        write_circuit_page(saved, options.out, title=title, true=true, facts=facts_of(options.circuit))
+    else:
+        save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
     if options.json:
         drawn: dict[str, Any] = {"picture": str(options.out.resolve()), "edges": found.names()}
         drawn["exact"] = None if comparison is None else comparison.exact
@@ -334,15 +339,8 @@ def draw(options: argparse.Namespace) -> bool:
             drawn |= {name: edge_names(found.graph, getattr(comparison, name)) for name in ("missing", "extra")}
             drawn["true_circuits"] = len(true)
         print(report.as_json(drawn), file=options.output)
-    _say_where("picture", options.out, options)
+    _say_where("page" if as_page else "picture", options.out, options)
     return comparison is None or comparison.exact
-
-
-def _title(saved: "SavedCircuit", true: int) -> str:
-    """What a picture is of, in names: a folder goes by its own, whatever it lies in."""
-    model = Path(saved.model).name if Path(saved.model).is_absolute() else saved.model
-    against = f"against {'the true circuit' if true == 1 else f'the nearest of {true} true circuits'}" if true else ""
-    return ", ".join(filter(None, (model, f"{saved.circuit.ablation} ablation", saved.method.get("name"), against)))
 
 
 def convert(options: argparse.Namespace) -> bool:
