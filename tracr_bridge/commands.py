@@ -91,10 +91,11 @@ def truth(options: argparse.Namespace) -> bool:
     from tracr_bridge.known import known
 
     _use_one_thread()
-    as_folder = options.save is not None and options.save.suffix != ".json"
-    if as_folder and os.path.lexists(options.save):
-        raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
-    _check_outputs(options.save)
+    save: Path | None = options.save
+    folder = None if save is None or save.suffix == ".json" else save
+    if folder is not None and os.path.lexists(folder):
+        raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(folder)!r}")
+    _check_outputs(save)
     given = known(_subject(options), seed=options.seed, progress=True)
     found = given.truth(ablation)
     said = report.truth_json(found, given.name)
@@ -102,14 +103,14 @@ def truth(options: argparse.Namespace) -> bool:
         print(report.as_json(said), file=options.output)
     else:
         report.print_truth(found, given.name, given.doc)
-    if as_folder:
-        _save_truth(found, given, said, options.save)
-    elif options.save is not None:
+    if folder is not None:
+        _save_truth(found, given, said, folder)
+    elif save is not None:
         from edgeprune.store import save_circuit
 
-        save_circuit(report.saved_truth(found, given.name), options.save)
-    if options.save is not None:
-        _say_where("certificate", options.save, options)
+        save_circuit(report.saved_truth(found, given.name), save)
+    if save is not None:
+        _say_where("certificate", save, options)
     return True
 
 

@@ -1,8 +1,8 @@
 """What a run will take, against what runs took."""
 
 import json
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
