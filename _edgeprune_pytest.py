@@ -9,7 +9,7 @@ import argparse
 import ast
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from glob import glob
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 if TYPE_CHECKING:
+    from edgeprune.errors import EdgePruneError
     from edgeprune.graph import Ablation
     from tracr_bridge.program import Program
     from tracr_bridge.suite import Suite
@@ -29,6 +30,7 @@ _ABLATIONS: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "
 _METHOD = "edge-pruning-minimax"
 _SUITE = pytest.StashKey["Suite"]()
 _FILES = pytest.StashKey[frozenset[Path]]()
+_LOADED = pytest.StashKey[dict[Path, "dict[str, Program]"]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -111,14 +113,60 @@ def _suite(config: pytest.Config) -> "Suite":
         import torch
 
         from edgeprune.errors import UnknownMethod
+        from edgeprune.user_code import told
         from tracr_bridge.suite import Suite
 
         torch.set_num_threads(1)  # compiled models are too small for threads to pay
         try:
-            config.stash[_SUITE] = Suite(config.option.circuit_method, seconds=config.option.circuit_timeout)
+            config.stash[_SUITE] = Suite(
+                config.option.circuit_method, seconds=config.option.circuit_timeout, load=partial(_find, config)
+            )
         except UnknownMethod as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(told(error)) from error
     return config.stash[_SUITE]
+
+
+# Programs by name
+
+
+def _load(config: pytest.Config, path: Path) -> "dict[str, Program]":
+    """The programs of a file, the same ones at every call.
+
+    Raises:
+        ProgramFileError: it holds none, or cannot be imported.
+    """
+    from tracr_bridge.catalogue import load_file
+
+    loaded = config.stash.setdefault(_LOADED, {})
+    if path.resolve() not in loaded:
+        loaded[path.resolve()] = load_file(path)
+    return loaded[path.resolve()]
+
+
+def _find(config: pytest.Config, name: str) -> "Program":
+    """The program of that name: one that is collected here, else as the command line has it.
+
+    Raises:
+        UnknownProgram: there is none, or more than one here.
+        ProgramFileError: a file that may declare it cannot be imported.
+    """
+    from edgeprune.errors import UnknownProgram
+    from tracr_bridge.catalogue import load_program
+
+    own = sorted(file for file in _program_files(config) if file.parent != _shipped())
+    if ".py" in name:
+        return load_program(name)
+    naming = [file for file in own if name in file.read_text(errors="replace")]
+    found = {file: programs[name] for file in naming if name in (programs := _load(config, file))}
+    if len(found) > 1:
+        raise UnknownProgram(f"Expected one program {name!r}; it is declared in {' and '.join(map(str, found))}")
+    try:
+        return next(iter(found.values())) if found else load_program(name)
+    except UnknownProgram as error:
+        searched = ", ".join(
+            str(file.relative_to(config.rootpath)) for file in own if file.is_relative_to(config.rootpath)
+        )
+        raise UnknownProgram(f"{error}; nor is there one in {searched or 'programs/*.py here'}") from None
 
 
 # Collection
@@ -220,13 +268,13 @@ class ProgramFile(pytest.File):
 
     def collect(self) -> "Iterator[ProgramTests]":
         """One collector a program."""
-        from edgeprune.errors import ProgramFileError, printable
-        from tracr_bridge.catalogue import load_file
+        from edgeprune.errors import ProgramFileError
+        from edgeprune.user_code import told
 
         try:
-            programs = load_file(self.path)
+            programs = _load(self.config, self.path)
         except ProgramFileError as error:
-            raise self.CollectError(printable(str(error))) from error
+            raise self.CollectError(told(error, "\n")) from error
         for name, program in sorted(programs.items()):  # the processes of xdist agree, whatever a set is walked in
             yield ProgramTests.from_parent(self, name=name, program=program)
 
@@ -237,25 +285,42 @@ class ProgramTests(pytest.Collector):
     def __init__(self, *, program: "Program", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.program = program
+        self.tellers: dict[str, Check] = {}
+        """The test that fails where a stage does: compiling (no name), or certifying under an ablation (its name)."""
+
+        self._faults: dict[str, EdgePruneError | None] = {}
+
+    def fault(self, stage: str) -> "EdgePruneError | None":
+        """What is wrong with a stage that several tests begin with."""
+        from edgeprune.errors import EdgePruneError
+
+        if stage not in self._faults:
+            suite, self._faults[stage] = _suite(self.config), None
+            try:
+                suite.truth(self.program, stage) if stage else suite.compiled(self.program)  # pyright: ignore
+            except EdgePruneError as error:
+                self._faults[stage] = error
+        return self._faults[stage]
 
     def collect(self) -> "Iterator[Check]":
         """`verify`, `truth[ablation]` and `recovery[ablation-method-seed]`."""
         suite, program = _suite(self.config), self.program
         spec = f"{self._written_path()}:{program.name}"
-        yield self._check("verify", partial(suite.check_verify, program))
+        yield self._check("verify", [""], partial(suite.check_verify, program))
         ablations: list[Ablation] = self.config.option.circuit_ablation or ["zero", "resample"]
         for ablation in dict.fromkeys(ablations):
-            yield self._check(f"truth[{ablation}]", partial(suite.check_truth, program, ablation))
+            stages = ["", ablation]
+            yield self._check(f"truth[{ablation}]", stages, partial(suite.check_truth, program, ablation))
             for seed in range(self.config.option.circuit_seeds):
                 run = partial(suite.check_recovery, program, ablation, seed=seed, spec=spec)
-                item = self._check(f"recovery[{ablation}-{suite.method}-seed{seed}]", run)
+                item = self._check(f"recovery[{ablation}-{suite.method}-seed{seed}]", stages, run)
                 if seed > 0:
                     item.add_marker("sweep")
                 yield item
 
-    def _check(self, name: str, run: Callable[[], None]) -> "Check":
+    def _check(self, name: str, stages: Sequence[str], run: Callable[[], None]) -> "Check":
         # Spelt out, for pytest itself takes what stands in brackets for no part of an item's name.
-        return Check.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", run=run)
+        return Check.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", stages=stages, run=run)
 
     def _written_path(self) -> Path:
         """The file as a user in the directory of the run would write it."""
@@ -266,56 +331,91 @@ class ProgramTests(pytest.Collector):
 class Check(pytest.Item):
     """One check of one program."""
 
-    def __init__(self, *, run: Callable[[], None], **kwargs: Any) -> None:
+    def __init__(self, *, stages: Sequence[str], run: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._run = run
+        self.stages, self._run = stages, run
+
+    @property
+    def tests(self) -> ProgramTests:
+        """Those of its program."""
+        assert isinstance(self.parent, ProgramTests)
+        return self.parent
 
     def runtest(self) -> None:
-        """Run it; a program on which nothing could fail under this ablation is skipped, with the reason."""
-        from edgeprune.errors import DegenerateProgram, printable
+        """Run it.
 
-        try:
-            self._run()
-        except DegenerateProgram as error:
-            if self.name == "verify":
-                raise
-            pytest.skip(printable(str(error)))
+        A program on which nothing could fail under this ablation is skipped, with the reason. One that cannot be
+        compiled, or certified, fails in the first test of a run that would, and is skipped in the others.
+        """
+        from edgeprune.errors import DegenerateProgram
+
+        for stage in self.stages:
+            error = self.tests.fault(stage)
+            if isinstance(error, DegenerateProgram) and self.name != "verify":
+                pytest.skip(str(error))
+            if error is not None:
+                teller = self.tests.tellers[stage]
+                if teller is self:
+                    raise error
+                pytest.skip(f"{self.tests.name} is broken, as {self.tests.name}::{teller.name} says")
+        self._run()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The message alone where it says everything, else the traceback."""
-        from edgeprune.errors import EdgePruneError, MethodError, printable
+        from edgeprune.errors import EdgePruneError
+        from edgeprune.user_code import told
         from tracr_bridge.suite import CheckFailed
 
-        error = excinfo.value
-        if isinstance(error, MethodError) and error.__cause__ is not None:
-            return super().repr_failure(excinfo)  # the method's own traceback is what its author needs
-        plain = isinstance(error, CheckFailed | EdgePruneError)
-        return printable(str(error)) if plain else super().repr_failure(excinfo)
+        if isinstance(excinfo.value, CheckFailed | EdgePruneError):
+            return told(excinfo.value, "\n")
+        return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """The program's file, and the check by name."""
         return self.path, None, f"{self.parent.name if self.parent else ''}::{self.name}"
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Choose, of the tests that run, those that say what is wrong with a program."""
+    for item in session.items:
+        if isinstance(item, Check):
+            for stage in item.stages:
+                item.tests.tellers.setdefault(stage, item)
+
+
 # For hand-written tests
+
+
+def _asked(config: pytest.Config, what: str, usage: str) -> Callable[..., Any]:
+    from tracr_bridge.hand_written import Asked
+
+    return Asked(getattr(_suite(config), what), usage)
 
 
 @pytest.fixture(scope="session")
 def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`compiled(program)`: the `Compiled` of a program, given as such or as the command line names it."""
-    return _suite(request.config).compiled
+    """`compiled(program)`: the `Compiled` of a program, given as such or by name."""
+    return _asked(request.config, "compiled", "compiled(program)")
 
 
 @pytest.fixture(scope="session")
 def truth(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """`truth(program, ablation)`: its certified `Truth`."""
-    return _suite(request.config).truth
+    return _asked(request.config, "truth", "truth(program, ablation)")
 
 
 @pytest.fixture(scope="session")
 def recover(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """`recover(program, ablation, seed=0)`: the `Assessment` of what the method under test finds."""
-    return _suite(request.config).recover
+    return _asked(request.config, "recover", "recover(program, ablation, seed=0)")
+
+
+@pytest.fixture
+def program() -> None:
+    """The program of a test that is marked `programs(name, ...)`, which runs once for each name."""
+    from tracr_bridge.hand_written import USAGE
+
+    pytest.fail(f"Expected {USAGE}; the test has no such mark", pytrace=False)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -323,10 +423,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("programs")
     if marker is None:
         return
-    if "program" not in metafunc.fixturenames or not marker.args:
-        test = metafunc.definition.nodeid
-        raise pytest.UsageError(f"Expected @pytest.mark.programs(name, ...) on a test with an argument program; {test}")
-    metafunc.parametrize("program", marker.args)
+    from tracr_bridge.hand_written import USAGE, misuse
+
+    if fault := misuse(marker, metafunc, partial(_find, metafunc.config)):
+        pytest.fail(f"{metafunc.definition.nodeid}: Expected {USAGE}; {fault}", pytrace=False)
+    named = dict.fromkeys(marker.args)
+    metafunc.parametrize("program", named, ids=[each if isinstance(each, str) else each.name for each in named])
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

@@ -60,7 +60,7 @@ def main() -> None:
         plans = [plan(replace(question, gpu_memory=memory, gpus=gpus), progress=True) for memory, gpus in GPUS]
     stacks = {}
     for config.num_hidden_layers in DEPTHS:
-        cost = step_cost(config, INPUTS, question.tokens, precision=question.precision)
+        cost = step_cost(config, INPUTS, plans[0].tokens, precision=question.precision)
         stacks[config.num_hidden_layers] = cost.memory / cost.stack
     masks_s = seconds_of_masks()
     if options.json:

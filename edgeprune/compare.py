@@ -378,4 +378,5 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found)
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
     method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
+    method |= {"signed": True} if found.strength is not found.scores else {}
     return row, SavedCircuit(circuit, scores, config.model, method, versions(), bench.subject.model.family)

@@ -12,7 +12,7 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation
 from edgeprune.masks import edge_exists
-from edgeprune.metrics import kl_divergence
+from edgeprune.metrics import kl_divergence, not_negative
 from edgeprune.model import MaskedModel
 
 SPARSITY: Final = "sparsity: the share of all edges that are removed"
@@ -83,4 +83,4 @@ def evaluate(
         sums += torch.stack([torch.where(scored, each.double(), 0).sum() for each in measured])
         count += int(scored.sum())
     kl, metric, exact_match, accuracy = (sums / count).tolist()
-    return Evaluation(kl, metric, exact_match, accuracy, kept, 1 - kept / total)
+    return Evaluation(not_negative(kl), metric, exact_match, accuracy, kept, 1 - kept / total)

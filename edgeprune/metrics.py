@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 ATOL: Final = 1e-2
 """Largest difference before decoding that counts as the same output."""
 
+_ROUNDING: Final = 1e-4
+"""Nats that rounding takes from a divergence, at the most."""
+
 _AT_ONCE: Final = 2**22
 """Logits that are compared at a time."""
 
@@ -62,6 +65,11 @@ def logit_difference(
     answer = target.argmax(-1, keepdim=True).expand(*outputs.shape[:-1], 1)
     others = outputs.shape[-1] - 1
     return (outputs.gather(-1, answer)[..., 0] - outputs.mean(-1)) * (1 + 1 / max(1, others))
+
+
+def not_negative(divergence: float) -> float:
+    """A divergence that rounding left below 0, where it is least, as 0; another one, or NaN, as it is."""
+    return 0.0 if -_ROUNDING < divergence <= 0 else divergence
 
 
 def scored_mean(

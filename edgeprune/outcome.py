@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edgeprune.methods.edge_pruning.pressure import LossTolerance, Penalty, SparsityTarget
+from edgeprune.metrics import not_negative
 from edgeprune.store import SavedCircuit
 
 NEAR: Final = 0.02
@@ -57,7 +58,7 @@ def outcome(
         polished: whether it was polished, which ends with as many edges as were asked for, or fewer that do as well.
     """
     edges, total = len(saved.circuit), saved.circuit.graph.total
-    loss, examples = (None, None) if judged is None else judged
+    loss, examples = (None, None) if judged is None else (not_negative(judged[0]), judged[1])
     if isinstance(pressure, LossTolerance):
         assert loss is not None
         missed = ""

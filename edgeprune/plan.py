@@ -21,6 +21,9 @@ GIGABYTE: Final = 10**9
 _USABLE: Final = 0.95
 """Share of a GPU's memory that is counted on: some goes to its runtime, some is lost between blocks."""
 
+TOKENS: Final = 72
+"""Of an input, where neither the question nor the model says otherwise."""
+
 _MOST_GPUS: Final = 4096
 
 
@@ -38,8 +41,8 @@ class Question:
     batch: int = 32
     """Inputs a step."""
 
-    tokens: int = 72
-    """Tokens of an input."""
+    tokens: int | None = None
+    """Tokens of an input; 72, or as many as the model takes where it takes fewer, unless given."""
 
     predictions: int = 1
     """Tokens of an input whose logits are compared."""
@@ -69,13 +72,13 @@ class Question:
         faults = [
             f"{name} > 0, got {getattr(self, name)}"
             for name in ("batch", "tokens", "predictions", "gpu_memory", "steps", "judged", "tflops")
-            if not 0 < getattr(self, name) < math.inf
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf
         ]
         if not 0 <= self.sparsity <= 1:
             faults.append(f"0 <= sparsity <= 1, got {self.sparsity}")
         if self.gpus is not None and self.gpus < 1:
             faults.append(f"gpus > 0, got {self.gpus}")
-        if self.predictions > self.tokens:
+        if self.tokens is not None and self.predictions > self.tokens:
             faults.append(f"predictions <= tokens, got {self.predictions} and {self.tokens}")
         if faults:
             raise ConfigError(f"Expected {'; '.join(faults)}")
@@ -84,6 +87,9 @@ class Question:
 @dataclass(frozen=True)
 class Plan:
     """The answer; memory is of one GPU, in bytes."""
+
+    tokens: int
+    """Of an input."""
 
     parameters: int
     sources: int
@@ -142,13 +148,16 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         ModelError: the model's configuration cannot be had, or is of another kind.
     """
     config, known = load_config(question.model), dict[int, StepCost]()
+    tokens = question.tokens or min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+    if question.predictions > tokens:
+        raise ConfigError(f"Expected predictions <= tokens, got {question.predictions} and {tokens}")
     room = _USABLE * question.gpu_memory * GIGABYTE
     with tqdm(desc="steps without memory", disable=None if progress else True) as bar:
 
         def cost(inputs: int) -> StepCost:
             if inputs not in known:
                 known[inputs] = step_cost(
-                    config, inputs, question.tokens, predictions=question.predictions, precision=question.precision
+                    config, inputs, tokens, predictions=question.predictions, precision=question.precision
                 )
                 bar.update()
             return known[inputs]
@@ -166,13 +175,14 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
     polishing = circuits * math.ceil(question.judged / gpus) * one.masked_operations / (question.tflops * 1e12)
     seconds = question.steps * parts * inputs * one.operations / (question.tflops * 1e12)
     return Plan(
+        tokens=tokens,
         parameters=one.parameters,
         sources=one.sources,
         edges=one.edges,
-        stack_per_token=one.stack // question.tokens,
-        model_flops_per_token=one.plain_operations / question.tokens,
+        stack_per_token=one.stack // tokens,
+        model_flops_per_token=one.plain_operations / tokens,
         mixing_flops_per_token=2 * one.edges * one.width,
-        step_flops_per_token=one.operations / question.tokens,
+        step_flops_per_token=one.operations / tokens,
         fits=weights + step <= room,
         gpus=gpus,
         inputs_at_a_time=inputs,
@@ -187,6 +197,21 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         polish_circuits=circuits,
         polish_hours=polishing / 3600,
     )
+
+
+def amount(count: float, unit: str) -> str:
+    """A count of bytes or operations with the largest prefix up to giga of which there is one."""
+    prefix, size = next(((name, size) for name, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= size), ("", 1))
+    return f"{count / size:,.1f} {prefix}{unit}"
+
+
+def duration(hours: float) -> str:
+    """A time in the largest unit of which there is one, so that none is printed as 0."""
+    seconds = hours * 3600
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.2f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _fewest(enough: Callable[[int], bool]) -> int:

@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BufferedReader
@@ -111,6 +111,16 @@ class SavedCircuit:
     family: str = ""
     """The kind of checkpoint, as `config.json` names it; empty where that is not known."""
 
+    certificate: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What was proved of the model's true circuits, as `report.certificate_json` has it; empty where nothing was."""
+
+    @property
+    def true(self) -> tuple[Circuit, ...]:
+        """Circuits that count as true: all that the certificate lists, or, without one, the circuit itself."""
+        listed = self.certificate.get("circuits", ())
+        edges = [frozenset(map(Edge.parse, names)) for names in listed]
+        return tuple(replace(self.circuit, edges=each) for each in edges) or (self.circuit,)
+
 
 def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
     """Write a circuit as JSON, as `SCHEMA` has it: nodes and edges by name.
@@ -129,12 +139,13 @@ def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
         "scores": {str(edge): score for edge, score in saved.scores.items()},
         "method": dict(saved.method),
         "versions": dict(saved.versions),
+        "certificate": dict(saved.certificate),
         "graph": {
             "sources": [str(node) for node in graph.sources],
             "destinations": [str(node) for node in graph.destinations],
         },
     }
-    optional = ("model", "family", "scores", "method", "versions")
+    optional = ("model", "family", "scores", "method", "versions", "certificate")
     content = {name: value for name, value in content.items() if value or name not in optional}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -165,10 +176,13 @@ def load_saved(path: Path) -> SavedCircuit:
         scores = {Edge.parse(name): float(score) for name, score in content.get("scores", {}).items()}
         for edge in scores:
             graph.position(edge)
-    except GraphError as error:
+        more = {name: content.get(name, {}) for name in ("method", "versions", "certificate")}
+        saved = SavedCircuit(circuit, scores, content.get("model", ""), family=content.get("family", ""), **more)
+        if not saved.method and circuit not in saved.true:
+            raise GraphError("it was certified, and is not among the circuits of its certificate")
+    except (GraphError, OverflowError) as error:
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {error}") from error
-    named = {name: content[name] for name in ("model", "family", "method", "versions") if name in content}
-    return SavedCircuit(circuit, scores, **named)
+    return saved
 
 
 def load_json(path: Path, what: str = "a circuit's file", error: type[EdgePruneError] = CircuitFileError) -> Any:

@@ -26,3 +26,8 @@ def seconds(text: str) -> float:
     if not found > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
     return found
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in words: 1 seed, 2 seeds."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

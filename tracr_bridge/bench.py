@@ -27,6 +27,7 @@ from edgeprune.measures import Behaviour, best_threshold, nodes_of, overlap, roc
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
 from edgeprune.store import UnwritableFile, versions, write_text
+from edgeprune.user_code import told
 from tracr_bridge.known import Known, find, known
 from tracr_bridge.program import Program
 from tracr_bridge.recover import assess
@@ -273,7 +274,7 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
         made_of["constructs"] = list(given.constructs)
     except Exception as error:  # whatever a user's program does
         outcome = "refused" if isinstance(error, DegenerateProgram) else "broken"
-        reason = str(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
+        reason = told(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
         ended: Row = {"outcome": outcome, "reason": reason, "seconds": {"compile": _since(start)}}
         yield from (head | ended for head in heads.values())
         return
@@ -299,7 +300,7 @@ def _certified(given: Known, ablation: Ablation) -> Truth | Row:
     except DegenerateProgram as refused:
         return {"outcome": "refused", "reason": str(refused)}
     except EdgePruneError as error:  # a checkpoint whose circuit is not true on this machine
-        return {"outcome": "broken", "reason": str(error)}
+        return {"outcome": "broken", "reason": told(error)}
 
 
 def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:
@@ -311,7 +312,7 @@ def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:
         took = _since(start)
         return _row(given, truth, found) | {"seconds": {"discover": took}}
     except Exception as error:  # a method of one's own that breaks its contract, or one of ours that breaks down
-        reason = str(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
+        reason = told(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
         return {"outcome": "failed", "reason": reason, "seconds": {"discover": _since(start)}}
 
 

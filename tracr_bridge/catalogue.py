@@ -12,6 +12,7 @@ from types import MappingProxyType, ModuleType
 from typing import Final
 
 from edgeprune.errors import ProgramFileError, UnknownProgram
+from edgeprune.user_code import at, place_of
 from tracr_bridge.program import Program
 
 SHIPPED: Final = Path(__file__).resolve().parent.parent / "programs"
@@ -68,9 +69,11 @@ def load_file(path: Path) -> dict[str, Program]:
     try:
         location.loader.exec_module(module)
     except SyntaxError as error:
-        raise ProgramFileError(f"{path} is not Python: line {error.lineno}: {error.msg}") from error
+        message = f"{path} is not Python: line {error.lineno}: {error.msg}"
+        raise at(ProgramFileError(message), place_of(error)) from error
     except (Exception, SystemExit) as error:  # whatever a user's file raises
-        raise ProgramFileError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        message = f"{path} cannot be imported: {type(error).__name__}: {error}"
+        raise at(ProgramFileError(message), place_of(error)) from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     with tokenize.open(path) as file:  # in the encoding that the file declares

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from edgeprune.errors import EdgePruneError, one_line
 from edgeprune.graph import ABLATIONS
+from edgeprune.user_code import told
 from tracr_bridge import commands, language_options
 from tracr_bridge.arguments import count, seconds, seed
 
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with aside, _stopped_by_signals():
             return 0 if run(options) else 1
     except EdgePruneError as error:
-        print(f"edgeprune: {one_line(error)}", file=sys.stderr)
+        print(f"edgeprune: {' '.join(told(error).split())}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
@@ -182,12 +183,15 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
         metavar="FILE.html",
         help="write a page that opens offline, to look at every edge",
     )
-    recover.add_argument("--save", type=Path, metavar="FILE.json", help="write the circuit that was found")
+    recover.add_argument(
+        "--save", type=Path, metavar="FILE.json", help="write the circuit that was found, and all true ones"
+    )
     truth.add_argument(
         "--save",
         type=Path,
-        metavar="DIR",
-        help="write the certificate as a folder, which check_certificate.py checks, unless it is of a trained model",
+        metavar="FILE.json",
+        help="write all true circuits and their certificate in one file, which draw, convert and score.py take; any "
+        "other name makes a folder, which check_certificate.py checks, unless it is of a trained model",
     )
     return parser
 
@@ -215,14 +219,19 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     draw = add("draw", "draw a saved circuit, alone or against another", commands.draw)
     draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote, or the folder of a run")
     draw.add_argument(
-        "-o", "--out", type=Path, metavar="PICTURE", required=True, help="the file to draw (.svg, .png or .pdf)"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="PICTURE",
+        required=True,
+        help="the file to draw: .svg, .png or .pdf, or .html, a page with filters by score, node and path",
     )
     draw.add_argument(
         "--against",
         type=Path,
         metavar="TRUE",
-        help="what counts as true: a circuit's file, or the folder of a certificate, of whose circuits the nearest "
-        "counts; see truth --save",
+        help="what counts as true: what truth --save wrote, or recover --save (its truth, not what was found), or an "
+        "exported checkpoint, of whose true circuits the nearest counts; or any other circuit's file",
     )
     convert = add("convert", "turn a circuit's file into another tool's, or back", commands.convert)
     convert.add_argument("file", type=Path, metavar="FILE", help="what to read")

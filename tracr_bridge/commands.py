@@ -11,7 +11,6 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
 
 if TYPE_CHECKING:
-    from edgeprune.graph import Circuit
     from edgeprune.store import SavedCircuit
     from tracr_bridge.known import Asked, Known
     from tracr_bridge.recover import Recovery
@@ -92,9 +91,11 @@ def truth(options: argparse.Namespace) -> bool:
     from tracr_bridge.known import known
 
     _use_one_thread()
-    if options.save is not None and os.path.lexists(options.save):
-        raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(options.save)!r}")
-    _check_outputs(options.save)
+    save: Path | None = options.save
+    folder = None if save is None or save.suffix == ".json" else save
+    if folder is not None and os.path.lexists(folder):
+        raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(folder)!r}")
+    _check_outputs(save)
     given = known(_subject(options), seed=options.seed, progress=True)
     found = given.truth(ablation)
     said = report.truth_json(found, given.name)
@@ -102,9 +103,14 @@ def truth(options: argparse.Namespace) -> bool:
         print(report.as_json(said), file=options.output)
     else:
         report.print_truth(found, given.name, given.doc)
-    if options.save is not None:
-        _save_truth(found, given, said, options.save)
-        _say_where("certificate", options.save, options)
+    if folder is not None:
+        _save_truth(found, given, said, folder)
+    elif save is not None:
+        from edgeprune.store import save_circuit
+
+        save_circuit(report.saved_truth(found, given.name), save)
+    if save is not None:
+        _say_where("certificate", save, options)
     return True
 
 
@@ -318,51 +324,34 @@ def export(options: argparse.Namespace) -> bool:
 
 def draw(options: argparse.Namespace) -> bool:
     """`edgeprune draw`."""
-    from edgeprune.draw import draw_comparison, save_figure
+    from edgeprune.draw import draw_comparison, save_figure, title_of
     from edgeprune.folders import circuit_file
-    from edgeprune.graph import compare
+    from edgeprune.graph import edge_names
     from edgeprune.store import load_saved
+    from edgeprune.true_circuits import load_true, nearest
     from tracr_bridge import report
 
-    _check_outputs(options.out, picture=options.out)
+    as_page = options.out.suffix.lower() == ".html"
+    _check_outputs(options.out, picture=None if as_page else options.out)
     saved = load_saved(circuit_file(options.circuit))
     found = saved.circuit
-    comparison = None
-    if options.against is not None:
-        comparisons = [compare(found, true) for true in _true_circuits(options.against)]
-        comparison = min(comparisons, key=lambda each: len(each.missing) + len(each.extra))
-    title = ", ".join(filter(None, (saved.model, f"{found.ablation} ablation", saved.method.get("name"))))
-    save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
+    true = () if options.against is None else load_true(options.against, found.ablation)
+    comparison, title = nearest(found, true) if true else None, title_of(saved, len(true))
+    if as_page:
+        from tracr_bridge.circuit_page import facts_of, write_circuit_page
+
+        write_circuit_page(saved, options.out, title=title, true=true, facts=facts_of(options.circuit))
+    else:
+        save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
     if options.json:
-        exact = None if comparison is None else comparison.exact
-        drawn = {"picture": str(options.out.resolve()), "edges": found.names(), "exact": exact}
+        drawn: dict[str, Any] = {"picture": str(options.out.resolve()), "edges": found.names()}
+        drawn["exact"] = None if comparison is None else comparison.exact
+        if comparison is not None:
+            drawn |= {name: edge_names(found.graph, getattr(comparison, name)) for name in ("missing", "extra")}
+            drawn["true_circuits"] = len(true)
         print(report.as_json(drawn), file=options.output)
-    _say_where("picture", options.out, options)
+    _say_where("page" if as_page else "picture", options.out, options)
     return comparison is None or comparison.exact
-
-
-def _true_circuits(path: Path) -> "list[Circuit]":
-    """The circuit of a file or of a run's folder; of the folder of a certificate, all that it lists."""
-    from edgeprune.folders import circuit_file
-    from edgeprune.graph import Circuit, Edge
-    from edgeprune.store import CircuitFileError, load_circuit, load_json
-
-    first = load_circuit(circuit_file(path))
-    certificate, truth = path / "certificate.json", path / "truth.json"
-    if not os.path.lexists(certificate) and not os.path.lexists(truth):
-        return [first]
-    try:
-        listed = (
-            load_json(certificate)["claims"]["circuits"]
-            if os.path.lexists(certificate)
-            else load_json(truth)["certificate"]["circuits"]
-        )
-        found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed]
-    except (AttributeError, KeyError, TypeError, EdgePruneError) as error:
-        raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; it is damaged: {error}") from error
-    if first not in found:
-        raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; that of circuit.json is not among them")
-    return found
 
 
 def convert(options: argparse.Namespace) -> bool:
@@ -385,6 +374,10 @@ def convert(options: argparse.Namespace) -> bool:
     differs = saved.circuit.ablation == "zero" and {options.source, options.target} != {"circuit"}
     if options.target != "circuit" and (saved.model or saved.method or saved.versions):
         losses.append(formats.NO_ORIGIN)
+    if options.target != "circuit" and saved.certificate:
+        losses.append(formats.NO_CERTIFICATE)
+        if not saved.method and len(saved.true) > 1:
+            losses.append(formats.ONE_CIRCUIT)
     losses = list(dict.fromkeys(losses))
     if options.json:
         said = {"circuit": str(options.out.resolve()), "losses": losses} | ({"note": ZERO} if differs else {})
@@ -403,7 +396,7 @@ def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]
     if options.source == "circuit":
         if options.like is not None or options.ablation is not None:
             raise EdgePruneError("Expected neither --like nor --ablation: a circuit of ours says what both would say")
-        return load_saved(options.file), []
+        return load_saved(options.file / "circuit.json" if options.file.is_dir() else options.file), []
     like = load_saved(options.like).circuit if options.like is not None else None
     named: str | None = options.ablation or (like.ablation if like is not None else None)
     if named is None:

@@ -20,6 +20,7 @@ from tracr.transformer.model import Transformer
 
 from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedProgram
+from edgeprune.user_code import at, place_of
 from tracr_bridge.model import TracrModel
 from tracr_bridge.optimised import check_haiku
 from tracr_bridge.program import (
@@ -58,16 +59,15 @@ _UNCOMPILABLE: Final[dict[type[rasp.RASPExpr], str]] = {
 
 
 class _Reason(NamedTuple):
-    """Why Tracr cannot compile an expression."""
+    """Why Tracr cannot compile the expression `name`.
+
+    It breaks `rule`, once, however many inputs show it; the first that does is `got`, and the line that raised `place`.
+    """
 
     name: str
-    """Of the expression."""
-
     rule: str
-    """What it breaks; each expression breaks a rule once, however many inputs show it."""
-
     got: str = ""
-    """The first value that breaks it."""
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def _assemble(program: Program) -> AssembledTransformerModel:
         wide = _Tables(program).wide_aggregates() if "could not broadcast" in str(error) else []
         if wide:
             raise _unsupported(program, wide) from error
-        raise UnsupportedProgram(f"Tracr cannot compile {program.name}: {described(error)}") from error
+        message = f"Tracr cannot compile {program.name}: {described(error)}"
+        raise at(UnsupportedProgram(message), place_of(error, program.build)) from error
 
 
 @contextmanager
@@ -220,11 +221,12 @@ def _tokens(
 
 
 def _unsupported(program: Program, reasons: Sequence[_Reason]) -> UnsupportedProgram:
-    first: dict[tuple[str, str], str] = {}
-    for name, rule, got in reasons:
-        first.setdefault((name, rule), got)
-    listed = "; ".join(f"{name}: {rule}" + (f"; got {got}" if got else "") for (name, rule), got in first.items())
-    return UnsupportedProgram(f"Tracr cannot compile {program.name}: {listed}")
+    first: dict[tuple[str, str], _Reason] = {}
+    for reason in reasons:
+        first.setdefault(reason[:2], reason)
+    listed = "; ".join(f"{name}: {rule}" + (f"; got {got}" if got else "") for name, rule, got, _ in first.values())
+    message = f"Tracr cannot compile {program.name}: {listed}"
+    return at(UnsupportedProgram(message), *(reason.place for reason in first.values()))
 
 
 def _static_reasons(program: Program) -> list[_Reason]:
@@ -386,8 +388,8 @@ class _Tables:
                 results.append(function(*values))
             except (Exception, SystemExit) as error:  # whatever a user's lambda raises
                 if not (isinstance(error, ArithmeticError) and _is_ignored(expression, values)):
-                    shown = ", ".join(map(repr, values))
-                    self.reasons.append(_Reason(expression.name, _RAISES, f"{described(error)} on ({shown})"))
+                    got = f"{described(error)} on ({', '.join(map(repr, values))})"
+                    self.reasons.append(_Reason(expression.name, _RAISES, got, place_of(error, function)))
         return results
 
 

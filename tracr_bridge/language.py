@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeprune.graph import parse_ablation
+from tracr_bridge.arguments import counted
 
 if TYPE_CHECKING:
     from edgeprune.methods.edge_pruning.config import PruningConfig
@@ -147,7 +148,9 @@ def sweep(options: argparse.Namespace) -> bool:
         for target, kl in found.curve.items()
     ]
     head = ("target", "sparsity", "KL, nats", "accuracy", "IoU of seeds", "edges of all seeds")
-    report.print_table(f"{config.model} on {config.task}, {config.ablation}, {options.seeds} seeds", head, rows)
+    report.print_table(
+        f"{config.model} on {config.task}, {config.ablation}, {counted(options.seeds, 'seed')}", head, rows
+    )
     print(SPARSITY)
     _print_note(config)
     print(f"picture: {(options.out / 'sweep.svg').resolve()}")
@@ -217,26 +220,29 @@ def plan(options: argparse.Namespace) -> bool:
     if options.json:
         print(report.as_json(asdict(found)), file=options.output)
         return found.fits
-    gigabytes = {name: f"{getattr(found, name) / planning.GIGABYTE:.1f} GB" for name in ("weights", "step", "memory")}
+    size = {name: planning.amount(getattr(found, name), "B") for name in ("weights", "step", "memory")}
     rows = [
         ("parameters", f"{found.parameters:,}"),
         ("sources, edges", f"{found.sources:,}, {found.edges:,}"),
-        ("what sources write, a token", f"{found.stack_per_token / 1e6:.1f} MB"),
-        ("forward of the model, a token", f"{found.model_flops_per_token / 1e9:.1f} GFLOP"),
-        ("mixing all edges once, a token", f"{found.mixing_flops_per_token / 1e9:.1f} GFLOP"),
-        ("a step, a token", f"{found.step_flops_per_token / 1e9:.1f} GFLOP"),
+        ("what sources write, a token", planning.amount(found.stack_per_token, "B")),
+        ("forward of the model, a token", planning.amount(found.model_flops_per_token, "FLOP")),
+        ("mixing all edges once, a token", planning.amount(found.mixing_flops_per_token, "FLOP")),
+        ("a step, a token", planning.amount(found.step_flops_per_token, "FLOP")),
         ("GPUs", f"{found.gpus}" if found.fits else f"{found.gpus}, which is not enough"),
         (
             "inputs at a time on each",
             f"{found.inputs_at_a_time} (--parts {found.parts}; {found.most_inputs} would fit)",
         ),
-        ("weights on each", gigabytes["weights"]),
-        ("a step on each", gigabytes["step"]),
-        ("together", f"{gigabytes['memory']} of {question.gpu_memory:g} GB"),
-        (f"{question.steps:,} steps of {question.batch} inputs", f"{found.hours:.2f} h at {question.tflops:g} TFLOP/s"),
-        (f"--polish, {found.polished_edges:,} edges", _polishing(found, question)),
+        ("weights on each", size["weights"]),
+        ("a step on each", size["step"]),
+        ("together", f"{size['memory']} of {question.gpu_memory:g} GB"),
+        (
+            f"{counted(question.steps, 'step')} of {counted(question.batch, 'input')}",
+            f"{planning.duration(found.hours)} at {question.tflops:g} TFLOP/s",
+        ),
+        (f"--polish, {counted(found.polished_edges, 'edge')}", _polishing(found, question)),
     ]
-    title = f"{question.model}, {question.tokens} tokens, {question.precision}"
+    title = f"{question.model}, {counted(found.tokens, 'token')}, {question.precision}"
     report.print_rows(title, rows)
     return found.fits
 
@@ -244,7 +250,10 @@ def plan(options: argparse.Namespace) -> bool:
 def _polishing(found: "Plan", question: "Question") -> str:
     if not found.polish_fits:
         return "too many: a mask is held without each of them"
-    most = f"{found.polish_circuits:,} circuits on {question.judged:,} inputs, {found.polish_hours:.2f} h, at the most"
+    from edgeprune.plan import duration
+
+    what = f"{counted(found.polish_circuits, 'circuit')} on {counted(question.judged, 'input')}"
+    most = f"{what}, {duration(found.polish_hours)}, at the most"
     return f"the last round is {most}; there are several"
 
 

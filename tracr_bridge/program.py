@@ -15,6 +15,7 @@ from tracr.compiler.compiling import COMPILER_BOS, COMPILER_PAD
 from tracr.rasp import causal_eval, rasp
 
 from edgeprune.errors import DegenerateProgram, InterpreterError, InvalidProgram
+from edgeprune.user_code import at, place_of
 
 Tokens = tuple[Any, ...]
 
@@ -123,9 +124,12 @@ class Program:
             return [list(interpreter.evaluate(expression, list(tokens))) for expression in expressions]
         except (Exception, SystemExit) as error:  # whatever a user's lambda raises
             name = "its output" if interpreter.failed is None else interpreter.failed.name
-            raise InterpreterError(
-                f"RASP's interpreter raises in {name} of {self.name}, on input {list(tokens)}: "
-                f"{described(error)}; {_remedy(interpreter, error)}"
+            raise at(
+                InterpreterError(
+                    f"RASP's interpreter raises in {name} of {self.name}, on input {list(tokens)}: "
+                    f"{described(error)}; {_remedy(interpreter, error)}"
+                ),
+                place_of(error, function_of(interpreter.failed) or self.build),
             ) from error
 
     def check(self) -> None:
@@ -134,9 +138,9 @@ class Program:
         Raises:
             InvalidProgram: there are any; the message lists them all.
         """
-        faults = _declaration_faults(self) + _expression_faults(self)
-        if faults:
-            raise InvalidProgram(f"{self.name} cannot be used: {'; '.join(faults)}")
+        built, place = _expression_faults(self)
+        if faults := _declaration_faults(self) + built:
+            raise at(InvalidProgram(f"{self.name} cannot be used: {'; '.join(faults)}"), place)
 
     def domain(self, *, budget: int, seed: int) -> Domain:
         """All valid inputs if they fit the budget, else a seeded sample of that size.
@@ -172,9 +176,8 @@ class Program:
         try:
             return bool(self.valid(tokens))
         except (Exception, SystemExit) as error:  # whatever a user's function raises
-            raise InvalidProgram(
-                f"{self.name} cannot be used: `valid` raises {described(error)} on {list(tokens)}"
-            ) from error
+            message = f"{self.name} cannot be used: `valid` raises {described(error)} on {list(tokens)}"
+            raise at(InvalidProgram(message), place_of(error, self.valid)) from error
 
     def _sample_drawn(self, budget: int, seed: int) -> tuple[Tokens, ...]:
         """Distinct valid sequences, as many of each length, drawn without listing the domain."""
@@ -260,6 +263,12 @@ def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
             "nothing could fail on it: widen vocab, max_seq_len or `valid`, or change what it computes"
         )
     return outputs
+
+
+def function_of(expression: rasp.RASPExpr | None) -> Callable[..., Any] | None:
+    """The function that a user gave an expression; None where it is one that Tracr made."""
+    function = getattr(expression, "f", None) or getattr(expression, "predicate", None)
+    return None if getattr(function, "__module__", "") == rasp.__name__ else function
 
 
 def _as_int(value: Any) -> Any:
@@ -362,13 +371,15 @@ def _declaration_faults(program: Program) -> list[str]:
     return faults
 
 
-def _expression_faults(program: Program) -> list[str]:
+def _expression_faults(program: Program) -> tuple[list[str], str]:
+    """What is wrong with the expression, and where: the line that raises, else that of the declaration."""
+    declared = place_of(InvalidProgram(), program.build)
     try:
         expression: object = program._expression  # pyright: ignore[reportPrivateUsage]
     except (Exception, SystemExit) as error:  # whatever a user's function raises
-        return [f"building it raises {described(error)}"]
+        return [f"building it raises {described(error)}"], place_of(error, program.build)
     if not isinstance(expression, rasp.SOp):
-        return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"]
+        return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"], declared
     if any(isinstance(inner, rasp.TokensType) for inner in expressions_of(expression)):
-        return []
-    return ["it never reads rasp.tokens, so that its output cannot depend on the input's tokens"]
+        return [], ""
+    return ["it never reads rasp.tokens, so that its output cannot depend on the input's tokens"], declared

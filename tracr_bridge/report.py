@@ -90,12 +90,24 @@ def recovery_json(recovery: Recovery) -> dict[str, Any]:
     }
 
 
+def saved_truth(truth: Truth, model: str) -> SavedCircuit:
+    """All true circuits and their certificate, as `save_circuit` takes them; `circuit` is the smallest."""
+    return SavedCircuit(truth.circuit, model=model, versions=versions(), certificate=_saved_certificate(truth))
+
+
+def _saved_certificate(truth: Truth) -> dict[str, Any]:
+    structural = edge_names(truth.circuit.graph, truth.structural)
+    return certificate_json(truth.certificate) | {"structural": structural, "others_matter": truth.others_matter}
+
+
 def saved_circuit(recovery: Recovery) -> SavedCircuit:
-    """The circuit found, with its scores and what found it, as `save_circuit` takes it."""
+    """The circuit found, with its scores, what found it, and the truth, as `save_circuit` takes it."""
     circuit, name = recovery.discovery.circuit, recovery.method
     method = {"name": name, "seed": recovery.seed, "config": configuration(name)}
+    method |= {"signed": True} if recovery.discovery.signed else {}
     scores = scores_by_edge(recovery.discovery.scores, circuit.graph)
-    return SavedCircuit(circuit, scores, model=recovery.name, method=method, versions=versions())
+    certificate = _saved_certificate(recovery.assessment.truth)
+    return SavedCircuit(circuit, scores, recovery.name, method, versions(), certificate=certificate)
 
 
 def verification_json(verification: Verification, program: str) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Final
 
-from edgeprune.graph import Ablation, edge_names
+from edgeprune.errors import UnknownProgram
+from edgeprune.graph import Ablation, edge_names, parse_ablation
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
 from tracr_bridge import check_certificate
@@ -38,10 +40,17 @@ class Suite:
     Args:
         method: a name of the registry, or `package.module:function`.
         seconds: how long one discovery may take.
+        load: finds the program of a name.
     """
 
-    def __init__(self, method: str = "edge-pruning-minimax", *, seconds: float = float("inf")) -> None:
-        self.method, self._seconds = method, seconds
+    def __init__(
+        self,
+        method: str = "edge-pruning-minimax",
+        *,
+        seconds: float = float("inf"),
+        load: Callable[[str], Program] = load_program,
+    ) -> None:
+        self.method, self._seconds, self._load = method, seconds, load
         self._discover = find_method(method)
         self._compiled: dict[Program, Compiled] = {}
         self._truths: dict[tuple[Program, Ablation], Truth] = {}
@@ -50,9 +59,14 @@ class Suite:
         """The compiled program.
 
         Raises:
-            EdgePruneError: the program is unusable.
+            EdgePruneError: there is no such program, or it is unusable.
         """
-        program = load_program(program) if isinstance(program, str) else program
+        program = self._load(program) if isinstance(program, str) else program
+        if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever a test passes
+            raise UnknownProgram(
+                f"Expected a program, its name or path/to/file.py:name; got {type(program).__name__}: a function is a "
+                "program once @rasp_program(vocab=..., max_seq_len=...) stands above it"
+            )
         program.check()  # what has faults may have no hash
         if program not in self._compiled:
             self._compiled[program] = compile_program(program)
@@ -62,9 +76,10 @@ class Suite:
         """Its certified truth.
 
         Raises:
+            UnknownAblation: there is no such ablation.
             DegenerateProgram: nothing could fail on it under this ablation.
         """
-        compiled = self.compiled(program)
+        ablation, compiled = parse_ablation(ablation), self.compiled(program)
         key = (compiled.program, ablation)
         if key not in self._truths:
             self._truths[key] = certify(compiled, ablation)

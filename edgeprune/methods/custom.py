@@ -1,6 +1,7 @@
 """A discovery method of one's own, named `package.module:function`, held to the same contract as ours."""
 
 import importlib
+import inspect
 import random
 import signal
 import sys
@@ -22,6 +23,7 @@ from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.masks import edge_exists
 from edgeprune.methods.method import Discovery, Method, Record, Snapshot, keep_above
 from edgeprune.model import MaskedModel
+from edgeprune.user_code import at, place_of
 
 
 def load_method(spec: str) -> Method:
@@ -45,9 +47,9 @@ def load_method(spec: str) -> Method:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever importing a user's module raises, sys.exit among it
-        raise UnknownMethod(
-            f"Expected a method package.module:function; {spec!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        message = f"Expected a method package.module:function; {spec!r} cannot be imported: {why}"
+        raise at(UnknownMethod(message), place_of(error)) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UnknownMethod(f"Expected a function {function_name!r} in module {module_name!r}; there is none")
@@ -66,7 +68,8 @@ def _adapt(function: Callable[..., Any], name: str) -> Method:
         except (MethodError, Overtime, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # whatever a user's method raises, sys.exit and pytest.skip among it
-            raise MethodError(f"Method {name} raised {type(error).__name__}: {error}") from error
+            message = f"Method {name} raised {type(error).__name__}: {error}"
+            raise at(MethodError(message), place_of(error, inspect.unwrap(function))) from error
 
     return discover
 

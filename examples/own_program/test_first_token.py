@@ -2,7 +2,7 @@
 
 import pytest
 
-PROGRAM = "programs/first_token.py:first_token"
+PROGRAM = "first_token"  # the one in programs/; "path/to/file.py:name" names one that lies elsewhere
 
 
 @pytest.mark.programs(PROGRAM)

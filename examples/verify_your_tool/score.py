@@ -1,10 +1,12 @@
 """Score a list of edges against the known circuit of an exported checkpoint. Needs nothing of edgeprune.
 
     python score.py CHECKPOINT --ablation resample --edges found.txt    what your tool found, an edge a line
+    python score.py TRUTH.json --edges found.txt                        against what `edgeprune truth --save` wrote
     python score.py CHECKPOINT --check                                  run the checkpoint on its whole domain
     python score.py CHECKPOINT --check --lens                           the same as TransformerLens loads it
 
-CHECKPOINT is a folder that `edgeprune export` made. Scoring reads its circuit.json alone; --check loads the model and
+CHECKPOINT is a folder that `edgeprune export` made; edges may also come in a circuit's file, as `edgeprune recover
+--save` and `edgeprune prune` write it. Scoring reads its circuit.json alone; --check loads the model and
 its tokenizer with plain transformers, or with TransformerLens 4, and compares what it says with what the program that
 it was made from says. Exit status 0: the edges are a true circuit, or the model says what it should; 1: they are not,
 or it does not; 3: they are none of the circuits that are listed, which may not be all; 2: bad input.
@@ -15,7 +17,31 @@ import json
 import sys
 from pathlib import Path
 
-FORMAT = "edgeprune export 3"
+FORMAT, SAVED = "edgeprune export 3", "edgeprune circuit 1"
+
+
+def stage(node: str) -> tuple[int, int]:
+    """When a node is computed: embeddings, then each layer's heads before its MLP, then logits."""
+    name = node.partition(".")[0]
+    if name[1:].isdecimal():
+        return int(name[1:]), int(name[0] == "m")
+    return (10**9, 0) if name == "logits" else (-1, 0)
+
+
+def of_truth(content: dict) -> tuple[dict, str]:
+    """The content of a file of `edgeprune truth --save` as that of a checkpoint, and its ablation."""
+    certificate, graph, ablation = content["certificate"], content["graph"], content["ablation"]
+    pairs = [(source, reader) for reader in graph["destinations"] for source in graph["sources"]]
+    edges = [f"{source}->{reader}" for source, reader in pairs if stage(source) < stage(reader)]
+    known = {"edges": certificate["circuits"][0], "certificate": certificate}
+    # Where edges that are not structural matter too, as to a norm, a circuit that has some may be true and not listed.
+    return {"graph": {"edges": edges}, "structural": certificate["structural"], "circuits": {ablation: known}}, ablation
+
+
+def read_edges(path: Path) -> set[str]:
+    """Edges in a text, one a line, or in a circuit's file."""
+    text = path.read_text(encoding="utf-8-sig")
+    return set(json.loads(text)["edges"] if text.lstrip().startswith("{") else text.split())
 
 
 def score(content: dict, ablation: str, found: set[str]) -> int:
@@ -76,24 +102,33 @@ def main() -> int:
     """Score edges, or check the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--ablation", default="resample", choices=("zero", "mean", "resample"))
-    parser.add_argument("--edges", type=Path, metavar="FILE", help="an edge a line, such as embed->a0.h0.v")
+    parser.add_argument(
+        "--ablation", choices=("zero", "mean", "resample"), help="(default: resample, or that of TRUTH.json)"
+    )
+    parser.add_argument("--edges", type=Path, metavar="FILE", help="an edge a line, such as embed->a0.h0.v, or JSON")
     parser.add_argument("--check", action="store_true", help="run the model on its whole domain")
     parser.add_argument("--lens", action="store_true", help="with --check: load it with TransformerLens")
     options = parser.parse_args()
     if options.check == (options.edges is not None) or (options.lens and not options.check):
         parser.error("expected --edges FILE, or --check, and --lens with the latter alone")
     try:
-        content = json.loads((options.checkpoint / "circuit.json").read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            parser.error(f"expected a file of format {FORMAT!r}; got {content['format']!r}")
+        file = options.checkpoint if options.checkpoint.is_file() else options.checkpoint / "circuit.json"
+        content, ablation = json.loads(file.read_text(encoding="utf-8")), options.ablation or "resample"
+        if content["format"] == SAVED and "certificate" in content and not options.check:
+            content, ablation = of_truth(content)
+            if options.ablation not in (None, ablation):
+                parser.error(f"expected --ablation {ablation}, as {str(file)!r} has it; got {options.ablation}")
+        elif content["format"] != FORMAT:
+            parser.error(f"expected a file of format {FORMAT!r}, or of `edgeprune truth --save FILE.json`")
         if options.check:
             return 0 if check(options.checkpoint, content, lens=options.lens) else 1
-        found = set(options.edges.read_text(encoding="utf-8-sig").split())
+        found = read_edges(options.edges)
+        if not found:
+            parser.error(f"expected edges in {str(options.edges)!r}, one a line, such as embed->a0.h0.v; it has none")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         said = f"{type(error).__name__}: {error}"
         parser.error(f"expected a folder that `edgeprune export` made, and a text file in UTF-8; {said}")
-    return score(content, options.ablation, found)
+    return score(content, ablation, found)
 
 
 if __name__ == "__main__":

@@ -218,6 +218,23 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "edges", "sparsity", "says"),
+    [
+        ("acdc", 23, 25, 0.5, ("25, not 23", "50.0%")),
+        ("acdc", 23, 23, 0.5, ("23", "50.0%")),
+        ("eap", 46, 46, 0.0, ("46", "0.0%, not 50.0%")),  # Edge Pruning missed its sparsity, and set the size
+        ("edge-pruning", 46, 46, 0.0, ("46", "0.0%, not 50.0%")),
+        ("edge-pruning-polished", 23, 20, 0.56, ("20, not 23", "56.0%")),
+        ("edge-pruning-minimax", 7, 7, 0.85, ("7", "85.0%")),
+    ],
+)
+def test_a_size_that_is_another_than_the_one_asked_for_is_said_in_the_table(method, asked, edges, sparsity, says):
+    target = 0.0 if method == "edge-pruning-minimax" else 0.5
+    row = Row(method, 6, target, asked, 1.0, 1, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, edges, sparsity))
+    assert cells("gp", [row])[1][2:4] == says
+
+
 # What is refused
 
 
@@ -356,7 +373,8 @@ def test_a_sparsity_that_is_missed_is_told(capsys, run, tmp_path):
     assert main(asked) == 1
     shown, missed = capsys.readouterr()
     assert "1 of 3 circuits missed the sparsity" in missed and "edge-pruning 0.5 (0.000)" in missed
-    assert "0.0%, not 50.0%" in (tmp_path / "out" / "compare.md").read_text() and "edge-pruning" in shown
+    table = (tmp_path / "out" / "compare.md").read_text()
+    assert "0.0%, not 50.0%" in table and "edge-pruning" in shown and "0.0%, not" in shown.replace("\n", " ")
     assert main([*asked, "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert {row["method"]: row["missed"] for row in said["rows"]} == {

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -137,6 +138,34 @@ def test_the_command_prints_it(capsys, folder):
     assert main(["plan", "--model", str(folder), "--tokens", "16", "--sparsity", "0.9"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"--polish, {round(0.1 * found['edges'])} edges the last round is" in said
+
+
+def test_of_a_model_with_few_places_no_more_tokens_are_planned_unless_asked_for(folder, tmp_path, capsys):
+    assert plan(Question(model=str(folder))).tokens == 64  # it has 64 places
+    config = SHAPES["llama"].to_dict() | {"max_position_embeddings": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert plan(Question(model=str(tmp_path))).tokens == 72
+    with pytest.raises(ConfigError, match="predictions <= tokens, got 65 and 64"):
+        plan(Question(model=str(folder), predictions=65))
+    assert main(["plan", "--model", str(folder), "--steps", "1", "--batch", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "64 tokens" in said and "1 step of 1 input " in said
+    assert not {"0.00 h", "0.0 GB", "0.0 MB", "0.0 GFLOP"} & {" ".join(two) for two in pairwise(said.split())}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.00034, "0.00034 s"),
+        (59.4, "59 s"),
+        (60, "1.00 min"),
+        (3599, "59.98 min"),
+        (3600, "1.00 h"),
+        (36e5, "1,000.00 h"),
+    ],
+)
+def test_a_time_is_never_printed_as_none(seconds, says):
+    assert planning.duration(seconds / 3600) == says
 
 
 def test_a_circuit_that_is_too_large_to_polish_is_told(folder, capsys, monkeypatch):

@@ -73,7 +73,7 @@ def test_the_example_with_a_program_of_ones_own_passes(pytester, loaded):
             "programs/first_token.py::first_token::truth[[]zero] PASSED*",
             "programs/first_token.py::first_token::recovery[[]zero-edge-pruning-minimax-seed0] PASSED*",
             "programs/first_token.py::first_token::truth[[]resample] PASSED*",
-            "test_first_token.py::*from_the_positions[[]programs/first_token.py:first_token-resample] PASSED*",
+            "test_first_token.py::*from_the_positions[[]first_token-resample] PASSED*",
         ],
         consecutive=False,
     )
@@ -274,3 +274,108 @@ def test_unequal_circuits_say_which_edges_they_differ_in(pytester):
             "*only right: pos->m0",
         ]
     )
+
+
+BROKEN = PROGRAM.replace("is_a", "broken").replace('token == "a"', "{'a': 1}[token]")
+
+
+def test_a_broken_program_is_told_once_with_its_line_whichever_of_its_tests_run(pytester, run):
+    pytester.makepyfile(**{"programs/broken": BROKEN})
+    for chosen, teller in ((), "verify"), (("-k", "recovery"), "recovery[[]zero"), (("-k", "truth"), "truth[[]zero]"):
+        result = run(*chosen, "-rfs", "programs/broken.py")
+        assert result.parseoutcomes()["failed"] == 1 and "passed" not in result.parseoutcomes()
+        lines = [line for line in result.stdout.lines if line.endswith("narrow the domain with `valid`")]
+        assert len({*lines}) == 1 and lines[0].startswith("RASP's interpreter raises in broken of broken")
+        place = "programs/broken.py, line 7: return rasp.Map(lambda token: {'a': 1}[[]token], rasp.tokens).named(*"
+        result.stdout.fnmatch_lines([place, f"FAILED programs/broken.py::broken::{teller}*"])
+        assert len(result.stdout.lines) < 25
+    result = run("-rs", "programs/broken.py")
+    result.assert_outcomes(failed=1, skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED*broken is broken, as broken::verify says*"])
+
+
+def test_a_method_that_raises_is_told_in_few_lines(pytester, run):
+    code = "import torch\n\ndef inner(x):\n    return x[7]\n\ndef bad(model, dataset, ablation, *, seed):\n"
+    pytester.makepyfile(raising=code + "    return inner(torch.zeros(3))\n")
+    result = run("--circuit-method=raising:bad")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["Method raising:bad raised IndexError: *", "raising.py, line 4: return x[[]7]"])
+    assert len(result.stdout.lines) < 25 and "Traceback" not in result.stdout.str()
+
+
+MINE = """
+import pytest
+
+@pytest.mark.programs("is_a", "hist")
+def test_mine(truth, compiled, program):
+    assert truth(program, "zero").circuit.edges
+    assert compiled(program).program.name == program
+
+def test_by_name(recover):
+    assert recover("is_a", "zero").found
+"""
+
+
+def test_a_program_of_ones_own_is_known_by_its_name_to_the_mark_and_to_fixtures(pytester, run):
+    pytester.makepyfile(test_mine=MINE)
+    result = run("test_mine.py", "-v")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["test_mine.py::test_mine[[]is_a] PASSED*", "test_mine.py::test_mine[[]hist] PASSED*"])
+    # It goes before one of the toolkit's, and is the one that is collected.
+    pytester.makepyfile(**{"programs/hist": PROGRAM.replace("is_a", "hist")})
+    pytester.makepyfile(
+        test_mine="def test_mine(compiled, request):\n"
+        "    own = [item.tests.program for item in request.session.items if item.name == 'verify']\n"
+        "    assert compiled('hist').program in own and compiled('hist').program.max_seq_len == 2\n"
+    )
+    run("-k", "test_mine or verify").assert_outcomes(passed=3, deselected=4)
+    pytester.makepyfile(**{"programs/other": PROGRAM.replace("is_a", "hist")})
+    result = run("test_mine.py")
+    result.stdout.fnmatch_lines(["E *Expected one program 'hist'; it is declared in */hist.py and */other.py"])
+
+
+WRONG_MARKS = {
+    "programs": "got no name",
+    "programs()": "got no name",
+    "programs(['is_a'])": "got ['is_a'], which is neither a name nor a program",
+    "programs(names='is_a')": "got the keyword names",
+    "programs('is_b')": "got 'is_b': There is no program 'is_b' in the catalogue*programs/is_a.py",
+    "programs('hist', 'gone.py:x')": "got 'gone.py:x': Expected a Python file with programs; there is no file",
+    "programs('hist')\n@pytest.mark.parametrize('program', [1])": "the test is parametrized with program besides",
+}
+
+
+def test_a_mark_that_is_used_wrongly_is_told_in_one_line(pytester, run):
+    for number, mark in enumerate(WRONG_MARKS):
+        test = f"import pytest\n@pytest.mark.{mark}\ndef test_mine(program): pass\n"
+        pytester.makepyfile(**{f"test_mark_{number}": test})
+    result = run()
+    result.assert_outcomes(errors=len(WRONG_MARKS))
+    usage = "::test_mine: Expected @pytest.mark.programs(name, ...) on a test with an argument program, *"
+    told = [f"*{number}.py{usage}{says}*" for number, says in enumerate(WRONG_MARKS.values())]
+    result.stdout.fnmatch_lines([line.replace("[", "[[]") for line in told])
+    assert "pluggy/" not in result.stdout.str() and len(result.stdout.lines) < 12 + 4 * len(WRONG_MARKS)
+
+
+def test_fixtures_that_are_used_wrongly_say_how_they_are_used(pytester, run):
+    pytester.makepyfile(
+        """
+        def test_attribute(truth): truth.circuit
+        def test_arguments(truth): truth("is_a")
+        def test_ablation(truth): truth("is_a", "noise")
+        def test_function(compiled): compiled(lambda: 3)
+        def test_mark(program): pass
+        """
+    )
+    result = run("-k", "test_")
+    result.assert_outcomes(failed=4, errors=1, deselected=3)
+    result.stdout.fnmatch_lines_random(
+        [
+            "E *Expected a call, truth(program, ablation); got .circuit of the fixture itself",
+            "E *Expected truth(program, ablation); missing a required argument: 'ablation'",
+            "E *Expected an ablation among zero, mean, resample; got 'noise'",
+            "E *Expected a program, its name or path/to/file.py:name; got function: *",
+            "Expected @pytest.mark.programs(name, ...) on a test *; the test has no such mark",
+        ]
+    )
+    assert "suite.py" not in result.stdout.str()

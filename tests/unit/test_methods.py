@@ -21,7 +21,7 @@ from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import DISTANCES, Objective, draw_pairs
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
-from edgeprune.metrics import ATOL, kl_divergence, scored_mean
+from edgeprune.metrics import ATOL, kl_divergence, not_negative, scored_mean
 
 
 def draw_batch(dataset, size):
@@ -132,6 +132,13 @@ def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compile
     values = objective(wrong, batch)
     assert float(values[0]) == pytest.approx(0, abs=1e-6)
     assert 0 < float(values[1]) < float(values[2])
+
+
+@pytest.mark.parametrize(
+    ("divergence", "said"), [(-1e-8, 0.0), (-0.0, 0.0), (1e-8, 1e-8), (-0.5, -0.5), (math.nan, math.nan)]
+)
+def test_a_divergence_that_rounding_left_below_nothing_is_nothing(divergence, said):
+    assert str(not_negative(divergence)) == str(said)
 
 
 def test_divergence_is_from_the_full_model_to_the_circuit():

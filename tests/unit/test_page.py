@@ -1,5 +1,6 @@
 """The report, in a browser: it loads offline without a complaint, and hover, sliders and switches do what they say."""
 
+import json
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -9,11 +10,15 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 from edgeprune.ablation import Ablator
-from edgeprune.graph import Edge
+from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import mask_of
+from edgeprune.store import SavedCircuit, save_circuit
+from tracr_bridge import circuit_page
 from tracr_bridge.catalogue import load_program
+from tracr_bridge.cli import main
 from tracr_bridge.compile import compile_program
 from tracr_bridge.page import _view, write_page
 from tracr_bridge.recover import recover_under
@@ -221,3 +226,132 @@ def test_nothing_is_loaded_from_elsewhere(recoveries, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "src=" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+# A circuit that was saved, such as that of a run on a language model
+
+GRAPH = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
+KEPT = ("embed->a0.h0.v", "a0.h0->m0", "m0->logits", "embed->a0.h1.q", "a0.h1->a1.h0.k", "a1.h0->logits")
+
+
+def a_run(folder, *, graph=GRAPH, kept=KEPT, scores=True):
+    """The folder of a run: a circuit whose edges score highest."""
+    circuit = Circuit(graph, "resample", frozenset(map(Edge.parse, kept)))
+    marks = {edge: 1.0 if edge in circuit.edges else 0.01 * n for n, edge in enumerate(graph.edges)}
+    method = {"name": "edge-pruning", "seed": 0}
+    save_circuit(SavedCircuit(circuit, marks if scores else {}, "/a/folder/of/gpt2", method), folder / "circuit.json")
+    (folder / "run.json").write_text(
+        json.dumps({"format": "…", "config": {"model": "/a/folder/of/gpt2", "task": "ioi"}})
+    )
+    (folder / "outcome.json").write_text(json.dumps({"sparsity": 0.8125, "reached": True}))
+    return circuit
+
+
+@pytest.fixture
+def page_of(browser, tmp_path, capsys):
+    """Open the page that `edgeprune draw` makes of a run."""
+
+    def page_of(*more, status=0, **made):
+        a_run(tmp_path, **made)
+        assert main(["draw", str(tmp_path), "-o", str(tmp_path / "run.html"), *more]) == status
+        browser.get((tmp_path / "run.html").as_uri())
+        assert browser.get_log("browser") == []
+        return browser
+
+    return page_of
+
+
+def shown(browser):
+    """The edges that are drawn, by name."""
+    hits = browser.find_elements(By.CSS_SELECTOR, "#circuit .hit:not(.none)")
+    return {hit.get_attribute("aria-label") for hit in hits}
+
+
+def choose(browser, node, *, paths):
+    Select(browser.find_element(By.ID, "node")).select_by_visible_text(node)
+    box = browser.find_element(By.ID, "paths")
+    if box.is_selected() != paths:
+        box.click()
+
+
+@in_browser
+def test_a_run_has_a_page_with_filters_by_score_node_and_path(page_of):
+    browser = page_of()
+    assert shown(browser) == {*KEPT} and drawn(browser, "kept") == len(KEPT)
+    assert browser.title == "gpt2, resample ablation, edge-pruning"  # a name, and no folder
+    assert text(browser, "verdict") == "found by edge-pruning: 6 edges"
+    body = browser.find_element(By.TAG_NAME, "body").text
+    assert "ioi" in body and "0.8125" in body and f"6 of {GRAPH.total} edges are kept" in body
+    # By node: what it reads and writes; by path: what lies on a path through it, and nothing beside.
+    for node, own, through in (
+        ("a1.h0", {*KEPT[4:]}, {*KEPT[3:]}),
+        ("m0", {*KEPT[1:3]}, {*KEPT[:3]}),
+        ("embed", {KEPT[0], KEPT[3]}, {*KEPT}),
+        ("logits", {KEPT[2], KEPT[5]}, {*KEPT}),
+        ("m1", set(), set()),
+    ):
+        choose(browser, node, paths=False)
+        assert shown(browser) == own
+        choose(browser, node, paths=True)
+        assert shown(browser) == through and text(browser, "shown") == f"{len(through)} edges are shown"
+        assert text(browser, "verdict") == "found by edge-pruning: 6 edges"  # the circuit is the same
+    browser.find_element(By.ID, "found").click()
+    assert shown(browser) == {*KEPT} and text(browser, "shown") == ""
+    browser.find_element(By.CSS_SELECTOR, "#circuit .node[aria-label='m0']").click()
+    assert Select(browser.find_element(By.ID, "node")).first_selected_option.text == "m0"
+    # By score, with a filter at once.
+    threshold = browser.find_element(By.ID, "threshold")
+    threshold.send_keys(Keys.HOME)
+    choose(browser, "m1", paths=False)
+    assert shown(browser) == {str(e) for e in GRAPH.edges if "m1" in (str(e.source), str(e.destination))}
+    assert text(browser, "verdict") == f"at this threshold: {GRAPH.total} edges"
+    threshold.send_keys(Keys.END)
+    assert shown(browser) == set() and text(browser, "verdict") == "at this threshold: 0 edges"
+    assert browser.get_log("browser") == []
+
+
+@in_browser
+def test_sliders_show_their_value_from_the_start_and_edges_have_arrowheads(page_of, opened, recoveries):
+    browser = page_of()
+    below = 0.01 * max(n for n, edge in enumerate(GRAPH.edges) if str(edge) not in KEPT)
+    assert text(browser, "threshold-says") == f"score above {significant(below)}"
+    assert not browser.find_element(By.ID, "step").is_displayed()
+    line = browser.find_element(By.CSS_SELECTOR, "#circuit .line.kept")
+    assert 'url("#head-kept")' in line.value_of_css_property("marker-end")
+    assert browser.execute_script("return document.querySelector('#head-kept path').getBBox().width") == 10
+    ends = browser.execute_script(
+        "return [...document.querySelectorAll('.line:not(.none)')].map(l => l.getPointAtLength(l.getTotalLength()).y)"
+    )
+    bottoms = browser.execute_script("return data.nodes.map(node => node.y + 13)")
+    assert {round(end) for end in ends} <= set(bottoms)  # where the tip of an arrowhead is
+    browser = opened("edge-pruning-minimax")
+    assert text(browser, "step-says") == str(recoveries("edge-pruning-minimax")[0].discovery.snapshots[-1].step)
+    assert text(browser, "threshold-says").startswith(("score above ", "as found"))
+
+
+@in_browser
+def test_a_truth_beside_a_run_tells_what_is_missing_and_a_group_is_told(page_of, tmp_path):
+    true = tmp_path / "true.json"
+    save_circuit(Circuit(GRAPH, "resample", frozenset(map(Edge.parse, [*KEPT[1:], "embed->m1"]))), true)
+    browser = page_of("--against", str(true), status=1)
+    assert (drawn(browser, "true"), drawn(browser, "missing"), drawn(browser, "extra")) == (5, 1, 1)
+    assert text(browser, "verdict") == "found by edge-pruning: 6 edges, 1 missing, 1 extra"
+    grouped = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)
+    browser = page_of(graph=grouped, kept=("embed->a0.h1.k", "a0.h3->logits"), scores=False)
+    assert not browser.find_element(By.ID, "threshold").is_displayed()  # there are no scores
+    said = said_of(browser, "embed->a0.h1.k")
+    assert said == ["embed->a0.h1.k", "kept", "a0.h1.k is read by a0.h2, a0.h3, which share it", "score: none"]
+    choose(browser, "a0.h3", paths=True)
+    assert shown(browser) == {"embed->a0.h1.k", "a0.h3->logits"}
+
+
+def test_of_many_edges_the_page_has_the_circuit_and_those_that_score_highest(tmp_path, monkeypatch):
+    monkeypatch.setattr(circuit_page, "MOST_EDGES", 10)
+    a_run(tmp_path)
+    assert main(["draw", str(tmp_path), "-o", str(tmp_path / "run.html")]) == 0
+    page = (tmp_path / "run.html").read_text()
+    data = json.loads(page.partition('<script type="application/json" id="data">')[2].partition("</script>")[0])
+    others = [str(edge) for edge in GRAPH.edges if str(edge) not in KEPT][-4:]
+    assert {edge["name"] for edge in data["edges"]} == {*KEPT, *others}
+    assert f"6 of {GRAPH.total} edges are kept. The page has these and the 4 that score highest" in page
+    assert "src=" not in page and "http" not in page.replace("http://www.w3.org/2000/svg", "")
