@@ -30,8 +30,8 @@ class Allowed:
     columns: int | None = None
     """If given, the last axis may be as long as 0 to this instead."""
 
-    least: float = -math.inf
-    most: float = math.inf
+    least: int | float = -math.inf
+    most: int | float = math.inf
 
     def fault(self, value: Tensor) -> str | None:
         """What is wrong with a value, in words; None if nothing is."""
