@@ -38,6 +38,15 @@ def nothing(model, dataset, ablation, *, seed):
     return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
 """
 
+RECORDS = """
+import torch
+
+def nothing(model, dataset, ablation, *, seed):
+    with open("seeds.txt", "a") as file:
+        file.write(f"{ablation} {seed}\\n")
+    return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+"""
+
 
 @pytest.fixture(scope="session")
 def loaded(compiled, recover):
@@ -212,3 +221,10 @@ def test_unequal_circuits_say_which_edges_they_differ_in(pytester):
             "*only right: pos->m0",
         ]
     )
+
+
+def test_every_seed_that_is_asked_for_reaches_the_method_and_so_does_the_method_that_is_named(run, pytester):
+    pytester.makepyfile(my_methods=RECORDS)
+    result = run("--circuit-method=my_methods:nothing", "--circuit-seeds=3", "-k", "recovery")
+    result.assert_outcomes(failed=3, deselected=2)
+    assert (pytester.path / "seeds.txt").read_text().splitlines() == ["zero 0", "zero 1", "zero 2"]
