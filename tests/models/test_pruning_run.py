@@ -466,9 +466,7 @@ def test_a_run_prunes_against_means_of_the_training_split(config, tmp_path, monk
     assert len(seen) == 2
 
 
-def test_the_seed_is_that_of_the_run_and_the_data_seed_that_of_the_examples(
-    config, tmp_path, monkeypatch
-):
+def test_the_seed_is_that_of_the_run_and_the_data_seed_that_of_the_examples(config, tmp_path, monkeypatch):
     seen, make, begin = [], subjects.make_examples, pruning_run.Pruning
 
     def examples(*given, seed):

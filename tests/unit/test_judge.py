@@ -191,19 +191,26 @@ def test_fingerprints_tell_apart_what_differs_in_a_bit(compiled):
 
 
 class OffOnOne(Stub):
-    """Off by 1 under the mask of a number, on the one pair of that number, and right under a mask of -1."""
+    """Off under the mask of a number, on the one pair of that number, and right under a mask of -1.
 
-    def __init__(self, count: int, *, many: bool) -> None:
-        super().__init__(torch.zeros(1, 1))
-        self._count, self._many = count, many
+    By how much, single precision says, and double precision after it.
+    """
+
+    def __init__(self, count: int, *, many: bool, off=(1.0, 1.0), double: bool = False) -> None:
+        super().__init__(torch.zeros(1, 1), double=double)
+        self._count, self._many, self._offs = count, many, off
+
+    @property
+    def in_double(self) -> "OffOnOne":
+        return OffOnOne(self._count, many=self._many, off=self._offs, double=True)
 
     def __call__(self, tokens, mask=None, ablated=None, positions=None):
-        outputs = torch.zeros(*tokens.shape, 1)
+        outputs = torch.zeros(*tokens.shape, 1, dtype=self._kind())
         if mask is None:
             return outputs
         other = tokens if ablated is None else ablated[0, ..., 0].long()
         number = self._count * tokens + other if self._many else tokens
-        return (number == mask[..., 0, 0][..., None, None]).float()[..., None]
+        return (self._offs[self._double] * (number == mask[..., 0, 0][..., None, None]).to(self._kind()))[..., None]
 
 
 SIZES = {"as they are": {}, "odd ones": {"_PAIRS": 100, "_ROWS": 9000}, "many": {"_FIRST": 10, "_PAIRS": 300}}
@@ -300,3 +307,13 @@ def test_under_resampling_inputs_are_compared_with_those_of_their_own_length():
     of_two.group[2:] = 1
     judge = Judge(OfLength(torch.zeros(4, 4)), of_two, "resample", atol=ATOL)
     assert bool(judge.edges_agree([torch.ones(1, 1)], torch.ones(1, 1, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("chunk", [1024, 300, 7])
+def test_each_pair_that_is_close_is_run_again_in_double_precision(monkeypatch, chunk):
+    monkeypatch.setattr("tracr_bridge.judge._PAIRS", chunk)
+    masks = torch.arange(-1, 256).float()[:, None, None]
+    for single, double in ((ATOL - 1e-4, ATOL + 1e-4), (ATOL + 1e-4, ATOL - 1e-4)):
+        judge = Judge(OffOnOne(16, many=True, off=(single, double)), dataset(16), "resample", atol=ATOL)
+        assert judge.reproduces(masks).tolist() == [True] + [double <= ATOL] * 256
+        assert judge.differences(masks).tolist() == pytest.approx([0.0] + [double] * 256)
