@@ -51,9 +51,7 @@ def test_logits_may_be_a_thousandth_off_the_compiled_programs(exported, compiled
     if holds:
         assert exporting._check_outputs(*asked) == pytest.approx(abs(off), rel=0.05)
     else:
-        with pytest.raises(
-            UnsupportedProgram, match=r"from the compiled program's by 0\.0011, more than 0\.001"
-        ):
+        with pytest.raises(UnsupportedProgram, match=r"from the compiled program's by 0\.0011, more than 0\.001"):
             exporting._check_outputs(*asked)
 
 

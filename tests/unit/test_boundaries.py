@@ -11,15 +11,23 @@ import numpy as np
 import pytest
 import torch
 from test_judge import EDGE, GRAPH, Stub, dataset
+from test_peers import build, random_weights
 
 from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedProgram
-from edgeprune.graph import Edge
-from edgeprune.masks import mask_of
+from edgeprune.graph import Circuit, Edge, Graph
+from edgeprune.masks import HardConcrete, LearnedMask, mask_of
+from edgeprune.methods.circuit_loss import CircuitLoss
+from edgeprune.methods.edge_pruning.ending import Converged, Ending, Verdict
 from edgeprune.methods.edge_pruning.final_check import FinalCheck
+from edgeprune.methods.edge_pruning.pressure import LossTolerance
 from edgeprune.methods.edge_pruning.problem import Problem
+from edgeprune.methods.loss import Objective
+from edgeprune.methods.method import keep_above
+from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step
 from edgeprune.metrics import largest_difference
-from edgeprune.outcome import sparsity_reached
+from edgeprune.outcome import outcome, sparsity_reached
+from edgeprune.store import SavedCircuit
 from tracr_bridge import program as program_module
 from tracr_bridge import truth as truth_module
 from tracr_bridge import verify as verifying
@@ -160,7 +168,8 @@ class Losses:
     graph, inputs, masks_run = GRAPH, 1, 0
 
     def __call__(self, masks, *, limit=float("inf")):
-        return torch.where(masks.flatten(1).sum(1) > 0, self.kept, self.gone)
+        found = torch.where(masks.flatten(1).sum(1) > 0, self.kept, self.gone)
+        return torch.where(found <= limit, found, torch.inf)
 
 
 @pytest.mark.parametrize(("gone", "faithful"), [(0.02, True), (0.0201, False)])
@@ -171,12 +180,86 @@ def test_a_loss_at_the_tolerance_is_faithful_and_one_above_is_not(gone, faithful
     assert judge.reproduces(mask_of(GRAPH, [])[None]).tolist() == [faithful]
     found = true_circuits(losses, [EDGE], float(torch.tensor(0.02)))
     assert found.circuits == [frozenset() if faithful else frozenset([EDGE])]
+    assert found.margin == pytest.approx(0.0 if faithful else 0.0001, abs=1e-8)
 
 
 @pytest.mark.parametrize(("sparsity", "reached"), [(0.881, True), (0.879, False), (0.919, True), (0.921, False)])
 def test_a_sparsity_within_two_hundredths_is_reached(sparsity, reached):
     assert sparsity_reached(0.9, sparsity, 1000.0) == reached
     assert sparsity_reached(0.9, 0.81, 10.0)  # one edge of ten
+
+
+@pytest.mark.parametrize(("loss", "reached"), [(0.0099, True), (0.01, True), (0.0101, False)])
+def test_a_loss_above_what_was_asked_for_is_said_to_be_missed(loss, reached):
+    saved = SavedCircuit(Circuit(GRAPH, "zero", frozenset([EDGE])))
+    found = outcome(saved, LossTolerance(tolerance=0.01), judged=(loss, 5), polished=False)
+    assert (found.reached, bool(found.missed), found.loss, found.examples) == (reached, not reached, loss, 5)
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.5, False), (0.5001, True), (0.4999, False)])
+def test_an_edge_is_kept_that_scores_above_the_threshold(score, kept):
+    assert (EDGE in keep_above(GRAPH, "zero", torch.tensor([[score]]), 0.5).circuit.edges) == kept
+
+
+@pytest.mark.parametrize(("loss", "edges"), [(0.1, 0), (0.105, 1)])
+def test_polishing_makes_a_removal_at_the_tolerance_and_none_above(loss, edges):
+    losses = Losses()
+    losses.gone, losses.kept = torch.tensor(loss), torch.tensor(0.0)
+    run = Polish(losses, Goal(tolerance=float(torch.tensor(0.1))), torch.tensor([[True]]), PolishConfig())
+    run.step = Step.CERTIFY
+    run.advance()
+    assert run.edges == edges
+
+
+def test_a_circuit_is_run_to_the_end_as_long_as_it_may_be_within_the_limit():
+    model, data = build(random_weights(3))
+    loss = CircuitLoss(model, data, "zero", loss="squared", inputs=9, batch_size=1, seed=0)
+    masks = torch.rand(20, len(model.graph.sources), len(model.graph.destinations)).round()
+    for mask, whole in zip(masks, loss(masks).tolist(), strict=True):
+        assert float(loss(mask[None], limit=whole * (1 + 1e-5))[0]) == pytest.approx(whole, rel=1e-5)
+        assert whole == 0 or float(loss(mask[None], limit=whole * 0.999)[0]) == float("inf")
+
+
+def test_the_gradient_of_a_circuit_is_that_of_the_mean_over_batches_of_different_sizes():
+    model, data = build(random_weights(3))
+    model, data = model.in_double, replace(data, target=data.target.double())
+    loss = CircuitLoss(model, data, "resample", loss="squared", inputs=5, batch_size=2, seed=0)
+    mask = torch.full((len(model.graph.sources), len(model.graph.destinations)), 0.7, dtype=torch.float64)
+    gradient = loss.gradient(mask)
+    for row, column in ((0, 0), (2, 7), (3, 13)):
+        moved = mask.repeat(2, 1, 1)
+        moved[:, row, column] += torch.tensor([1e-5, -1e-5])
+        up, down = loss(moved).tolist()
+        assert float(gradient[row, column]) == pytest.approx((up - down) / 2e-5, abs=1e-6)
+
+
+def test_a_divergence_scales_the_logits_of_both():
+    target, outputs = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[0.5, 0.0]]])
+    data = Dataset(torch.zeros(1, 1).long(), torch.ones(1, 1, dtype=torch.bool), target, torch.zeros(1).long())
+    batch = data.take(torch.tensor([0]), torch.tensor([0]))
+    p, q = (3 * target).softmax(-1), (3 * outputs).softmax(-1)
+    found = Objective(data, "divergence", logit_scale=3.0)
+    assert float(found(outputs, batch)) == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-6)
+    assert float(found(target, batch)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [(20, Verdict.START_OVER), (13, Verdict.START_OVER), (12, Verdict.DOUBT)]
+)
+def test_a_wrong_circuit_starts_over_in_the_first_half_of_the_steps_alone(steps, verdict):
+    """It has converged after the step of number 6."""
+    masks = LearnedMask(GRAPH, HardConcrete(), initial=2.0)
+    config = Converged(patience=6, certain_for=100)
+    ending = Ending(config, steps, masks, uncertain_until=0, may_start_over=True)
+    found = [ending.after(step, rounded=True, wrong=True) for step in range(7)]
+    assert found == [Verdict.GO_ON] * 6 + [Verdict[verdict]]
+
+
+def test_doubt_lowers_what_is_high_and_leaves_the_rest():
+    masks = LearnedMask(Graph.transformer(embeddings=("embed",), layers=1, heads=1), HardConcrete(), initial=0.0)
+    masks.log_alpha.data[:3] = torch.tensor([-5.0, 1.0, 9.0])
+    masks.lower_to(2.0)
+    assert masks.log_alpha[:3].tolist() == [-5.0, 1.0, 2.0]
 
 
 # Domains
