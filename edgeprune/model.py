@@ -1,5 +1,7 @@
 """What a model must offer to have its circuit discovered."""
 
+import copy
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -66,11 +68,11 @@ class OnlyMasked:
         self.graph = model.graph
         self._model = model
 
-    @property
+    @cached_property
     def weights(self) -> Any:
         """What the model computes with, for a published implementation that has to run it in its own way; None where it
-        does not say. Of a compiled program, `tracr_bridge.weights.Weights`."""
-        return getattr(self._model, "weights", None)
+        does not say. Of a compiled program, `tracr_bridge.weights.Weights`. A copy, which may be written into."""
+        return copy.deepcopy(getattr(self._model, "weights", None))
 
     def sources(self, tokens: Tokens) -> Sources:
         """See `MaskedModel`."""

@@ -388,3 +388,19 @@ def test_what_follows_learning_runs_in_parts_too_and_only_where_it_is_asked_for(
     rows.clear()
     prune(replace(asked, pruning=replace(QUICK, steps=2)), tmp_path / "plain", resume=True)
     assert not rows
+
+
+def test_of_all_removals_that_are_good_enough_the_largest_is_made():
+    """Whatever is left, the loss is 0: all edges go in one move."""
+
+    class Nothing:
+        graph, masks_run = Graph.transformer(embeddings=("embed",), layers=1, heads=1), 0
+
+        def __call__(self, masks, *, limit=float("inf")):
+            return torch.zeros(len(masks))
+
+    kept = mask_of(Nothing.graph, map(Edge.parse, ("embed->m0", "m0->logits", "embed->logits"))) > 0
+    run = Polish(Nothing(), Goal(tolerance=0.1), kept, CONFIG)
+    run.step = Step.CERTIFY
+    run.advance()
+    assert (run.edges, run.step) == (0, Step.SHRINK)

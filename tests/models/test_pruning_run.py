@@ -18,6 +18,8 @@ from tiny import FAMILIES, Family
 from tokenizing import byte_pairs, sentence_pieces
 
 from edgeprune import pruning_run, wide_stream
+from edgeprune import subject as subjects
+from edgeprune.ablation import Ablator
 from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.evaluate import evaluate
 from edgeprune.folders import Busy, locked
@@ -34,6 +36,7 @@ from edgeprune.subject import RunConfig, load_subject
 from edgeprune.sweep import sweep
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
+from tracr_bridge.cli import main
 
 STEPS = 30
 QUICK = with_settings(
@@ -494,3 +497,42 @@ def test_the_model_has_the_precision_that_was_asked_for(config, precision):
     wanted = getattr(torch, precision)
     assert {weight.dtype for weight in subject.model.weights.parameters()} == {wanted}
     assert subject.model.sources(subject.splits["train"].tokens[:1]).dtype == wanted
+
+
+def test_a_run_prunes_against_means_of_the_training_split(config, tmp_path, monkeypatch):
+    asked = replace(config, ablation="mean", seed=4, pruning=replace(QUICK, steps=2))
+    subject, seen, losses = load_subject(asked, ["train", "validation"]), [], Problem.losses
+
+    def spy(self, masks, batch):
+        seen.append((self.ablator(batch), batch))
+        return losses(self, masks, batch)
+
+    monkeypatch.setattr(Problem, "losses", spy)
+    prune(asked, tmp_path / "run")
+    means = {split: Ablator(subject.model, data, "mean") for split, data in subject.splits.items()}
+    for found, batch in seen:
+        assert torch.equal(found, means["train"](batch)) and not torch.equal(found, means["validation"](batch))
+    assert len(seen) == 2
+
+
+def test_the_seed_is_that_of_the_run_and_the_data_seed_that_of_the_examples(config, tmp_path, monkeypatch):
+    seen, make, begin = [], subjects.make_examples, pruning_run.Pruning
+
+    def examples(*given, seed):
+        seen.append(("examples", seed))
+        return make(*given, seed=seed)
+
+    def run(*given, seed):
+        seen.append(("masks", seed))
+        return begin(*given, seed=seed)
+
+    monkeypatch.setattr(subjects, "make_examples", examples)
+    monkeypatch.setattr(pruning_run, "Pruning", run)
+    asked = ["--model", config.model, "--task", "gp", "--target-sparsity", "0.5", "--steps", "1", "--batch-size", "4"]
+    sizes = ["--train", "8", "--validation", "4", "--test", "6", "--seed", "21", "--data-seed", "22"]
+    main(["prune", *asked, *sizes, "--out", str(tmp_path / "run"), "--json"])
+    assert seen == [("examples", 22), ("masks", 21)]
+    seen.clear()
+    main(["sweep", *asked, *sizes, "--seeds", "2", "--out", str(tmp_path / "sweep"), "--json"])
+    assert [seed for what, seed in seen if what == "masks"] == [21, 22]
+    assert {seed for what, seed in seen if what == "examples"} == {22}

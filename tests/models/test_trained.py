@@ -22,7 +22,7 @@ from tracr_bridge.catalogue import load_program
 from tracr_bridge.cli import main
 from tracr_bridge.recover import assess, methods_for
 from tracr_bridge.report import as_json, truth_json
-from tracr_bridge.subsets import live_subsets
+from tracr_bridge.subsets import LossJudge, live_subsets
 from tracr_bridge.trained import Loaded, Trained
 from tracr_bridge.truth import Gap
 
@@ -283,3 +283,24 @@ def test_more_subsets_at_once_are_the_same(monkeypatch):
     whole = given.truth("zero").certificate
     monkeypatch.setattr(subsets, "_AT_ONCE", 3)
     assert given.truth("zero").certificate.circuits == whole.circuits
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.49, False), (0.51, True)])
+def test_all_edges_together_may_be_off_by_half_the_tolerance(monkeypatch, share, refused):
+    given = small(FAMILIES[0], 0)
+    monkeypatch.setattr(LossJudge, "differences_of", lambda *_: [share * given.asked.tolerance])
+    if refused:
+        with pytest.raises(ModelError, match="Expected a tolerance well above rounding"):
+            given.truth("resample")
+    else:
+        assert given.truth("resample").certificate.complete
+
+
+def test_every_example_is_run_and_those_of_a_file_are_not_said_to_be_all_that_there_are(monkeypatch):
+    given = small(FAMILIES[0], 0)
+    whole = given.truth("resample").certificate
+    monkeypatch.setattr(trained, "_BATCH", 2)
+    parts = given.truth("resample").certificate
+    for certificate in (whole, parts):
+        assert (certificate.inputs, certificate.pairs, certificate.exhaustive) == (INPUTS, INPUTS, False)
+    assert parts.circuits == whole.circuits and parts.margin == pytest.approx(whole.margin)

@@ -352,3 +352,17 @@ def test_no_masks_give_no_outputs(family):
     ours, clean = family.ours(), tokens(3, 5)
     assert ours(clean, masks(ours, 2)[:0]).shape == (0, 3, 5, ours.vocabulary_size)
     assert ours(clean, masks(ours, 2)[:0], positions=torch.tensor([[4]] * 3)).shape == (0, 3, 1, ours.vocabulary_size)
+
+
+@families
+@pytest.mark.parametrize("rows", [1, 7])
+def test_gradients_are_the_same_however_many_rows_are_mixed_and_held_at_a_time(family, rows, monkeypatch):
+    """What is mixed in several slices is held slice by slice."""
+    ours, ids = family.ours(), tokens(3, 5)
+    ablated, found = ours.sources(tokens(3, 5, seed=1)), []
+    for at_once in (10**9, rows * 8 * 12):
+        monkeypatch.setattr(wide_stream, "_AT_ONCE", {"cpu": at_once})
+        mask = masks(ours).requires_grad_()
+        (gradient,) = torch.autograd.grad(ours(ids, mask, ablated).square().sum(), mask)
+        found.append(gradient)
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)

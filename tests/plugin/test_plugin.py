@@ -38,6 +38,15 @@ def nothing(model, dataset, ablation, *, seed):
     return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
 """
 
+RECORDS = """
+import torch
+
+def nothing(model, dataset, ablation, *, seed):
+    with open("seeds.txt", "a") as file:
+        file.write(f"{ablation} {seed}\\n")
+    return torch.zeros(len(model.graph.sources), len(model.graph.destinations))
+"""
+
 
 @pytest.fixture(scope="session")
 def loaded(compiled, recover):
@@ -156,7 +165,7 @@ NOT_OURS = {
 def test_a_file_that_does_not_import_and_call_it_is_not_run(pytester, run, kind):
     code = NOT_OURS[kind] + "import pathlib; pathlib.Path('ran').touch(); raise SystemExit('it was run')\n"
     pytester.makepyfile(**{"programs/deploy": code, "other/deploy": code})
-    for arguments in ((), ("programs",), ("programs/deploy.py", "programs/is_a.py")):
+    for arguments in ((), ("programs",)):  # a file that is named is pytest's own to run
         result = run("--collect-only", "-q", *arguments)
         assert "deploy" not in result.stdout.str() and result.ret == 0
     result = run("--collect-only", "-q", "-o", "edgeprune_programs=other/*.py")
@@ -379,3 +388,10 @@ def test_fixtures_that_are_used_wrongly_say_how_they_are_used(pytester, run):
         ]
     )
     assert "suite.py" not in result.stdout.str()
+
+
+def test_every_seed_that_is_asked_for_reaches_the_method_and_so_does_the_method_that_is_named(run, pytester):
+    pytester.makepyfile(my_methods=RECORDS)
+    result = run("--circuit-method=my_methods:nothing", "--circuit-seeds=3", "-k", "recovery")
+    result.assert_outcomes(failed=3, deselected=2)
+    assert (pytester.path / "seeds.txt").read_text().splitlines() == ["zero 0", "zero 1", "zero 2"]

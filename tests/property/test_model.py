@@ -163,3 +163,19 @@ def test_no_inputs_and_no_masks_give_no_outputs(compiled):
     shape = program.dataset.target.shape
     assert program.model(tokens[:0], mask).shape == (0, *shape[1:])
     assert program.model(tokens, mask[None][:0]).shape == (0, *shape)
+
+
+@given(programs, seeds, st.data())
+@quick
+def test_outputs_come_in_the_order_in_which_positions_are_asked_for(compiled, name, seed, data):
+    program = compiled(name)
+    batch = random_rows(program.dataset, 3, seed)
+    longest = batch.clean.shape[-1]
+    asked = torch.tensor([data.draw(st.lists(st.integers(0, longest - 1), min_size=4, max_size=4)) for _ in range(3)])
+    masks, ablated = random_masks(program.model, 2, seed), program.model.sources(batch.corrupted)
+    every = program.model(batch.clean, masks, ablated)
+    some = program.model(batch.clean, masks, ablated, asked)
+    for row, positions in enumerate(asked.tolist()):
+        assert torch.equal(some[:, row], every[:, row, positions])
+    backwards = program.model(batch.clean, masks, ablated, asked.flip(-1))
+    assert torch.equal(backwards, some.flip(-2))

@@ -213,3 +213,13 @@ def rename(values, letters):
 
 def true_circuits(source):
     return certify(compile_program(program_from(source)), "zero").certificate.circuits
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_of_a_causal_program_a_width_that_comes_later_is_seen_by_nobody(causal):
+    """The first position looks for a width of 0, which Tracr finds at BOS, or for one that the second position has."""
+    writer = Writer(None, vocab=(0, 1), shortest=2, length=3, causal=causal, left=9)
+    so_far = "rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)"
+    width = writer._write(f"rasp.SelectorWidth({so_far})", values=range(4))
+    selector = f"rasp.Select({width.name}, {width.name}, lambda key, query: (key, query) in ((0, 1), (2, 1)))"
+    assert writer._rests_on_bos(selector, width, width) == (not causal)

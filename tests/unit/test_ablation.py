@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from edgeprune.ablation import Ablator, group_means
+from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 
 
@@ -61,3 +62,84 @@ def test_pairs_are_all_ordered_pairs_of_one_length(compiled):
     assert len(clean) == 3**2 + 9**2 + 27**2 + 81**2
     assert (dataset.group[clean] == dataset.group[corrupted]).all()
     assert len(set(zip(clean.tolist(), corrupted.tolist(), strict=True))) == len(clean)
+
+
+class Tokens:
+    """A model of one source, which writes its tokens."""
+
+    graph = None
+
+    def __init__(self, dtype=torch.float32) -> None:
+        self._dtype = dtype
+
+    def sources(self, tokens):
+        return tokens[None, ..., None].to(self._dtype)
+
+
+def inputs(tokens, group) -> Dataset:
+    tokens = torch.tensor(tokens)
+    one = torch.ones(tokens.shape, dtype=torch.bool)
+    return Dataset(tokens, one, torch.zeros(*tokens.shape, 1), torch.tensor(group))
+
+
+def test_inputs_of_one_length_need_not_lie_together():
+    data = inputs([[number] for number in range(12)], [2, 0, 0, 2, 1, 2, 0, 1, 2, 0, 0, 2])
+    clean = torch.arange(12).repeat(400)
+    partners = data.partners(clean, torch.Generator().manual_seed(0))
+    assert torch.equal(data.group[partners], data.group[clean])
+    for row in range(12):
+        assert set(partners[clean == row].tolist()) == set(torch.nonzero(data.group == data.group[row])[:, 0].tolist())
+    means = Ablator(Tokens(), data, "mean")(data.take(torch.arange(12), torch.arange(12)))
+    expected = [float(data.tokens[data.group == group].float().mean()) for group in data.group]
+    torch.testing.assert_close(means[0, :, 0, 0], torch.tensor(expected))
+
+
+def test_a_mean_is_position_by_position():
+    data = inputs([[1, 10], [3, 30], [7, 70]], [0, 0, 1])
+    means = Ablator(Tokens(), data, "mean")(data.take(torch.tensor([2, 0]), torch.tensor([2, 0])))
+    assert means[0, ..., 0].tolist() == [[7.0, 70.0], [2.0, 20.0]]
+
+
+def test_lengths_that_are_not_numbered_from_0_on_have_their_own_means():
+    data = inputs([[1], [3], [10], [30]], [5, 5, 9, 9])
+    means = Ablator(Tokens(), data, "mean")(data.take(torch.tensor([3, 0]), torch.tensor([2, 1])))
+    assert means.flatten().tolist() == [20.0, 2.0]
+    with pytest.raises(ConfigError, match="got one of length 7"):
+        Ablator(Tokens(), data, "mean")(inputs([[1]], [7]).take(torch.tensor([0]), torch.tensor([0])))
+
+
+def test_means_of_half_precision_are_not_added_up_in_it():
+    """Beyond 256, bfloat16 has every other number: added up in it, a thousand ones would be 256."""
+    data = inputs([[1]] * 1000, [0] * 1000)
+    means = group_means(Tokens(torch.bfloat16), data)
+    assert means.dtype == torch.bfloat16 and float(means) == 1.0
+
+
+@pytest.mark.parametrize("counterparts", [False, True])
+def test_every_way_to_a_batch_pairs_an_input_with_one_of_its_length_or_with_its_own(counterparts):
+    group = [2, 0, 0, 2, 1, 2, 0, 1, 2, 0, 0, 2]
+    data = inputs([[number] for number in range(12)], group)
+    data = replace(data, counterparts=data.tokens + 100) if counterparts else data
+    rng = torch.Generator().manual_seed(0)
+    batches = [
+        *data.batches(5, rng),
+        data.sample(7, rng),
+        *data.sample_batches(9, 4, rng),
+        *data.sample_batches(9, 4, rng, among=torch.tensor([1, 2, 4, 7])),
+        data.take(*data.pairs()),
+    ]
+    assert [len(batch.clean) for batch in batches] == [5, 5, 2, 7, 4, 4, 1, 4, 12 if counterparts else 54]
+    assert {*batches[7].clean[:, 0].tolist()} == {1, 2, 4, 7}
+    for batch in batches:
+        clean, corrupted = batch.clean[:, 0], batch.corrupted[:, 0]
+        if counterparts:
+            assert torch.equal(corrupted, clean + 100)
+        else:
+            assert torch.equal(data.group[corrupted], data.group[clean])
+        assert torch.equal(batch.group, data.group[clean])
+
+
+def test_resampling_runs_the_corrupted_input_of_each_row():
+    data = replace(inputs([[1], [2], [3]], [0, 0, 0]), counterparts=torch.tensor([[10], [20], [30]]))
+    batch = data.take(torch.tensor([2, 0]), torch.tensor([2, 0]))
+    assert Ablator(Tokens(), data, "resample")(batch).flatten().tolist() == [30.0, 10.0]

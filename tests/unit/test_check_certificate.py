@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from edgeprune.errors import DegenerateProgram
 from edgeprune.graph import ABLATIONS, Circuit, Graph
 from edgeprune.masks import mask_of
 from edgeprune.store import UnwritableFile, load_circuit
-from tracr_bridge import certificate_folder
+from tracr_bridge import certificate_folder, check_certificate
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.certificate_folder import save_certificate
 from tracr_bridge.cli import main
@@ -574,3 +576,46 @@ def test_a_folder_that_cannot_be_finished_leaves_nothing(compiled, truth, tmp_pa
     with pytest.raises(UnwritableFile, match="No space left"):
         save_certificate(truth("hist", "zero"), compiled("hist"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def said_of(saved, tmp_path, **changes) -> tuple[int, str]:
+    """What the checker says, in this process, of a changed copy of a certificate whose gap is 1 and margin .01."""
+    copy = shutil.copytree(saved("xproportion", "zero"), tmp_path / f"copy-{len([*tmp_path.iterdir()])}")
+    change(copy, **changes)
+    with redirect_stdout(StringIO()) as output:
+        return check_certificate.main([str(copy)]), output.getvalue()
+
+
+@pytest.mark.parametrize(("off", "code"), [(0.0009, 0), (0.0013, 1)])
+def test_outputs_may_be_stated_a_tenth_of_the_tolerance_off(saved, tmp_path, off, code):
+    def alter(arrays):
+        arrays["outputs"] = arrays["outputs"] + np.float32(off)
+
+    assert said_of(saved, tmp_path, domain=alter)[0] == code
+
+
+@pytest.mark.parametrize("which", ["kept", "dropped"])
+def test_a_gap_may_be_stated_a_tenth_of_the_tolerance_off(saved, tmp_path, which):
+    for off, code in ((0.0009, 0), (0.0025, 1)):
+
+        def alter(content, off=off):
+            content["claims"]["gap"][which] += off
+
+        assert said_of(saved, tmp_path, said=alter)[0] == code
+
+
+def test_a_margin_may_be_stated_no_larger_than_it_is(saved, tmp_path):
+    for share, code in ((0.5, 0), (1.0, 0), (1.02, 1)):
+
+        def alter(content, share=share):
+            content["claims"]["margin"] *= share
+
+        assert said_of(saved, tmp_path, said=alter)[0] == code
+
+
+@pytest.mark.parametrize("tolerance", [0.009, 0.011, 0.1])
+def test_a_certificate_of_another_tolerance_than_a_hundredth_is_refused(saved, tmp_path, tolerance):
+    code, output = said_of(
+        saved, tmp_path, said=lambda content: content["criterion"].__setitem__("tolerance", tolerance)
+    )
+    assert code == 1 and "the tolerance is not 0.01" in output

@@ -221,3 +221,15 @@ def test_a_predicate_that_gives_no_number_is_named(otherwise):
 
     with pytest.raises(UnsupportedProgram, match="same: its predicate gives something else than True or False"):
         compile_program(program(build))
+
+
+@pytest.mark.parametrize(("least", "refused"), [(-1, True), (-0.5, True), (0, False)])
+def test_a_map_to_a_number_just_below_0_is_refused_with_its_reason(least, refused):
+    def build():
+        return rasp.numerical(rasp.Map(lambda token: least if token == "a" else 1, rasp.tokens)).named("signs")
+
+    if refused:
+        with pytest.raises(UnsupportedProgram, match=rf"signs: a Map of .* below 0 is clipped at 0; got {least}"):
+            compile_program(program(build))
+    else:
+        assert verify(compile_program(program(build))).equal

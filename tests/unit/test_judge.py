@@ -188,3 +188,132 @@ def test_fingerprints_tell_apart_what_differs_in_a_bit(compiled):
     assert torch.equal(first[embeddings], other[embeddings])
     assert not torch.equal(first, other)
     assert torch.equal(*judge.fingerprints(masks[1:], judge.places(), every, 0))  # nothing that masks touch is run
+
+
+class OffOnOne(Stub):
+    """Off under the mask of a number, on the one pair of that number, and right under a mask of -1.
+
+    By how much, single precision says, and double precision after it.
+    """
+
+    def __init__(self, count: int, *, many: bool, off=(1.0, 1.0), double: bool = False) -> None:
+        super().__init__(torch.zeros(1, 1), double=double)
+        self._count, self._many, self._offs = count, many, off
+
+    @property
+    def in_double(self) -> "OffOnOne":
+        return OffOnOne(self._count, many=self._many, off=self._offs, double=True)
+
+    def __call__(self, tokens, mask=None, ablated=None, positions=None):
+        outputs = torch.zeros(*tokens.shape, 1, dtype=self._kind())
+        if mask is None:
+            return outputs
+        other = tokens if ablated is None else ablated[0, ..., 0].long()
+        number = self._count * tokens + other if self._many else tokens
+        return (self._offs[self._double] * (number == mask[..., 0, 0][..., None, None]).to(self._kind()))[..., None]
+
+
+SIZES = {"as they are": {}, "odd ones": {"_PAIRS": 100, "_ROWS": 9000}, "many": {"_FIRST": 10, "_PAIRS": 300}}
+
+
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_of_1024_pairs_is_run_however_they_are_cut_into_chunks(monkeypatch, ablation, sizes, seed):
+    """A mask for each pair, which is wrong there and nowhere else."""
+    for name, size in sizes.items():
+        monkeypatch.setattr(f"tracr_bridge.judge.{name}", size)
+    count = 32 if ablation == "resample" else 1024
+    judge = Judge(OffOnOne(count, many=ablation == "resample"), dataset(count), ablation, atol=ATOL, seed=seed)
+    assert (judge.pairs, judge.exhaustive) == (1024, True)
+    masks = torch.arange(-1, 1024).float()[:, None, None]
+    assert judge.reproduces(masks).tolist() == [True] + [False] * 1024
+    # Each is remembered, as the pair that it is.
+    clean, corrupted = judge.rows_of_pairs[:, judge.counterexamples]
+    found = count * clean + corrupted if ablation == "resample" else clean
+    assert sorted(found.tolist()) == list(range(1024))
+    assert judge.seems_to_reproduce(masks).tolist() == [True] + [False] * 1024
+    assert judge.differences(masks).tolist() == [0.0] + [1.0] * 1024
+
+
+@pytest.mark.parametrize("number", [0, 7, 8, 39, 40, 167, 168, 169, 839, 840, 841, 1022, 1023])
+def test_a_mask_alone_is_run_on_the_pair_at_each_end_of_a_chunk(number):
+    judge = Judge(OffOnOne(1024, many=False), dataset(1024), "zero", atol=ATOL)
+    row = float(judge.rows_of_pairs[0, number])
+    assert judge.reproduces(torch.full((1, 1, 1), row)).tolist() == [False]
+    assert judge.counterexamples == [number]
+
+
+@pytest.mark.parametrize(("over", "exhaustive"), [(-1, True), (0, True), (1, False)])
+def test_pairs_at_the_budget_are_all_run_and_one_more_is_a_sample(monkeypatch, over, exhaustive):
+    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 20**2 - over)
+    judge = judge_of(torch.zeros(20, 20), "resample")
+    assert judge.exhaustive == exhaustive and judge.pairs == (400 if exhaustive else 399)
+
+
+def test_a_sample_of_pairs_has_no_two_inputs_of_different_lengths(monkeypatch):
+    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 40)
+    of_two = dataset(20)
+    of_two.group[1::2] = 1
+    judge = Judge(Stub(torch.zeros(20, 20)), of_two, "resample", atol=ATOL)
+    assert judge.total_pairs == 200 and not judge.exhaustive
+    clean, corrupted = judge.rows_of_pairs
+    assert torch.equal(clean % 2, corrupted % 2)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_what_is_within_a_thousandth_of_the_tolerance_and_nothing_else_is_run_in_double_precision(side):
+    """Single precision errs by as much as takes it to where double precision is asked, or is not."""
+    off = ATOL - side * 1e-3  # in double precision on the other side
+    assert kept(judge_of(off, errs=side * 1.95e-3)) == (side > 0)
+    assert kept(judge_of(off, errs=side * 2.05e-3)) == (side < 0)
+
+
+def test_double_precision_is_compared_with_the_full_model_in_double_precision():
+    """Outputs of a million, of which single precision has every sixteenth: a target of singles would be off."""
+    base = 1e6 + 1 / 64
+    assert kept(judge_of(0.005, base=base)) and not kept(judge_of(0.015, base=base))
+
+
+def test_in_double_precision_too_a_clean_input_is_run_with_its_corrupted_one():
+    off = torch.zeros(3, 3, dtype=torch.float64)
+    off[0, 2] = ATOL + 1e-5
+    off[2, 0] = ATOL - 1e-5
+    judge = judge_of(off, "resample")
+    assert not kept(judge)
+    (found,) = judge.counterexamples
+    assert judge.rows_of_pairs[:, found].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("carried", "agree"), [(0.0, True), (1e-6, False), (ATOL / 2, False)])
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+def test_an_edge_agrees_only_where_it_carries_the_very_same(carried, agree, ablation):
+    class Carries(Stub):
+        def sources(self, tokens):
+            return carried * tokens[None, ..., None].float()
+
+    judge = Judge(Carries(torch.zeros(4, 4)), dataset(4), ablation, atol=ATOL)
+    assert bool(judge.edges_agree([torch.ones(1, 1)], torch.ones(1, 1, dtype=torch.bool))) == agree
+
+
+def test_under_resampling_inputs_are_compared_with_those_of_their_own_length():
+    """What is the same for all inputs of a length carries nothing, however lengths differ."""
+
+    class OfLength(Stub):
+        def sources(self, tokens):
+            return (tokens // 2)[None, ..., None].float()
+
+    of_two = dataset(4)
+    of_two.group[2:] = 1
+    judge = Judge(OfLength(torch.zeros(4, 4)), of_two, "resample", atol=ATOL)
+    assert bool(judge.edges_agree([torch.ones(1, 1)], torch.ones(1, 1, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("chunk", [1024, 300, 7])
+def test_each_pair_that_is_close_is_run_again_in_double_precision(monkeypatch, chunk):
+    monkeypatch.setattr("tracr_bridge.judge._PAIRS", chunk)
+    masks = torch.arange(-1, 256).float()[:, None, None]
+    for single, double in ((ATOL - 1e-4, ATOL + 1e-4), (ATOL + 1e-4, ATOL - 1e-4)):
+        judge = Judge(OffOnOne(16, many=True, off=(single, double)), dataset(16), "resample", atol=ATOL)
+        assert judge.reproduces(masks).tolist() == [True] + [double <= ATOL] * 256
+        assert judge.differences(masks).tolist() == pytest.approx([0.0] + [double] * 256)

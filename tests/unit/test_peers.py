@@ -457,3 +457,17 @@ def test_greedy_elimination_ranks_a_true_circuit_highest(compiled, truth, ablati
     found = eliminate(program.model, program.dataset, ablation, config=config)
     assert found.circuit == true
     assert edges_of(true.graph, keep_most(true.graph, found.scores, len(true))) == true.edges
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+def test_single_edges_are_ablated_as_is_asked_for(ablation):
+    model, dataset = build(random_weights(9))
+    scores = ablate_each(model, dataset, ablation, seed=3, config=SingleEdgeConfig(inputs=5)).scores
+    batch = dataset.sample(5, torch.Generator().manual_seed(3))
+    ablated = {"zero": None, "resample": model.sources(batch.corrupted)}
+    ablated["mean"] = model.sources(dataset.tokens).mean(1, keepdim=True).expand(-1, 5, -1, -1)
+    for row, column in cells(model)[::3]:
+        mask = ones(model)
+        mask[row, column] = 0
+        expected = Objective(dataset, "worst")(model(batch.clean, mask, ablated[ablation]), batch)
+        torch.testing.assert_close(scores[row, column], expected, atol=1e-4, rtol=1e-4)

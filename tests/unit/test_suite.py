@@ -315,3 +315,16 @@ def test_models_that_differ_are_noticed():
     suite.compiled(program).model._token += 0.01
     with pytest.raises(CheckFailed, match=r"hist: RASP, Tracr's model and PyTorch differ\n  "):
         suite.check_verify(program)
+
+
+def test_every_circuit_that_is_listed_lies_within_the_structural_edges_and_under_its_own_ablation():
+    suite, program = Suite(), load_program("cancels_out")
+    for ablation in ("zero", "resample"):
+        assert suite.truth(program, ablation).circuit.ablation == ablation
+    truth = suite.truth(program, "resample")
+    one, other = truth.certificate.circuits
+    stray = next(edge for edge in other.graph.edges if edge not in truth.structural)
+    circuits = (one, replace(other, edges=other.edges | {stray}))
+    suite._truths[program, "resample"] = replace(truth, certificate=replace(truth.certificate, circuits=circuits))
+    with pytest.raises(CheckFailed, match=f"edges that can carry nothing: {stray}"):
+        suite.check_truth(program, "resample")

@@ -1,0 +1,146 @@
+"""Losses and what is measured, beside sums that are written out."""
+
+import math
+
+import pytest
+import torch
+from tracr.rasp import rasp
+
+from edgeprune.answers import Answers
+from edgeprune.data import Dataset
+from edgeprune.evaluate import evaluate
+from edgeprune.graph import Graph
+from edgeprune.masks import edge_exists
+from edgeprune.measures import Behaviour, highest
+from edgeprune.methods.loss import Objective
+from edgeprune.metrics import kl_divergence, logit_difference, scored_mean, squared_error
+from tracr_bridge.compile import compile_program
+from tracr_bridge.program import Program
+from tracr_bridge.verify import verify
+
+GRAPH = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
+
+
+def test_a_mean_is_over_the_positions_that_count_and_no_others():
+    value = torch.tensor([[1.0, 3.0, 8.0], [1.0, 3.0, 8.0], [torch.nan, 3.0, 8.0], [1.0, 3.0, 8.0]])
+    scored = torch.tensor([[True, True, True], [True, True, False], [False, True, False], [False, False, False]])
+    assert scored_mean(value, scored).tolist() == [4.0, 2.0, 3.0, 0.0]
+    outputs = torch.stack([value, value], dim=-1)[[0, 1]]
+    assert squared_error(outputs, torch.zeros_like(outputs), scored[:2]).tolist() == pytest.approx([148 / 3, 10.0])
+
+
+def test_a_divergence_is_a_mean_over_the_positions_that_count():
+    target = torch.tensor([[[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]]).log()
+    outputs = torch.tensor([[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]]).log()
+    second = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    third = 0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5)
+    for scored, expected in (([True, True, False], second / 2), ([False, True, True], (second + third) / 2)):
+        found = kl_divergence(outputs, target, torch.tensor([scored]))
+        assert float(found[0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_answer_is_the_full_models_and_not_the_circuits():
+    target, outputs = torch.tensor([[[0.0, 5.0, 1.0]]]), torch.tensor([[[7.0, 2.0, 3.0]]])
+    assert float(logit_difference(outputs, target)) == 2.0 - (7.0 + 3.0) / 2
+    data = Dataset(torch.zeros(1, 1).long(), torch.ones(1, 1, dtype=torch.bool), target, torch.zeros(1).long())
+    batch = data.take(torch.tensor([0]), torch.tensor([0]))
+    assert float(Objective(data, "disagreement").per_input(outputs, batch)) == 3.0
+
+
+def test_the_worst_is_on_a_scale_from_what_counts_as_the_same_to_the_range_of_outputs():
+    """Outputs from -3 to 5: a difference of 8 or more is as wrong as can be, and one of a hundredth is none."""
+    target = torch.tensor([[[-3.0, 5.0, 1.0]]])
+    data = Dataset(torch.zeros(1, 1).long(), torch.ones(1, 1, dtype=torch.bool), target, torch.zeros(1).long())
+    batch = data.take(torch.tensor([0]), torch.tensor([0]))
+    off = torch.tensor([0.0099, 0.0101, 1.0, 8.0, 80.0])
+    outputs = target + torch.nn.functional.pad(off[:, None, None, None], (1, 1))
+    losses = Objective(data, "worst").per_input(outputs, batch)[:, 0].tolist()
+    expected = [0.0, *(math.log1p(difference / 0.01) / math.log1p(800) for difference in (0.0101, 1.0)), 1.0, 1.0]
+    assert losses == pytest.approx(expected, abs=1e-4)
+
+
+class Says:
+    """A model that gives these logits, whatever it is asked."""
+
+    graph = GRAPH
+
+    def __init__(self, logits) -> None:
+        self._logits = logits
+
+    def sources(self, tokens):
+        return torch.zeros(len(GRAPH.sources), *tokens.shape, 1)
+
+    def __call__(self, tokens, mask=None, ablated=None, positions=None):
+        return self._logits[tokens[..., 0]][..., None, :]
+
+
+def test_every_right_answer_is_one_and_every_prediction_counts_once():
+    logits = torch.tensor([[0.0, 1.0, 5.0, 0.0], [5.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 4.0]])
+    right = torch.tensor([[[1, 2]], [[1, 2]], [[3, -1]]])
+    wrong = torch.tensor([[[0, 3]], [[0, -1]], [[-1, -1]]])
+    tokens = torch.arange(3)[:, None]
+    target = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]])[:, None]
+    data = Dataset(
+        tokens, torch.ones(3, 1, dtype=torch.bool), target, torch.zeros(3).long(),
+        positions=torch.zeros(3, 1).long(), counterparts=tokens, answers=Answers(right, wrong),
+    )  # fmt: skip
+    found = evaluate(Says(logits), data, "zero", edge_exists(GRAPH).float(), batch_size=2)
+    assert found.accuracy == pytest.approx(2 / 3) and found.exact_match == pytest.approx(2 / 3)
+    # Mean of right above mean of wrong; where no wrong ones are named, all others are.
+    assert found.metric == pytest.approx((3.0 - 0.0 + 0.5 - 5.0 + 4.0 - 0.0) / 3)
+    probable = Answers(right, wrong, "probability difference").preference(logits[:, None])
+    p = logits.softmax(-1)
+    expected = [p[0, 1] + p[0, 2] - p[0, 0] - p[0, 3], p[1, 1] + p[1, 2] - p[1, 0], 2 * p[2, 3] - 1]
+    torch.testing.assert_close(probable[:, 0], torch.stack(expected))
+
+
+# Measures
+
+
+def test_minimality_counts_an_edge_whose_absence_does_good_by_how_much(compiled, truth, monkeypatch):
+    program, true = compiled("hist"), truth("hist", "zero").circuit
+    behaviour = Behaviour(program.model, program.dataset, "zero")
+    values = iter([torch.tensor([0.5, *[0.9] * (len(true) - 1), 0.3])])
+    monkeypatch.setattr(behaviour, "faithfulness", lambda masks: next(values))
+    assert behaviour.minimality(true) == pytest.approx(0.2)
+
+
+def test_edges_are_ranked_by_their_scores_and_a_negative_one_comes_last():
+    exists = edge_exists(GRAPH)
+    scores = torch.zeros(exists.shape)
+    scores[exists] = torch.tensor([-9.0, 3.0, -1.0, 2.0, 1.0, 0.0, -2.0, 4.0])[: int(exists.sum())]
+    count = int(exists.sum())
+    for kept in range(count + 1):
+        (mask,) = highest(GRAPH, scores, [(kept + 0.5) / count if kept < count else 1.0])
+        assert sorted(scores[mask > 0].tolist()) == sorted(scores[exists].tolist())[count - kept :]
+
+
+def test_areas_are_those_between_points_as_far_apart_as_the_shares_are(compiled, monkeypatch):
+    program = compiled("hist")
+    behaviour = Behaviour(program.model, program.dataset, "zero")
+    monkeypatch.setattr(behaviour, "faithfulness", lambda masks: torch.tensor([0.0, 1.0, 1.0]))
+    assert behaviour.areas(edge_exists(program.model.graph).float(), (0.0, 0.2, 1.0)) == pytest.approx((0.9, 0.1))
+
+
+# Compiled models
+
+
+def test_outputs_are_named_in_the_order_of_their_columns():
+    """Of 2 and 10, that is not the order of their texts."""
+
+    def build():
+        return rasp.Map(lambda token: 10 if token == "a" else 2, rasp.tokens).named("numbers")
+
+    compiled = compile_program(Program("numbers", "", build, ("a", "b"), 2))
+    best = compiled.dataset.target.argmax(-1)
+    for row, wanted in enumerate(compiled.expected):
+        assert [compiled.output_values[column] for column in best[row, 1 : len(wanted) + 1].tolist()] == [*wanted]
+    assert verify(compiled).equal
+
+
+def test_a_model_in_double_precision_is_one_throughout(compiled):
+    program = compiled("xproportion")
+    double = program.model.in_double
+    assert double(program.dataset.tokens[:3]).dtype == double.sources(program.dataset.tokens[:3]).dtype == torch.float64
+    thirds = double(program.dataset.tokens) - program.model(program.dataset.tokens)
+    assert 0 < float(thirds.abs().max()) < 1e-4
