@@ -195,7 +195,7 @@ def _draw_box(axes: Any, box: Box, at: tuple[float, float, float], *, used: bool
     shade = "black" if used else "#b8b8b8"
     raised = 0.06 if box.ports else 0.0
 
-    def outline(x: float, y: float, width: float, height: float, size: float) -> Curve:
+    def outline(x: Any, y: Any, width: Any, height: Any, size: Any) -> Curve:
         """The box, around a text of that extent, in pixels; `size` is the text's."""
         inch = size * 72 / _POINTS
         x, y = x + width / 2, y + height / 2 - raised * inch

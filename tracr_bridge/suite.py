@@ -55,14 +55,14 @@ class Suite:
         self._compiled: dict[Program, Compiled] = {}
         self._truths: dict[tuple[Program, Ablation], Truth] = {}
 
-    def compiled(self, program: Program | str) -> Compiled:
+    def compiled(self, program: object) -> Compiled:  # whatever a test passes
         """The compiled program.
 
         Raises:
             EdgePruneError: there is no such program, or it is unusable.
         """
         program = self._load(program) if isinstance(program, str) else program
-        if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever a test passes
+        if not isinstance(program, Program):
             raise UnknownProgram(
                 f"Expected a program, its name or path/to/file.py:name; got {type(program).__name__}: a function is a "
                 "program once @rasp_program(vocab=..., max_seq_len=...) stands above it"
@@ -72,17 +72,17 @@ class Suite:
             self._compiled[program] = compile_program(program)
         return self._compiled[program]
 
-    def truth(self, program: Program | str, ablation: Ablation) -> Truth:
+    def truth(self, program: object, ablation: str) -> Truth:
         """Its certified truth.
 
         Raises:
             UnknownAblation: there is no such ablation.
             DegenerateProgram: nothing could fail on it under this ablation.
         """
-        ablation, compiled = parse_ablation(ablation), self.compiled(program)
-        key = (compiled.program, ablation)
+        carried, compiled = parse_ablation(ablation), self.compiled(program)
+        key = (compiled.program, carried)
         if key not in self._truths:
-            self._truths[key] = certify(compiled, ablation)
+            self._truths[key] = certify(compiled, carried)
         return self._truths[key]
 
     def discover(self, program: Program | str, ablation: Ablation, *, seed: int = 0) -> Discovery:
