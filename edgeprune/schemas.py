@@ -18,7 +18,8 @@ _Kind = TypeVar("_Kind")
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: type[Any]) -> Any:
+    """A `TypeAdapter`, whose own type beartype has no words for."""
     return TypeAdapter(kind)
 
 
