@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test sweep mutants clean help
+.PHONY: demo test sweep mutants mutation slice clean help
 
 demo: $(INSTALLED) ## recover the circuit of `reverse` and draw it
 	$(BIN)/edgeprune recover reverse --picture reverse.svg
@@ -32,6 +32,13 @@ sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every c
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
 	@$(BIN)/python tests/mutants/run_mutants.py
+
+mutation: $(INSTALLED) ## change the code at every place where mutmut can, and print how much is noticed: hours, resumable
+	@$(BIN)/python tests/mutants/mutation.py --out build/mutation
+
+slice: $(INSTALLED) ## ten minutes of both
+	@$(BIN)/python tests/mutants/run_mutants.py --every 25 --tests-pass
+	@$(BIN)/python tests/mutants/mutation.py --out build/mutation --only edgeprune/graph
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== installing into .venv (minutes, the first time)"

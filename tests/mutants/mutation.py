@@ -172,7 +172,7 @@ def main() -> int:
         for meta in metas(group, folder):
             verdicts = json.loads(meta.read_text())["exit_code_by_key"]
             left = survivors(folder, verdicts)
-            reasons = [each.reason(config["equivalent"], config["rule"]) for each in left]
+            reasons = [each.reason(config.get("equivalent", ()), config["rule"]) for each in left]
             survived += [each for each, reason in zip(left, reasons, strict=True) if reason is None]
             same, alive = len(reasons) - reasons.count(None), reasons.count(None)
             codes = Counter(verdicts.values())
