@@ -336,6 +336,7 @@ def _true_circuits(path: Path) -> "list[Circuit]":
     """The circuit of a file or of a run's folder; of the folder of a certificate, all that it lists."""
     from edgeprune.folders import circuit_file
     from edgeprune.graph import Circuit, Edge
+    from edgeprune.schemas import Listed, checked
     from edgeprune.store import CircuitFileError, load_circuit, load_json
 
     first = load_circuit(circuit_file(path))
@@ -348,8 +349,9 @@ def _true_circuits(path: Path) -> "list[Circuit]":
             if os.path.lexists(certificate)
             else load_json(truth)["certificate"]["circuits"]
         )
-        found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed]
-    except (AttributeError, KeyError, TypeError, EdgePruneError) as error:
+        named = checked(Listed, listed).root
+        found = [Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in named]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; it is damaged: {error}") from error
     if first not in found:
         raise CircuitFileError(f"Expected circuits in {str(certificate)!r}; that of circuit.json is not among them")
