@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import RootModel, TypeAdapter, ValidationError
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.store import load_json
@@ -15,6 +15,10 @@ _SHOWN: Final = 3
 """Faults that a message lists, at the most."""
 
 _Kind = TypeVar("_Kind")
+
+
+class Listed(RootModel[list[list[str]]]):
+    """Circuits, each as the names of its edges."""
 
 
 @cache

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edgeprune.errors import EdgePruneError
 from edgeprune.folders import circuit_file
 from edgeprune.graph import Ablation, Circuit, Comparison, Edge, Graph, Node, compare
+from edgeprune.schemas import Listed, checked
 from edgeprune.store import CircuitFileError, load_circuit, load_json, load_saved
 
 _LISTED: Final = (("certificate.json", "claims"), ("truth.json", "certificate"))
@@ -42,9 +42,9 @@ def load_true(path: Path, ablation: Ablation) -> tuple[Circuit, ...]:
 def _beside(path: Path, entry: str, first: Circuit) -> tuple[Circuit, ...]:
     """What a file lists beside `circuit.json`, whose circuit is one of them."""
     try:
-        listed = load_json(path)[entry]["circuits"]
+        listed = checked(Listed, load_json(path)[entry]["circuits"]).root
         found = tuple(Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed)
-    except (AttributeError, KeyError, TypeError, EdgePruneError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CircuitFileError(f"Expected circuits in {str(path)!r}; it is damaged: {error}") from error
     if first not in found:
         raise CircuitFileError(f"Expected circuits in {str(path)!r}; that of circuit.json is not among them")
@@ -58,9 +58,11 @@ def _exported(path: Path, content: Any, ablation: Ablation) -> tuple[Circuit, ..
         if "refused" in known:
             raise CircuitFileError(f"Expected true circuits under {ablation} in {str(path)!r}; {known['refused']}")
         graph = Graph(*(tuple(map(Node.parse, content["graph"][kind])) for kind in ("sources", "destinations")))
-        listed = known["certificate"]["circuits"]
+        listed = checked(Listed, known["certificate"]["circuits"]).root
         return tuple(Circuit(graph, ablation, frozenset(map(Edge.parse, names))) for names in listed)
-    except (AttributeError, KeyError, TypeError) as error:
+    except CircuitFileError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CircuitFileError(f"Expected circuits in {str(path)!r}; it is damaged: {error!r}") from error
 
 

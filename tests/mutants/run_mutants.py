@@ -188,7 +188,9 @@ def main() -> int:
     parser.add_argument("--file", nargs="+", default=files, help="bugs planted in these files, or below these folders")
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these tests, in place of the suite")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of these, each Nth (default: all)")
-    parser.add_argument("--tests-pass", action="store_true", help="do not run the tests without any bug: they have passed")
+    parser.add_argument(
+        "--tests-pass", action="store_true", help="do not run the tests without any bug: they have passed"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="how many at once (default: %(default)s)")
     options = parser.parse_args()
     chosen = [each for each in MUTANTS if each.name in options.only and each.file.startswith(tuple(options.file))]

@@ -165,7 +165,7 @@ NOT_OURS = {
 def test_a_file_that_does_not_import_and_call_it_is_not_run(pytester, run, kind):
     code = NOT_OURS[kind] + "import pathlib; pathlib.Path('ran').touch(); raise SystemExit('it was run')\n"
     pytester.makepyfile(**{"programs/deploy": code, "other/deploy": code})
-    for arguments in ((), ("programs",)):  # a file that is named is pytest's own to run
+    for arguments in ((), ("programs",)):  # pytest itself runs any file that is named
         result = run("--collect-only", "-q", *arguments)
         assert "deploy" not in result.stdout.str() and result.ret == 0
     result = run("--collect-only", "-q", "-o", "edgeprune_programs=other/*.py")
