@@ -3,6 +3,7 @@
 Numbers are written out: a constant that changed would take a test that reads it along.
 """
 
+import copy
 import json
 from dataclasses import replace
 
@@ -120,15 +121,18 @@ def test_a_decoded_number_may_be_a_hundredth_off_what_rasp_gives(compiled, off, 
     assert (verifying._mismatches(program, row, decoded, "it", 0.0) == []) == same
 
 
+@pytest.fixture(scope="module")
+def shortest():
+    return compile_program(replace(catalogue()["xproportion"], max_seq_len=2))
+
+
 @pytest.mark.parametrize(("off", "equal"), [(0.45e-4, True), (0.55e-4, False)])
-@pytest.mark.parametrize("what", ["_position", "_token"])
-def test_layers_may_differ_by_a_ten_thousandth(what, off, equal):
-    """An embedding is off, and what reads it off by twice as much."""
-    compiled = compile_program(replace(catalogue()["xproportion"], max_seq_len=2))
-    table = getattr(compiled.model, what)
-    table[table > 0.5] += off
-    compiled = replace(compiled, dataset=replace(compiled.dataset, target=compiled.model(compiled.dataset.tokens)))
-    found = verify(compiled)
+def test_layers_may_differ_by_a_ten_thousandth(shortest, off, equal):
+    """Embeddings are off, and what reads them off by twice as much."""
+    model = copy.copy(shortest.model)
+    model._token = torch.where(model._token > 0.5, model._token + off, model._token)
+    target = model(shortest.dataset.tokens)
+    found = verify(replace(shortest, model=model, dataset=replace(shortest.dataset, target=target)))
     assert found.max_abs_diff == pytest.approx(2 * off, rel=0.01)
     assert found.equal == equal
 
@@ -149,17 +153,16 @@ def test_an_output_is_held_against_rasps_in_every_batch_and_of_both_models(compi
     assert not found.equal and f"{who} '?'" in found.mismatches[0]
 
 
-def test_a_layer_that_differs_in_one_batch_of_several_is_noticed(monkeypatch):
-    compiled = compile_program(replace(catalogue()["xproportion"], max_seq_len=2))
+def test_a_layer_that_differs_in_one_batch_of_several_is_noticed(shortest, monkeypatch):
     monkeypatch.setattr(verifying, "_BATCH", 1)
     sources = TracrModel.sources
-    first = compiled.dataset.tokens[:1]
+    first = shortest.dataset.tokens[:1]
 
     def spoiled(model, tokens):
         return sources(model, tokens) + (0.01 if torch.equal(tokens, first) else 0)
 
     monkeypatch.setattr(TracrModel, "sources", spoiled)
-    found = verify(compiled)
+    found = verify(shortest)
     assert not found.equal and found.max_abs_diff > 1e-3
 
 
@@ -267,7 +270,7 @@ def test_doubt_lowers_what_is_high_and_leaves_the_rest():
 # Domains
 
 
-@pytest.mark.parametrize(("over", "whole"), [(-1, True), (0, True), (1, False)])
+@pytest.mark.parametrize(("over", "whole"), [(0, True), (1, False)])
 def test_a_domain_at_its_budget_is_whole_and_one_above_is_a_sample_that_every_certificate_says_it_is(
     tmp_path, over, whole
 ):
@@ -275,7 +278,6 @@ def test_a_domain_at_its_budget_is_whole_and_one_above_is_a_sample_that_every_ce
     inputs = len(program.domain(budget=10**6, seed=0).inputs)
     compiled = compile_program(program, budget=inputs - over)
     assert compiled.domain.exhaustive == whole and len(compiled.domain.inputs) == inputs - max(0, over)
-    assert verify(compiled).exhaustive == whole
     for ablation in ("zero", "resample"):
         found = certify(compiled, ablation)
         assert found.certificate.exhaustive == whole and found.judge.exhaustive
