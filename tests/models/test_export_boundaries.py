@@ -15,7 +15,7 @@ from tracr_bridge.catalogue import load_program
 from tracr_bridge.compile import compile_program
 from tracr_bridge.judge import Judge
 from tracr_bridge.model import structural_mask
-from tracr_bridge.transplant import transplant
+from tracr_bridge.transplant import Transplant, transplant
 from tracr_bridge.truth import Truth
 
 NAME = "next_to"
@@ -90,17 +90,19 @@ def test_each_of_several_circuits_is_run_again_when_it_is_read(exported):
                 replace(exported, certificates={ablation: said}).truth(ablation)
 
 
-def test_each_of_several_circuits_is_run_in_double_precision_before_it_is_written(exported, monkeypatch):
+def test_each_of_several_circuits_is_run_in_double_precision_before_it_is_written(
+    exported, compiled_program, monkeypatch
+):
     certificate = exported.certificates["zero"]
     true = certificate.circuits[0]
     less = Circuit(true.graph, "zero", frozenset(sorted(true.edges)[1:]))
     judge = Judge(exported.model, exported.dataset, "zero", atol=certificate.atol)
     said = Truth(true, exported.structural, replace(certificate, circuits=(true, less)), judge)
     monkeypatch.setattr(exporting, "derive_truth", lambda *_given, **_more: said)
-    program = SimpleNamespace(program=load_program(NAME), domain=SimpleNamespace(exhaustive=True))
+    nothing = Transplant(None, [], [])
     with pytest.raises(UnsupportedProgram, match="one of next_to under zero ablation is not"):
         exporting._certify(
-            "zero", exported.model, exported.dataset, exported.structural, SimpleNamespace(read=[]), program, seed=0
+            "zero", exported.model, exported.dataset, exported.structural, nothing, compiled_program, seed=0
         )
 
 

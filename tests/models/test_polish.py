@@ -393,8 +393,10 @@ def test_what_follows_learning_runs_in_parts_too_and_only_where_it_is_asked_for(
 def test_of_all_removals_that_are_good_enough_the_largest_is_made():
     """Whatever is left, the loss is 0: all edges go in one move."""
 
-    class Nothing:
+    class Nothing(CircuitLoss):
         graph, masks_run = Graph.transformer(embeddings=("embed",), layers=1, heads=1), 0
+
+        def __init__(self) -> None: ...
 
         def __call__(self, masks, *, limit=float("inf")):
             return torch.zeros(len(masks))

@@ -6,6 +6,7 @@ import torch
 from edgeprune.ablation import Ablator, group_means
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
+from edgeprune.graph import Graph
 
 
 def test_the_mean_is_over_inputs_of_the_same_length_at_the_same_position(compiled, monkeypatch):
@@ -67,10 +68,13 @@ def test_pairs_are_all_ordered_pairs_of_one_length(compiled):
 class Tokens:
     """A model of one source, which writes its tokens."""
 
-    graph = None
+    graph = Graph.transformer(embeddings=("embed",), layers=0, heads=0)
 
     def __init__(self, dtype=torch.float32) -> None:
         self._dtype = dtype
+
+    def __call__(self, tokens, mask=None, ablated=None, positions=None):
+        raise NotImplementedError
 
     def sources(self, tokens):
         return tokens[None, ..., None].to(self._dtype)

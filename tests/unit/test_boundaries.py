@@ -3,9 +3,9 @@
 Numbers are written out: a constant that changed would take a test that reads it along.
 """
 
+import copy
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,7 +87,9 @@ def test_the_final_check_takes_a_circuit_for_wrong_where_outputs_are_a_hundredth
     none = torch.zeros(2, 0, dtype=torch.long)
     assert check.counterexamples(without, check.pairs(none)).shape[1] == wrong
     assert (Edge.parse("m0->logits") in check.without_superfluous(every, none)) == bool(wrong)
-    assert len(check._right_on_few([Edge.parse("m0->logits")], torch.tensor([[True]]), none)) == 0
+    listed = sorted(model.structural)
+    alone = torch.tensor([[edge == Edge.parse("m0->logits") for edge in listed]])
+    assert check._right_on_few(listed, alone, none) == ([] if wrong else [0])
 
 
 @pytest.mark.parametrize(("rest", "refused"), [(0.0024, False), (0.0026, True), (-0.0026, True)])
@@ -119,15 +121,18 @@ def test_a_decoded_number_may_be_a_hundredth_off_what_rasp_gives(compiled, off, 
     assert (verifying._mismatches(program, row, decoded, "it", 0.0) == []) == same
 
 
+@pytest.fixture(scope="module")
+def shortest():
+    return compile_program(replace(catalogue()["xproportion"], max_seq_len=2))
+
+
 @pytest.mark.parametrize(("off", "equal"), [(0.45e-4, True), (0.55e-4, False)])
-@pytest.mark.parametrize("what", ["_position", "_token"])
-def test_layers_may_differ_by_a_ten_thousandth(what, off, equal):
-    """An embedding is off, and what reads it off by twice as much."""
-    compiled = compile_program(replace(catalogue()["xproportion"], max_seq_len=2))
-    table = getattr(compiled.model, what)
-    table[table > 0.5] += off
-    compiled = replace(compiled, dataset=replace(compiled.dataset, target=compiled.model(compiled.dataset.tokens)))
-    found = verify(compiled)
+def test_layers_may_differ_by_a_ten_thousandth(shortest, off, equal):
+    """Embeddings are off, and what reads them off by twice as much."""
+    model = copy.copy(shortest.model)
+    model._token = torch.where(model._token > 0.5, model._token + off, model._token)
+    target = model(shortest.dataset.tokens)
+    found = verify(replace(shortest, model=model, dataset=replace(shortest.dataset, target=target)))
     assert found.max_abs_diff == pytest.approx(2 * off, rel=0.01)
     assert found.equal == equal
 
@@ -148,24 +153,26 @@ def test_an_output_is_held_against_rasps_in_every_batch_and_of_both_models(compi
     assert not found.equal and f"{who} '?'" in found.mismatches[0]
 
 
-def test_a_layer_that_differs_in_one_batch_of_several_is_noticed(monkeypatch):
-    compiled = compile_program(replace(catalogue()["xproportion"], max_seq_len=2))
+def test_a_layer_that_differs_in_one_batch_of_several_is_noticed(shortest, monkeypatch):
     monkeypatch.setattr(verifying, "_BATCH", 1)
     sources = TracrModel.sources
-    first = compiled.dataset.tokens[:1]
+    first = shortest.dataset.tokens[:1]
 
     def spoiled(model, tokens):
         return sources(model, tokens) + (0.01 if torch.equal(tokens, first) else 0)
 
     monkeypatch.setattr(TracrModel, "sources", spoiled)
-    found = verify(compiled)
+    found = verify(shortest)
     assert not found.equal and found.max_abs_diff > 1e-3
 
 
-class Losses:
-    """Losses of masks that are as large as their one entry."""
+class Losses(CircuitLoss):
+    """Losses of the two masks of one edge."""
 
     graph, inputs, masks_run = GRAPH, 1, 0
+
+    def __init__(self, gone: float, kept: float) -> None:
+        self.gone, self.kept = torch.tensor(gone), torch.tensor(kept)
 
     def __call__(self, masks, *, limit=float("inf")):
         found = torch.where(masks.flatten(1).sum(1) > 0, self.kept, self.gone)
@@ -174,8 +181,7 @@ class Losses:
 
 @pytest.mark.parametrize(("gone", "faithful"), [(0.02, True), (0.0201, False)])
 def test_a_loss_at_the_tolerance_is_faithful_and_one_above_is_not(gone, faithful):
-    losses = Losses()
-    losses.gone, losses.kept = torch.tensor(gone), torch.tensor(0.0)
+    losses = Losses(gone, 0.0)
     judge = LossJudge(losses, 0.02)
     assert judge.reproduces(mask_of(GRAPH, [])[None]).tolist() == [faithful]
     found = true_circuits(losses, [EDGE], float(torch.tensor(0.02)))
@@ -203,8 +209,7 @@ def test_an_edge_is_kept_that_scores_above_the_threshold(score, kept):
 
 @pytest.mark.parametrize(("loss", "edges"), [(0.1, 0), (0.105, 1)])
 def test_polishing_makes_a_removal_at_the_tolerance_and_none_above(loss, edges):
-    losses = Losses()
-    losses.gone, losses.kept = torch.tensor(loss), torch.tensor(0.0)
+    losses = Losses(loss, 0.0)
     run = Polish(losses, Goal(tolerance=float(torch.tensor(0.1))), torch.tensor([[True]]), PolishConfig())
     run.step = Step.CERTIFY
     run.advance()
@@ -252,7 +257,7 @@ def test_a_wrong_circuit_starts_over_in_the_first_half_of_the_steps_alone(steps,
     config = Converged(patience=6, certain_for=100)
     ending = Ending(config, steps, masks, uncertain_until=0, may_start_over=True)
     found = [ending.after(step, rounded=True, wrong=True) for step in range(7)]
-    assert found == [Verdict.GO_ON] * 6 + [Verdict[verdict]]
+    assert found == [Verdict.GO_ON] * 6 + [verdict]
 
 
 def test_doubt_lowers_what_is_high_and_leaves_the_rest():
@@ -265,7 +270,7 @@ def test_doubt_lowers_what_is_high_and_leaves_the_rest():
 # Domains
 
 
-@pytest.mark.parametrize(("over", "whole"), [(-1, True), (0, True), (1, False)])
+@pytest.mark.parametrize(("over", "whole"), [(0, True), (1, False)])
 def test_a_domain_at_its_budget_is_whole_and_one_above_is_a_sample_that_every_certificate_says_it_is(
     tmp_path, over, whole
 ):
@@ -273,7 +278,6 @@ def test_a_domain_at_its_budget_is_whole_and_one_above_is_a_sample_that_every_ce
     inputs = len(program.domain(budget=10**6, seed=0).inputs)
     compiled = compile_program(program, budget=inputs - over)
     assert compiled.domain.exhaustive == whole and len(compiled.domain.inputs) == inputs - max(0, over)
-    assert verify(compiled).exhaustive == whole
     for ablation in ("zero", "resample"):
         found = certify(compiled, ablation)
         assert found.certificate.exhaustive == whole and found.judge.exhaustive
@@ -318,9 +322,11 @@ def test_a_gap_is_that_of_the_edge_that_does_least_and_of_the_smallest_circuit(t
 
 def test_a_gap_and_a_margin_of_effects_that_differ():
     found = truth_of(0.5, 0.012)
-    assert found.certificate.gap == Gap(kept=pytest.approx(0.012, rel=1e-4), dropped=pytest.approx(0, abs=1e-6))
+    assert found.certificate.gap.kept == pytest.approx(0.012, rel=1e-4)
+    assert found.certificate.gap.dropped == pytest.approx(0, abs=1e-6)
     assert found.certificate.margin == pytest.approx(0.002, rel=1e-3)
-    judge = SimpleNamespace(margin=0.009, atol=0.01)
+    judge = Judge.__new__(Judge)
+    judge.margin, judge.atol = 0.009, 0.01
     for gap, margin in ((Gap(0.013, 0.0), 0.003), (Gap(1.0, 0.0095), 0.0005), (Gap(1.0, 0.0), 0.009)):
         assert margin_of(judge, gap) == pytest.approx(margin)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tracr.rasp import rasp
@@ -17,6 +18,7 @@ from edgeprune.metrics import kl_divergence, logit_difference, scored_mean, squa
 from tracr_bridge.compile import compile_program
 from tracr_bridge.program import Program
 from tracr_bridge.verify import verify
+from tracr_bridge.weights import HeadWeights, LayerWeights
 
 GRAPH = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
 
@@ -144,3 +146,20 @@ def test_a_model_in_double_precision_is_one_throughout(compiled):
     assert double(program.dataset.tokens[:3]).dtype == double.sources(program.dataset.tokens[:3]).dtype == torch.float64
     thirds = double(program.dataset.tokens) - program.model(program.dataset.tokens)
     assert 0 < float(thirds.abs().max()) < 1e-4
+
+
+def test_what_has_no_effect_further_on_is_neither_read_nor_written():
+    """A query that no key meets, a key that no query does, a value that is not moved on, a unit that writes nothing."""
+    both, lone = np.float32([[1, 1, 0], [0, 1, 1]]), np.float32([[1, 0, 1], [0, 1, 1]])
+    head = HeadWeights(
+        query=np.float32([[1, 1, 0], [1, 1, 0]]),
+        key=np.float32([[0, 1, 1], [0, 1, 1]]),
+        value=both[:, [0, 2, 2]] * np.float32([1, 1, 0]),
+        output=lone.T * np.float32([[0], [1], [1]]),
+    )
+    layer = LayerWeights((head,), hidden=both * np.float32([1, 0, 1]), output=lone.T * np.float32([[1], [1], [0]]))
+    query, key, value, hidden = layer.read
+    assert (query.tolist(), key.tolist()) == ([[1], [1]], [[1], [1]])
+    assert value.tolist() == [[0, 0], [1, 0]] and hidden.tolist() == [[1, 0], [0, 0]]
+    of_head, of_mlp = layer.written
+    assert of_head.tolist() == [[0, 0], [0, 1]] and of_mlp.tolist() == [[1, 0], [0, 0]]
