@@ -316,3 +316,13 @@ def test_each_pair_that_is_close_is_run_again_in_double_precision(monkeypatch, c
         judge = Judge(OffOnOne(16, many=True, off=(single, double)), dataset(16), "resample", atol=ATOL)
         assert judge.reproduces(masks).tolist() == [True] + [double <= ATOL] * 256
         assert judge.differences(masks).tolist() == pytest.approx([0.0] + [double] * 256)
+
+
+def test_close_calls_of_several_masks_on_more_pairs_than_a_chunk_holds_are_all_decided(monkeypatch):
+    monkeypatch.setattr("tracr_bridge.judge._PAIRS", 7)
+    for wrong in range(16):
+        off = torch.full((16, 16), ATOL - 1e-4, dtype=torch.float64)
+        off[wrong, wrong] = ATOL + 1e-4
+        judge = judge_of(off, errs=-6e-4)
+        assert judge.differences(EMPTY.repeat(3, 1, 1)).tolist() == pytest.approx([ATOL + 1e-4] * 3, abs=1e-6)
+        assert not judge.reproduces(EMPTY.repeat(3, 1, 1)).any()
