@@ -33,9 +33,8 @@ class Stopper:
 @pytest.fixture(scope="module")
 def stopper():
     found = Stopper()
-    yield found
-    found.process.stdin.close()
-    found.process.wait()
+    with found.process:  # which closes its pipes, and waits for it
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,16 @@ def about(model, out):
 
 COMMANDS = {
     "prune": lambda model, out: ["prune", *about(model, out), "--target-sparsity", 0.5, "--save-every", 3],
-    "sweep": lambda model, out: ["sweep", *about(model, out), "--target-sparsity", 0.3, 0.5, "--seeds", 1],
+    "sweep": lambda model, out: [
+        "sweep",
+        *about(model, out),
+        "--target-sparsity",
+        0.3,
+        "--target-sparsity",
+        0.5,
+        "--seeds",
+        1,
+    ],
     "compare": lambda model, out: [
         *("compare", *about(model, out)[:-4], "--target-sparsity", 0.5, "--examples", 8),
         *("--steps", 8, "--batch-size", 4, "--method", "edge-pruning", "--method", "eap"),
