@@ -111,8 +111,6 @@ def test_a_sample_of_a_domain_and_its_seed_are_said_to_be_that(tmp_path, monkeyp
         return compile_program(program, budget=25, seed=seed)
 
     monkeypatch.setattr(exporting, "compile_and_verify", sampled)
-    monkeypatch.setattr(exporting, "ABLATIONS", ("resample",))
-    monkeypatch.setattr("tracr_bridge.exported.ABLATIONS", ("resample",))
     made = exporting.export(load_program(NAME), "gpt2", tmp_path / "made", seed=3)
     assert made.content["domain"]["exhaustive"] is False and len(made.dataset) == 25
     assert made.certificates["resample"].exhaustive is False

@@ -33,7 +33,7 @@ from edgeprune.schemas import load
 from edgeprune.store import LARGEST, load_saved
 from edgeprune.subject import RunConfig
 from edgeprune.tasks.jsonl import read_examples
-from tracr_bridge.commands import _true_circuits
+from edgeprune.true_circuits import load_true
 from tracr_bridge.exported import digest_of, digest_of_file, read_content
 from tracr_bridge.results import read_rows
 
@@ -104,7 +104,7 @@ class Reader:
 
 def _truth(path: Path) -> object:
     (path.parent / "circuit.json").write_text(json.dumps(CIRCUIT))
-    return _true_circuits(path.parent)
+    return load_true(path.parent, "zero")
 
 
 def _export(path: Path) -> object:

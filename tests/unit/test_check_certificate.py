@@ -572,7 +572,7 @@ def test_a_folder_that_cannot_be_finished_leaves_nothing(compiled, truth, tmp_pa
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(certificate_folder.os, "rename", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(UnwritableFile, match="No space left"):
         save_certificate(truth("hist", "zero"), compiled("hist"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
