@@ -419,3 +419,17 @@ def test_the_command_compares_methods_ones_own_among_them(capsys, run, tmp_path,
     assert circuit.edges == frozenset(last)
     assert main([*asked[:-2], "--method", "magic"]) == 2
     assert "Expected a method among edge-pruning" in capsys.readouterr().err
+
+
+def test_of_all_circuits_of_acdc_the_one_of_the_nearest_size_is_taken_whenever_it_came(run, monkeypatch):
+    """Twelve edges at the first threshold, and then fourteen or five, where ten were asked for."""
+    sizes = iter([12] + [14, 5] * 4)
+    scores = torch.zeros(edge_exists(GRAPH).shape)
+
+    def found(self, method, config):
+        return comparing._Found(Circuit(GRAPH, "zero", frozenset(GRAPH.edges[: next(sizes)])), scores, 2.0, {})
+
+    monkeypatch.setattr(comparing._Bench, "run", found)
+    bench = comparing._Bench(load_subject(run, ["train"]), run, progress=False)
+    best = bench.of_size("acdc", 10)
+    assert (len(best.circuit), best.runs, best.seconds) == (12, comparing._SEARCHES, 2.0 * comparing._SEARCHES)
