@@ -216,10 +216,12 @@ def test_polishing_makes_a_removal_at_the_tolerance_and_none_above(loss, edges):
     assert run.edges == edges
 
 
-def test_a_circuit_is_run_to_the_end_as_long_as_it_may_be_within_the_limit():
+@pytest.mark.parametrize("over", ["mean", "worst"])
+def test_a_circuit_is_run_to_the_end_as_long_as_it_may_be_within_the_limit(over):
     model, data = build(random_weights(3))
-    loss = CircuitLoss(model, data, "zero", loss="squared", inputs=9, batch_size=1, seed=0)
-    masks = torch.rand(20, len(model.graph.sources), len(model.graph.destinations)).round()
+    loss = CircuitLoss(model, data, "zero", loss="squared", over=over, inputs=9, batch_size=1, seed=0)
+    shape = (20, len(model.graph.sources), len(model.graph.destinations))
+    masks = torch.rand(shape, generator=torch.Generator().manual_seed(0)).round()
     for mask, whole in zip(masks, loss(masks).tolist(), strict=True):
         assert float(loss(mask[None], limit=whole * (1 + 1e-5))[0]) == pytest.approx(whole, rel=1e-5)
         assert whole == 0 or float(loss(mask[None], limit=whole * 0.999)[0]) == float("inf")
