@@ -88,6 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; those of the process unless given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        with _stopped_by_signals():
+            return _run(arguments)
+    except KeyboardInterrupt as stop:
+        print(f"edgeprune: stopped{_GOES_ON.get(arguments[0], '') if arguments else ''}", file=sys.stderr)
+        return 143 if isinstance(stop, _Terminated) else 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run the command line, unless a signal stops it; returns the exit status."""
     options = _parser(chosen=arguments[0] if arguments else "").parse_args(arguments)
     run: Callable[[argparse.Namespace], bool] = options.run
     for stream in (sys.stdout, sys.stderr):
@@ -101,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output = io.StringIO()
         aside = redirect_stdout(io.StringIO())
     try:
-        with aside, _stopped_by_signals():
+        with aside:
             return 0 if run(options) else 1
     except EdgePruneError as error:
         print(f"edgeprune: {' '.join(told(error).split())}", file=sys.stderr)
@@ -115,9 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt as stop:
-        print(f"edgeprune: stopped{_GOES_ON.get(arguments[0], '')}", file=sys.stderr)
-        return 143 if isinstance(stop, _Terminated) else 130
 
 
 def _parser(*, chosen: str) -> argparse.ArgumentParser:

@@ -29,6 +29,8 @@ def begin(arguments, said):
         status = 3
         try:
             status = main(arguments)
+        except KeyboardInterrupt:  # it had hardly begun
+            status = 130
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -60,8 +60,8 @@ COMMANDS = {
         1,
     ],
     "compare": lambda model, out: [
-        *("compare", *about(model, out)[:-4], "--target-sparsity", 0.5, "--examples", 8),
-        *("--steps", 8, "--batch-size", 4, "--method", "edge-pruning", "--method", "eap"),
+        *("compare", "--model", model, "--task", "gp", "--out", out, "--examples", 8, "--test", 6),
+        *("--target-sparsity", 0.5, "--steps", 8, "--batch-size", 4, "--method", "edge-pruning", "--method", "eap"),
     ],
     "bench": lambda model, out: ["bench", "length", "--method", "eap", "--jobs", 1, "--seeds", 2, "--out", out],
     "export": lambda model, out: ["export", "any_x", "--as", "gpt2", "--out", out],
@@ -148,7 +148,8 @@ def test_a_command_stopped_at_any_moment_leaves_all_whole_and_goes_on(
     stopped = ended["status"] not in (0, 1)
     if stop != signal.SIGKILL and stopped:
         assert ended["status"] in ({signal.SIGINT: 130, signal.SIGTERM: 143}[stop], -stop), ended["said"]
-        assert "Traceback" not in ended["said"] and "edgeprune: stopped: " in ended["said"]
+        told = "edgeprune: stopped: " in ended["said"]
+        assert "Traceback" not in ended["said"] and (told or share < 0.1), ended["said"]  # unless it had hardly begun
         assert not any(path.name.startswith(".") for path in out.parent.rglob("*"))
     check_whole(out)
     again = stopper.run([*arguments, *(["--resume"] if command == "prune" else [])])
@@ -166,8 +167,9 @@ def test_a_second_command_is_refused_while_the_first_writes(stopper, model, tmp_
     out = tmp_path / "folder" / "out"
     out.parent.mkdir()
     first = stopper.run(COMMANDS[command](model, out), twice_in=str(out.parent))
-    assert first["status"] in (0, 1), first["said"]
-    refused = first["second"]
+    # One of them has made the lock's file, and either may have locked it.
+    done, refused = sorted([first, first["second"]], key=lambda ended: ended["status"])
+    assert done["status"] in (0, 1), done["said"]
     assert refused["status"] == 2 and refused["said"].count("\n") == 1
     assert refused["said"].startswith("edgeprune: Expected a folder that nobody else ")
     assert not any(path.name.startswith(".") for path in out.parent.rglob("*"))
