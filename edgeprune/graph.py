@@ -91,7 +91,7 @@ class Node:
         """
         match = _NODE.fullmatch(text)
         if match is None:
-            raise GraphError(f"Expected a node such as tok, a0.h1, a0.h1.q, m0 or logits; got {text!r}")
+            raise GraphError(f"Expected a node such as tok, a0.h1, a0.h1.q, m0 or logits; got {text!r:.100}")
         if (fixed := match["fixed"]) is not None:
             return Node(fixed)  # pyright: ignore[reportArgumentType]  # the pattern lists the kinds
         if match["m"] is not None:
@@ -118,7 +118,7 @@ class Edge:
         """
         source, arrow, destination = text.partition("->")
         if not arrow:
-            raise GraphError(f"Expected an edge such as tok->a0.h0.q; got {text!r}")
+            raise GraphError(f"Expected an edge such as tok->a0.h0.q; got {text!r:.100}")
         return Edge(Node.parse(source), Node.parse(destination))
 
 

@@ -62,7 +62,9 @@ def run(pytester, loaded):
     pytester.syspathinsert()
 
     def run(*arguments):
-        return pytester.runpytest_inprocess("--circuit-ablation=zero", *arguments)
+        # In this process the plugin is there already, of which pytest warns.
+        quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+        return pytester.runpytest_inprocess("--circuit-ablation=zero", *quiet, *arguments)
 
     return run
 
