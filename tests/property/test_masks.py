@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Graph, Node
-from edgeprune.masks import HardConcrete, LearnedMask, at_mean_sparsity, edge_exists, edges_of, mask_of
+from edgeprune.graph import Edge, Graph, Node
+from edgeprune.masks import (
+    HardConcrete,
+    LearnedMask,
+    at_mean_sparsity,
+    edge_exists,
+    edges_of,
+    mask_of,
+    without_each,
+)
 
 HARD = HardConcrete()
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
@@ -205,3 +213,136 @@ def test_rounded_samples_are_of_the_rounded_distribution_and_their_gradient_is_r
     assert float(kept.mean()) == pytest.approx(expected.item(), rel=0.01)
     (exact,) = torch.autograd.grad(expected, masks.log_alpha)
     torch.testing.assert_close(masks.likelihood_ratio_gradient(draw, kept - kept.mean()), exact, atol=0.03, rtol=0)
+
+
+WIDE = HardConcrete(temperature=0.5, low=-0.4, high=1.1)
+"""A stretch whose middle is not that of the logistic's."""
+
+
+@pytest.mark.parametrize("hard", [HARD, WIDE])
+@pytest.mark.parametrize("log_alpha", [-9.0, -1.2, 0.0, 0.7, 9.0])
+def test_means_and_scores_by_hand(hard, log_alpha):
+    x = torch.tensor([log_alpha], dtype=torch.float64)
+    stretched = (hard.high - hard.low) / (1 + math.exp(-log_alpha)) + hard.low
+    assert float(hard.mean(x)) == pytest.approx(min(1.0, max(0.0, stretched)))
+    z = hard.sample(x, noise())
+    error = 5 / math.sqrt(SAMPLES)
+    assert float(hard.probability_kept(x)) == pytest.approx(float((z > 0.5).double().mean()), abs=error)
+    # Where a clamp hides the noise: the mean of 2u - 1 over all noise that it hides.
+    for value, u in ((0.0, 1e-9), (1.0, 1 - 1e-9)):
+        u = torch.tensor([u], dtype=torch.float64)
+        if float(hard.sample(x, u)) == value:
+            hidden = 2 * noise()[z == value] - 1
+            if len(hidden) > 100:
+                expected = float(hidden.mean())
+                assert float(hard.score(x, u)) == pytest.approx(expected, abs=5 / math.sqrt(len(hidden)))
+    inside = torch.tensor([0.5], dtype=torch.float64)
+    if 0 < float(hard.sample(x, inside)) < 1:
+        assert float(hard.score(x, inside)) == 0
+
+
+@pytest.mark.parametrize("bound", [{"low": 0.0}, {"high": 1.0}, {"temperature": -1.0}])
+def test_a_stretch_that_ends_at_0_or_1_is_refused_too(bound):
+    with pytest.raises(ConfigError, match="Expected temperature > 0, low < 0 and high > 1; got"):
+        HardConcrete(**bound)
+
+
+@pytest.mark.parametrize("explored", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_draw_is_that_of_its_generator_alone(explored, rounded):
+    masks = LearnedMask(GRAPH, HARD, initial=0.3)
+    draws = []
+    for at_large, seed in ((0, 1), (5, 1), (0, 2)):
+        torch.manual_seed(at_large)
+        draws.append(masks.draw(7, torch.Generator().manual_seed(seed), explored=explored, rounded=rounded))
+    one, again, other = draws
+    for part in ("mask", "entries", "noise", "values"):
+        assert torch.equal(getattr(one, part), getattr(again, part))
+    assert not torch.equal(one.noise, other.noise)
+    assert torch.equal(one.entries, other.entries) == (explored == 1)
+    assert one.rounded is rounded and bool(((one.values == 0) | (one.values == 1)).all()) is rounded
+    assert one.entries.shape == (7, math.ceil(GRAPH.total * explored))
+    assert torch.equal(masks.edge_values(one), one.values)
+    assert torch.equal(one.mask[:, edge_exists(GRAPH)], one.values)
+    assert not one.mask[:, ~edge_exists(GRAPH)].any()
+
+
+@pytest.mark.parametrize(("drawn", "bound"), [(0.0, 1e-6), (1.0, 1 - 1e-6)])
+def test_noise_is_kept_away_from_where_a_logit_is_infinite(monkeypatch, drawn, bound):
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(tuple(shape[0]), drawn))
+    draw = LearnedMask(GRAPH, HARD, initial=0.3).draw(2, torch.Generator())
+    assert draw.noise.unique().tolist() == pytest.approx([bound])
+    assert bool(draw.values.isfinite().all())
+
+
+def test_a_sample_of_exactly_one_half_is_not_kept():
+    masks = LearnedMask(GRAPH, HARD, initial=0.0)
+    draw = masks.draw(1, torch.Generator().manual_seed(0))
+    half = masks._sample(torch.zeros(1), torch.full((1,), 0.5), rounded=True)
+    assert float(half) == 0
+    assert not masks.rounded().any()  # the mean of log_alpha 0 is one half
+    assert float(draw.values[0, 0].detach()) == float(HARD.sample(torch.zeros(1), draw.noise[:, 0]))
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_likelihood_ratio_of_one_sample_by_hand(rounded):
+    masks = LearnedMask(GRAPH, WIDE, initial=0.7)
+    draw = masks.draw(1, torch.Generator().manual_seed(3), explored=0.5, rounded=rounded)
+    found = masks.likelihood_ratio_gradient(draw, torch.tensor([2.0]))
+    x = torch.tensor(0.7)
+    drawn = [entry for entry in draw.entries[0].tolist() if entry < GRAPH.total]
+    for entry, u in zip(draw.entries[0].tolist(), draw.noise[0], strict=True):
+        if entry in drawn:
+            z = WIDE.sample(x, u)
+            kept = float(z > 0.5) - float(WIDE.probability_kept(x))
+            assert float(found[entry]) == pytest.approx(2 * (kept if rounded else float(WIDE.score(x, u))), abs=1e-6)
+    left = torch.ones(GRAPH.total, dtype=torch.bool)
+    left[drawn] = False
+    assert not found[left].any() and int(left.sum()) >= GRAPH.total // 2
+
+
+def test_masks_of_nodes_alone_have_no_entries_of_edges():
+    masks = LearnedMask(GRAPH, HARD, initial=0.4, of="nodes")
+    assert len(masks.log_alpha) == len(GRAPH.sources)
+    draw = masks.draw(3, torch.Generator().manual_seed(0))
+    values = masks.edge_values(draw)
+    assert values.shape == (3, GRAPH.total) and torch.equal(values, draw.mask[:, edge_exists(GRAPH)])
+    rows = edge_exists(GRAPH).nonzero()[:, 0]
+    assert torch.equal(values, draw.values[:, rows])
+
+
+def test_the_circuit_at_mean_sparsity_and_the_least_certain_edge_by_hand():
+    masks = LearnedMask(GRAPH, HARD, initial=6.0, of="edges and nodes")
+    with torch.no_grad():
+        masks.log_alpha[:5] = -6.0
+        masks.log_alpha[5] = 0.25
+        masks.log_alpha[GRAPH.total + 1] = -6.0  # pos, the second source
+    kept = masks.kept_at_mean_sparsity()
+    cells = edge_exists(GRAPH).nonzero()
+    expected = {number for number, (row, _) in enumerate(cells.tolist()) if number >= 6 and row != 1}
+    got = {number for number, (row, column) in enumerate(cells.tolist()) if kept[row, column]}
+    assert got in (expected, expected | {5})  # the sum of means is rounded to whole edges
+    assert len(got) == len(expected) + (5 in got)
+    alone = LearnedMask(GRAPH, HARD, initial=6.0)
+    with torch.no_grad():
+        alone.log_alpha[3], alone.log_alpha[4] = -0.5, 1.5
+    assert alone.least_certain() == 0.5
+    assert masks.least_certain() == pytest.approx(0.25)
+
+
+def test_thresholds_of_few_entries_by_hand():
+    assert at_mean_sparsity(torch.tensor([0.6, 0.3])).tolist() == [True, False]
+    assert at_mean_sparsity(torch.tensor([0.3, 0.1])).tolist() == [False, False]
+    assert at_mean_sparsity(torch.tensor([0.3, 0.1])).dtype == torch.bool
+    assert at_mean_sparsity(torch.tensor([0.9, 0.5, 0.0, 0.5])).tolist() == [True, True, False, True]
+    assert at_mean_sparsity(torch.tensor([1.0, 0.0])).tolist() == [True, False]
+
+
+@given(subsets)
+def test_a_circuit_without_each_of_its_edges(edges):
+    kept = mask_of(GRAPH, edges) > 0
+    cells = kept.nonzero()
+    without = without_each(kept, cells)
+    assert without.shape == (len(edges), *kept.shape) and torch.equal(kept, mask_of(GRAPH, edges) > 0)
+    for mask, (row, column) in zip(without, cells.tolist(), strict=True):
+        assert edges_of(GRAPH, mask) == edges - {Edge(GRAPH.sources[row], GRAPH.destinations[column])}

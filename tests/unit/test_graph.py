@@ -1,7 +1,9 @@
+import re
+
 import pytest
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
-from edgeprune.graph import Circuit, Edge, Graph, Node, compare, parse_ablation
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare, edge_names, parse_ablation
 from edgeprune.masks import live_circuit, mask_of
 from edgeprune.measures import nodes_of
 
@@ -119,3 +121,57 @@ def test_an_unknown_ablation_is_refused():
     assert parse_ablation("mean") == "mean"
     with pytest.raises(UnknownAblation, match="among zero, mean, resample; got 'noise'"):
         parse_ablation("noise")
+
+
+@pytest.mark.parametrize(
+    ("sources", "destinations", "named"),
+    [
+        (("tok", "a0.h0.q"), ("logits",), "a0.h0.q"),
+        (("tok", "logits"), ("logits",), "logits"),
+        (("tok",), ("tok", "logits"), "tok"),
+        (("tok",), ("a0.h0", "logits"), "a0.h0"),
+        (("tok", "tok"), ("logits",), "tok"),
+        (("tok",), ("logits", "logits"), "logits"),
+        (("tok", "a0.h1.k", "a0.h0.k"), ("a0.h0", "pos", "logits", "logits"), "a0.h0, a0.h0.k, a0.h1.k, logits, pos"),
+    ],
+)
+def test_nodes_that_cannot_write_or_read_or_come_twice_are_all_named(sources, destinations, named):
+    with pytest.raises(GraphError, match=rf"^Expected sources such as tok .*, once each; got {re.escape(named)}$"):
+        Graph(tuple(map(Node.parse, sources)), tuple(map(Node.parse, destinations)))
+
+
+def test_a_node_that_is_written_twice_is_one_of_each_side():
+    graph = Graph(
+        (Node("tok"), Node("m", 0)), (Node("m", 0), Node("logits"))
+    )  # once as a source, once as a destination
+    assert [str(edge) for edge in graph.edges] == ["tok->m0", "tok->logits", "m0->logits"]
+
+
+@pytest.mark.parametrize("edges", [["tok->m0"], {"tok->m0"}, frozenset({"tok->m0"}), [Edge.parse("tok->m0")], None])
+def test_a_circuit_of_anything_but_a_frozenset_of_edges_is_refused(edges):
+    with pytest.raises(
+        GraphError, match=r"^Expected a frozenset of Edge objects, such as Edge.parse\('tok->m0'\); got"
+    ):
+        Circuit(Graph.transformer(embeddings=("tok",), layers=1, heads=1), "zero", edges)
+
+
+def test_an_edge_to_the_same_stage_is_none():
+    graph = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=2)
+    for name in ("m0->m0", "a0.h0->a0.h1.q", "m0->a0.h0.q"):
+        with pytest.raises(GraphError, match=f"Expected an edge of this graph of {graph.total} edges; got {name}"):
+            graph.position(Edge.parse(name))
+
+
+def test_names_go_by_destination_first():
+    graph = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
+    assert edge_names(graph, reversed(graph.edges)) == [str(edge) for edge in graph.edges]
+    assert edge_names(graph, map(Edge.parse, ("m0->logits", "pos->m0", "tok->logits"))) == [
+        "pos->m0",
+        "tok->logits",
+        "m0->logits",
+    ]
+
+
+def test_an_edge_of_three_nodes_is_none():
+    with pytest.raises(GraphError, match="got 'm0->logits'"):
+        Edge.parse("tok->m0->logits")
