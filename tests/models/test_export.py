@@ -86,7 +86,10 @@ def test_circuits_are_true_where_they_are_run(exported):
 
 
 def recoveries(family: str, quick: str) -> Any:
-    """Every program at seed 0, and those in QUICK at seeds 1 and 2; one run of a family is not for the sweep."""
+    """Every program at seed 0, and those in QUICK at seeds 1 and 2; one run is not for the sweep.
+
+    The command itself recovers a Llama, in `test_exported_path.py`.
+    """
     runs: list[Any] = []
     for name, of in (case.values[0] for case in CASES):
         for seed in (range(3) if name in QUICK else range(1)) if of == family else ():
@@ -109,11 +112,13 @@ class _Recovery:
 class TestRecoveryOfGpt2(_Recovery): ...
 
 
-@recoveries("llama", "induction")
+@recoveries("llama", "")
 class TestRecoveryOfLlama(_Recovery): ...
 
 
-@pytest.mark.parametrize("name", ["acdc", "eap", "eap-ig-inputs", "eap-ig-activations"])
+@pytest.mark.parametrize(
+    "name", ["acdc", "eap", "eap-ig-inputs", pytest.param("eap-ig-activations", marks=pytest.mark.sweep)]
+)
 def test_other_methods_run_on_them(exported, name):
     found = METHODS[name](exported.model, exported.dataset, "resample")
     assert found.circuit.graph == exported.model.graph and found.scores.isfinite().all()

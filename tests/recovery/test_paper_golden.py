@@ -16,7 +16,7 @@ GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "paper.json").rea
 SMALL = 13
 """Edges of the largest graphs that are run again; the others take from seconds to minutes each."""
 
-QUICK = ("caesar", "add_neighbours")
+QUICK = ("caesar",)
 
 CASES = [
     pytest.param(name, ablation, id=f"{name}-{ablation}", marks=[] if name in QUICK else pytest.mark.sweep)
