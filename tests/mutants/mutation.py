@@ -92,7 +92,7 @@ def prepare(group: Group, folder: Path) -> None:
     }
     config = "".join(f"{name} = {json.dumps(values)}\n" for name, values in lists.items())
     with (folder / "pyproject.toml").open("a") as file:
-        file.write(f"\n[tool.mutmut]\ntimeout_constant = 20.0\nuse_git_change_detection = false\n{config}")
+        file.write(f"\n[tool.mutmut]\ntimeout_constant = 10.0\ntimeout_multiplier = 3.0\nuse_git_change_detection = false\n{config}")
     shutil.rmtree(folder / "mutants" / "tests", ignore_errors=True)
 
 
