@@ -90,9 +90,10 @@ def prepare(group: Group, folder: Path) -> None:
         "pytest_add_cli_args": ["-n", "0", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in group.unfit)],
         "pytest_add_cli_args_test_selection": group.tests,
     }
-    config = "".join(f"{name} = {json.dumps(values)}\n" for name, values in lists.items())
+    numbers = {"timeout_constant": 10.0, "timeout_multiplier": 3.0, "use_git_change_detection": False}
+    config = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (numbers | lists).items())
     with (folder / "pyproject.toml").open("a") as file:
-        file.write(f"\n[tool.mutmut]\ntimeout_constant = 10.0\ntimeout_multiplier = 3.0\nuse_git_change_detection = false\n{config}")
+        file.write(f"\n[tool.mutmut]\n{config}")
     shutil.rmtree(folder / "mutants" / "tests", ignore_errors=True)
 
 
