@@ -37,7 +37,7 @@ mutation: $(INSTALLED) ## change the code at every place where mutmut can, and p
 	@$(BIN)/python tests/mutants/mutation.py --out build/mutation
 
 slice: $(INSTALLED) ## ten minutes of both
-	@$(BIN)/python tests/mutants/run_mutants.py --every 25 --tests-pass
+	@$(BIN)/python tests/mutants/run_mutants.py --every 40 --tests-pass
 	@$(BIN)/python tests/mutants/mutation.py --out build/mutation --only edgeprune/graph
 
 $(INSTALLED): pyproject.toml constraints.txt

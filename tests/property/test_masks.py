@@ -15,6 +15,7 @@ from edgeprune.masks import (
     at_mean_sparsity,
     edge_exists,
     edges_of,
+    live_circuit,
     mask_of,
     without_each,
 )
@@ -346,3 +347,42 @@ def test_a_circuit_without_each_of_its_edges(edges):
     assert without.shape == (len(edges), *kept.shape) and torch.equal(kept, mask_of(GRAPH, edges) > 0)
     for mask, (row, column) in zip(without, cells.tolist(), strict=True):
         assert edges_of(GRAPH, mask) == edges - {Edge(GRAPH.sources[row], GRAPH.destinations[column])}
+
+
+def test_each_round_of_turns_has_an_order_of_its_own():
+    draw = LearnedMask(GRAPH, HARD, initial=0.3).draw(10, torch.Generator().manual_seed(0), explored=0.2)
+    first, second = draw.entries[:5], draw.entries[5:]
+    assert not torch.equal(first, second)
+    for each in (first, second):
+        assert sorted(each.flatten().tolist())[: GRAPH.total] == list(range(GRAPH.total))
+
+
+def test_every_entry_is_drawn_where_nothing_is_said_of_a_share():
+    draw = LearnedMask(GRAPH, HARD, initial=0.3).draw(2, torch.Generator().manual_seed(0))
+    assert draw.entries.tolist() == [list(range(GRAPH.total))] * 2
+
+
+PATHS = [
+    ("tok->a0.h0.v", "a0.h0->m0", "m0->logits"),
+    ("pos->m0", "m0->m1", "m1->logits"),
+    ("tok->a0.h1.q", "a0.h1->a1.h0.k", "a1.h0->m1", "m1->logits"),
+    ("tok->m0", "m0->a1.h1.v", "a1.h1->logits"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_to_the_logits_is_alive_and_dead_without_any_step_of_it(path):
+    edges = [Edge.parse(name) for name in path]
+    for ablation in ("zero", "mean", "resample"):
+        found = live_circuit(GRAPH, ablation, mask_of(GRAPH, edges) > 0)
+        assert found.edges == {*edges} and found.ablation == ablation
+    for gone in range(len(edges)):
+        kept = mask_of(GRAPH, [*edges[:gone], *edges[gone + 1 :]]) > 0
+        # What comes before the gap is dead; what comes after it still writes to the logits.
+        assert live_circuit(GRAPH, "zero", kept).edges == {*edges[gone + 1 :]}
+
+
+def test_of_ties_at_zero_none_is_kept():
+    assert at_mean_sparsity(torch.tensor([0.3, 0.3, 0.0])).tolist() == [True, True, False]
+    assert at_mean_sparsity(torch.tensor([1.0, 0.6, 0.0, 0.0])).tolist() == [True, True, False, False]
+    assert at_mean_sparsity(torch.tensor([0.9, 0.0, 0.0]).repeat(1)).tolist() == [True, False, False]
