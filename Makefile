@@ -36,8 +36,8 @@ mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that
 mutation: $(INSTALLED) ## change the code at every place where mutmut can, and print how much is noticed: hours, resumable
 	@$(BIN)/python tests/mutants/mutation.py --out build/mutation
 
-slice: $(INSTALLED) ## ten minutes of both
-	@$(BIN)/python tests/mutants/run_mutants.py --every 40 --tests-pass
+slice: $(INSTALLED) ## a few minutes of both
+	@$(BIN)/python tests/mutants/run_mutants.py --slice
 	@$(BIN)/python tests/mutants/mutation.py --out build/mutation --only edgeprune/graph
 
 $(INSTALLED): pyproject.toml constraints.txt
