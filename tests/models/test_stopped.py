@@ -1,6 +1,7 @@
 """Commands stopped at random moments: what is there is whole, the next run goes on, and nothing is left behind."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from test_pruning_run import save_model
 
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 QUICK = {"prune": 2}
-"""Moments of the default run, by command; the sweep has twenty of each."""
+"""Moments of the default run, by command."""
+
+EACH = int(os.environ.get("EDGEPRUNE_MOMENTS", "8"))
+"""Moments of each command in the sweep; twenty take a quarter of an hour."""
 
 
 class Stopper:
@@ -131,7 +135,7 @@ def check_whole(out):
 def moments():
     random = Random(20)
     for command in COMMANDS:
-        for number in range(20):
+        for number in range(EACH):
             marks = [] if number < QUICK.get(command, 0) else pytest.mark.sweep
             stop, share = SIGNALS[number % 3], random.random()
             yield pytest.param(command, stop, share, id=f"{command}-{stop.name}-{share:.2f}", marks=marks)
