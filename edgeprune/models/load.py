@@ -89,13 +89,13 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not len(tokenizer):
         raise ModelError(f"Expected a tokenizer in {name!r}; it has none")
+    theirs.eval()
     expected = None
     if adapted:
         prompts = make_prompts(theirs.config.vocab_size, theirs.config.max_position_embeddings)
         expected = their_logits(theirs, prompts) if check else None
         with _told(name):
             merge_adapter(name, theirs)
-    theirs.eval()
     if ranks.several:
         shard(theirs, list(theirs.get_submodule(kind.layers)), ranks, placed)
     else:
