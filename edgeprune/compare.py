@@ -37,6 +37,7 @@ from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning import configurations
 from edgeprune.methods.edge_pruning.engine import circuit_loss, problem_of, prune_edges
 from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
+from edgeprune.methods.method import sizes
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, polish
 from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join, sole_writer
@@ -123,14 +124,18 @@ class Comparison:
 class _Found:
     circuit: Circuit
     scores: Float[Tensor, "source destination"]
-    strength: Float[Tensor, "source destination"]
-    """What edges are ranked by; see `Discovery`."""
-
     seconds: float
     config: dict[str, Any]
     """Settings of the method, as far as they are ours."""
 
     runs: int = 1
+    signed: bool = False
+    """Whether edges are ranked by the sizes of scores; see `Discovery`."""
+
+    @property
+    def strength(self) -> Float[Tensor, "source destination"]:
+        """What edges are ranked by."""
+        return sizes(self.scores) if self.signed else self.scores
 
 
 @dataclass
@@ -163,7 +168,8 @@ class _Bench:
         seconds = time.perf_counter() - begin
         if not (found.scores.isfinite() | (found.scores == -math.inf))[edge_exists(found.circuit.graph)].all():
             raise RunError("Expected scores that are numbers, or minus infinity for edges that are gone; got others")
-        return _Found(found.circuit, found.scores, found.strength, seconds, {} if config is None else asdict(config))
+        settings = {} if config is None else asdict(config)
+        return _Found(found.circuit, found.scores, seconds, settings, signed=found.signed)
 
     def found(self, name: str, target: float, edges: int) -> _Found:
         """What a method finds: at a sparsity, of a size of its own, or of so many edges."""
@@ -378,5 +384,5 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found)
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
     scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
     method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
-    method |= {"signed": True} if found.strength is not found.scores else {}
+    method |= {"signed": True} if found.signed else {}
     return row, SavedCircuit(circuit, scores, config.model, method, versions(), bench.subject.model.family)

@@ -82,17 +82,20 @@ def is_unused(folder: Path) -> bool:
 
 
 def clear(*folders: Path) -> None:
-    """Remove the files that `store.write_atomically` left unfinished in folders that this process has locked.
+    """Remove what was left unfinished in folders that this process has locked: files of `store.write_atomically`, and
+    folders of `new_folder` whose process has ended.
 
     Raises:
         UnwritableFile: they cannot be removed.
     """
     for file in (each for folder in folders if folder.is_dir() for each in unfinished(folder)):
-        if file.name != LOCK and not file.is_dir():
+        if file.suffix != ".lock" and not file.is_dir():  # a lock may be held
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
                 raise UnwritableFile(f"Expected a file that can be removed; got {str(file)!r}: {error}") from error
+    for folder in filter(Path.is_dir, folders):
+        _remove_abandoned(folder)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from edgeprune.ablation import noted
 from edgeprune.checkpoint import restore_from, write_state
 from edgeprune.errors import RunError
 from edgeprune.evaluate import Evaluation
-from edgeprune.folders import circuit_file, is_unused
+from edgeprune.folders import circuit_file, is_unused, locked
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circuit_loss, problem_of
 from edgeprune.methods.edge_pruning.pressure import LossTolerance
@@ -167,7 +167,8 @@ def evaluate_run(
     content |= {"task": config.task, "found_at": str(found_at)}
     content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()} | noted(config.ablation)
     if ranks.first:
-        write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
+        with locked(folder, "an evaluation"):
+            write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
     ranks.wait()
     return config, found
 

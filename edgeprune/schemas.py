@@ -51,7 +51,8 @@ def parse(kind: type[_Kind], content: Any) -> _Kind:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if written != content:
-        raise ValueError(f"it lacks, or has beside what it should: {', '.join(_differing(written, content))}")
+        differing = " ".join(", ".join(_differing(written, content)).split())  # names in a file may have lines
+        raise ValueError(f"it lacks, or has beside what it should: {differing}")
     return found
 
 
@@ -74,7 +75,7 @@ def _in_words(error: ValidationError) -> str:
         f"in {'/'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
         for fault in error.errors(include_url=False, include_context=False, include_input=False)
     ]
-    return f"{'; '.join(faults[:_SHOWN]):.300}"
+    return f"{' '.join('; '.join(faults[:_SHOWN]).split()):.300}"
 
 
 def _differing(written: Any, content: Any) -> list[str]:

@@ -169,7 +169,8 @@ def load_saved(path: Path) -> SavedCircuit:
     fault = best_match(Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(content))
     if fault is not None:
         where = "/".join(map(str, fault.absolute_path))
-        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {where and f'in {where}: '}{fault.message:.200}")
+        said = " ".join(f"{where and f'in {where}: '}{fault.message}".split())  # names in a file may have lines
+        raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {said:.300}")
     try:
         graph = Graph(*(tuple(map(Node.parse, content["graph"][kind])) for kind in ("sources", "destinations")))
         circuit = Circuit(graph, parse_ablation(content["ablation"]), frozenset(map(Edge.parse, content["edges"])))

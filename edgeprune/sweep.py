@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 
 from edgeprune.ablation import noted
 from edgeprune.draw import save_figure
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
+from edgeprune.folders import is_unused
 from edgeprune.graph import Circuit
 from edgeprune.measures import overlap
 from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join, sole_writer
-from edgeprune.pruning_run import evaluate_run, prune
+from edgeprune.pruning_run import evaluate_run, prune, read_config
 from edgeprune.store import save_circuit, write_text
 from edgeprune.subject import RunConfig
 
@@ -92,6 +93,7 @@ def sweep(
     if not targets or len(set(targets)) < len(targets):
         raise ConfigError(f"Expected different sparsities, at least one; got {', '.join(map(str, targets)) or 'none'}")
     with sole_writer(out, "a sweep"):
+        _check_folder(out, config)
         about: dict[str, Any] = {"device": device, "check": check, "progress": progress}
         points = _run(config, targets, seeds, out, about, save_every=save_every)
         result = summarise(points)
@@ -99,6 +101,25 @@ def sweep(
             _write(result, out)
         join().wait()
     return result
+
+
+def _check_folder(out: Path, config: RunConfig) -> None:
+    """Refuse a folder of something else.
+
+    Raises:
+        RunError: it holds other files, or runs on another model or task, or under another ablation.
+    """
+    begun = list(out.glob("sparsity-*"))
+    if not begun and not is_unused(out):
+        raise RunError(f"Expected an empty folder for a new sweep; {str(out)!r} holds other files: name another folder")
+    for folder in (each for each in sorted(begun) if (each / "run.json").is_file()):
+        other = read_config(folder)
+        for name in ("model", "task", "ablation"):
+            if getattr(other, name) != getattr(config, name):
+                raise RunError(
+                    f"Expected the {name} that the sweep in {str(out)!r} began with, {getattr(other, name)!r}; got "
+                    f"{getattr(config, name)!r}: name another folder"
+                )
 
 
 def _run(

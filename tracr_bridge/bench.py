@@ -193,7 +193,7 @@ def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Ro
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_queue, initargs=(queue,)) as pool:
         try:
             yield from _received(queue, [pool.submit(_send_rows, *each, seconds) for each in work])
-        except (KeyboardInterrupt, SystemExit):  # told to stop: what is running sends no row any more
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):  # told to stop: what is running sends no row any more
             for process in list(pool._processes.values()):  # pyright: ignore[reportPrivateUsage]
                 process.kill()
             raise
@@ -319,7 +319,7 @@ def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:
 def _row(given: Known, truth: Truth, found: Discovery) -> Row:
     """What was found, beside what is true."""
     assessment = assess(truth, found.circuit)
-    comparison, reference = assessment.comparison, assessment.reference
+    comparison, reference, gap = assessment.comparison, assessment.reference, truth.certificate.gap.kept
     row: Row = {
         "outcome": "exact" if comparison.exact else "inexact",
         "proof": assessment.proof,
@@ -330,7 +330,7 @@ def _row(given: Known, truth: Truth, found: Discovery) -> Row:
         "found": len(found.circuit),
         "missing": sorted(map(str, comparison.missing)),
         "extra": sorted(map(str, comparison.extra)),
-        "gap": truth.certificate.gap.kept,
+        "gap": gap if math.isfinite(gap) else None,
     }
     return row | _measured(given, found, reference)
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from edgeprune.errors import UnsupportedProgram
 from edgeprune.folders import new_folder
 from edgeprune.graph import edge_names
 from edgeprune.store import SavedCircuit, save_circuit, versions, write_atomically, write_text
@@ -37,7 +39,13 @@ def save_certificate(truth: Truth, subject: "Compiled | Exported", folder: Path)
 
     Raises:
         UnwritableFile: there is such a file or folder, or it cannot be made.
+        UnsupportedProgram: without some edge outputs are no numbers.
     """
+    if not math.isfinite(truth.certificate.gap.kept):
+        raise UnsupportedProgram(
+            "Expected outputs that are numbers without each edge of the circuit, so that its effect can be stated; "
+            "without one they are none: use --save FILE.json, which needs no number"
+        )
     with new_folder(folder) as unfinished:
         described, weights, domain = _describe(truth, subject)
         _save_arrays(weights, unfinished / "weights.npz")

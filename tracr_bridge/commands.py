@@ -391,13 +391,14 @@ def convert(options: argparse.Namespace) -> bool:
 def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]]":
     """The circuit to convert, and what its file does not hold."""
     from edgeprune import formats
+    from edgeprune.folders import circuit_file
     from edgeprune.store import SavedCircuit, load_saved
 
     if options.source == "circuit":
         if options.like is not None or options.ablation is not None:
             raise EdgePruneError("Expected neither --like nor --ablation: a circuit of ours says what both would say")
-        return load_saved(options.file / "circuit.json" if options.file.is_dir() else options.file), []
-    like = load_saved(options.like).circuit if options.like is not None else None
+        return load_saved(circuit_file(options.file)), []
+    like = load_saved(circuit_file(options.like)).circuit if options.like is not None else None
     named: str | None = options.ablation or (like.ablation if like is not None else None)
     if named is None:
         raise EdgePruneError(f"Expected --ablation or --like: a file of {options.source} does not say what edges carry")

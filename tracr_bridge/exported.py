@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,7 +185,9 @@ def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
     """What `certificate_json` made of it."""
     circuits = tuple(Circuit(graph, ablation, frozenset(map(Edge.parse, edges))) for edges in entry["circuits"])
     told = {name: entry[name] for name in ("status", "inputs", "pairs", "exhaustive", "atol", "margin", "choices")}
-    return Certificate(**told, gap=Gap(**entry["gap"]), circuits=circuits)
+    kept = entry["gap"]["kept"]
+    gap = Gap(math.inf if kept is None else kept, entry["gap"]["dropped"])
+    return Certificate(**told, gap=gap, circuits=circuits)
 
 
 def dataset_of(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -> Dataset:

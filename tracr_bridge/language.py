@@ -1,7 +1,6 @@
 """The commands of `edgeprune` that are about language models. Nothing heavy is imported until one runs."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -116,7 +115,9 @@ def sweep(options: argparse.Namespace) -> bool:
     from statistics import mean
 
     from edgeprune import sweep as sweeping
+    from edgeprune.errors import RunError
     from edgeprune.evaluate import SPARSITY
+    from edgeprune.store import load_json
     from tracr_bridge import report
 
     targets: list[float] = options.target_sparsity
@@ -134,7 +135,8 @@ def sweep(options: argparse.Namespace) -> bool:
     missed = [f"{p.target:g} ({p.evaluation.sparsity:.3f}, seed {p.seed})" for p in found.points if not p.reached]
     _say_missed(missed, len(found.points), "`edgeprune prune --polish`")
     if options.json:
-        print(report.as_json(json.loads((options.out / "sweep.json").read_text(encoding="utf-8"))), file=options.output)
+        written = load_json(options.out / "sweep.json", "a sweep", RunError)
+        print(report.as_json(written), file=options.output)
         return _ends_well(well=not missed)
     rows = [
         (
@@ -313,7 +315,8 @@ def circuits(options: argparse.Namespace) -> bool:
     if options.out is not None:
         how = {"name": options.operation, "config": {"of": [str(file.resolve()) for file in files]}}
         about = next((each for each in saved if each.model), saved[0])
-        save_circuit(replace(about, circuit=result, scores={}, method=how, versions=versions()), options.out)
+        about = replace(about, circuit=result, scores={}, method=how, versions=versions(), certificate={})
+        save_circuit(about, options.out)
     shared = [overlap(first.edges, other.edges).iou for other in others]
     if options.json:
         print(
@@ -328,7 +331,9 @@ def circuits(options: argparse.Namespace) -> bool:
 
 def evaluate(options: argparse.Namespace) -> bool:
     """`edgeprune evaluate`."""
+    from edgeprune.errors import RunError
     from edgeprune.pruning_run import evaluate_run, evaluation_file
+    from edgeprune.store import load_json
     from edgeprune.tasks import metric_of
     from tracr_bridge import report
 
@@ -337,7 +342,7 @@ def evaluate(options: argparse.Namespace) -> bool:
     config, found = evaluate_run(options.run_folder, options.split, **about, **how)
     if options.json:
         written = evaluation_file(options.run_folder, options.split, **about)
-        print(report.as_json(json.loads(written.read_text(encoding="utf-8"))), file=options.output)
+        print(report.as_json(load_json(written, "an evaluation", RunError)), file=options.output)
         return True
     names = {"kl": "KL(full model ‖ circuit), nats", "metric": metric_of(config.task), "exact_match": "same best token"}
     names["sparsity"] = "sparsity, the share of all edges that are removed"

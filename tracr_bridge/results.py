@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 import edgeprune
 import tracr_bridge
 from edgeprune.errors import EdgePruneError
+from edgeprune.schemas import checked
 from edgeprune.store import UnwritableFile, parse_json, read_bytes, read_text
 from tracr_bridge.coverage import CONSTRUCTS
 
@@ -144,7 +145,7 @@ class Results:
         before = self.path.stat().st_size
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -165,11 +166,11 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             row = parse_json(line)
-            _Written.model_validate_json(line)
+            checked(_Written, row)
         except ValueError as error:
             raise ResultsError(
-                f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r}; "
-                "name another folder"
+                f"Expected a run of `edgeprune bench` a line; got {str(path)!r}, line {number}: {line[:60]!r} "
+                f"({error!s:.200}); name another folder"
             ) from error
         rows.append(row)
     return rows

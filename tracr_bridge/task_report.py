@@ -24,7 +24,7 @@ def task(options: argparse.Namespace) -> bool:
     from tracr_bridge import report
 
     is_file(options.task)  # refused before a model is loaded
-    model, tokenizer = load_model(options.model, device=options.device)
+    model, tokenizer = load_model(options.model, device=options.device, check=not options.no_check)
     found = dry_run(options.task, model, tokenizer, show=options.examples, seed=options.seed)
     if options.json:
         said = {"task": options.task, "model": options.model} | asdict(found)

@@ -1,4 +1,4 @@
-"""Settings of methods as they are nested: checked, changed by name, and read back from JSON."""
+"""Settings of methods as they are nested: checked, and changed by name."""
 
 import math
 from collections.abc import Mapping, Sequence

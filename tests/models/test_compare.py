@@ -427,7 +427,7 @@ def test_of_all_circuits_of_acdc_the_one_of_the_nearest_size_is_taken_whenever_i
     scores = torch.zeros(edge_exists(GRAPH).shape)
 
     def found(self, method, config):
-        return comparing._Found(Circuit(GRAPH, "zero", frozenset(GRAPH.edges[: next(sizes)])), scores, scores, 2.0, {})
+        return comparing._Found(Circuit(GRAPH, "zero", frozenset(GRAPH.edges[: next(sizes)])), scores, 2.0, {})
 
     monkeypatch.setattr(comparing._Bench, "run", found)
     bench = comparing._Bench(load_subject(run, ["train"]), run, progress=False)

@@ -486,4 +486,6 @@ def test_every_command_that_loads_a_model_says_whether_to_check_it(flags, monkey
     assert main(["evaluate", str(tmp_path), *flags]) == 2
     for command in ("truth", "recover"):
         assert main([command, str(whole), "--task", str(task), "--tolerance", "0.1", *flags]) == 2
-    assert told == [not flags] * 6
+    monkeypatch.setattr("edgeprune.models.load.load_model", load)
+    assert main(["task", "ioi", "--model", str(saved["gpt2"]), *flags]) == 2
+    assert told == [not flags] * 7

@@ -7,7 +7,7 @@ import pytest
 from test_pruning_run import QUICK, save_model
 
 from edgeprune import sweep as sweeping
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
 from edgeprune.graph import Circuit, Graph
 from edgeprune.store import load_circuit
@@ -92,3 +92,14 @@ def test_the_command_prints_a_table_and_marks_the_knee(config, capsys, tmp_path,
     assert main([*asked, "--json"]) == 1
     points = json.loads(capsys.readouterr().out)["points"]
     assert len(points) == 4 and not any(point["reached"] for point in points)
+
+
+def test_a_sweep_keeps_to_a_folder_of_its_own(config, tmp_path):
+    sweep(config, [0.3], 1, tmp_path / "here")
+    before = (tmp_path / "here" / "sweep.json").read_bytes()
+    for other, what in (({"ablation": "zero"}, "ablation"), ({"task": "gt"}, "task"), ({"model": "other"}, "model")):
+        with pytest.raises(RunError, match=f"Expected the {what} that the sweep in .* began with"):
+            sweep(replace(config, **other), [0.6], 1, tmp_path / "here")
+    with pytest.raises(RunError, match=r"Expected an empty folder for a new sweep; .* holds other files"):
+        sweep(config, [0.3], 1, tmp_path / "here" / "sparsity-0.3-seed-0")  # a run, and not a sweep
+    assert (tmp_path / "here" / "sweep.json").read_bytes() == before

@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these bugs")
     parser.add_argument("--file", nargs="+", default=files, help="bugs planted in these files, or below these folders")
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these tests, in place of the suite")
-    parser.add_argument("--slice", action="store_true", help="ten bugs alone, once the tests without a bug have passed")
+    parser.add_argument("--slice", action="store_true", help="ten bugs, where tests have passed without any")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once (default: %(default)s)")
     options = parser.parse_args()
     chosen = [each for each in MUTANTS if each.name in options.only and each.file.startswith(tuple(options.file))]

@@ -295,8 +295,9 @@ def test_a_broken_program_is_told_once_with_its_line_whichever_of_its_tests_run(
     for chosen, teller in ((), "verify"), (("-k", "recovery"), "recovery[[]zero"), (("-k", "truth"), "truth[[]zero]"):
         result = run(*chosen, "-rfs", "programs/broken.py")
         assert result.parseoutcomes()["failed"] == 1 and "passed" not in result.parseoutcomes()
-        lines = [line for line in result.stdout.lines if line.endswith("narrow the domain with `valid`")]
-        assert len({*lines}) == 1 and lines[0].startswith("RASP's interpreter raises in broken of broken")
+        told = "RASP's interpreter raises in broken of broken"
+        lines = [line for line in result.stdout.lines if line.startswith(told)]
+        assert len({*lines}) == 1 and lines[0].endswith("narrow the domain with `valid`")
         place = "programs/broken.py, line 7: return rasp.Map(lambda token: {'a': 1}[[]token], rasp.tokens).named(*"
         result.stdout.fnmatch_lines([place, f"FAILED programs/broken.py::broken::{teller}*"])
         assert len(result.stdout.lines) < 25

@@ -1,10 +1,12 @@
 """Sweeps: what is written down, gone on with, and counted."""
 
 import json
+import math
 import os
 import resource
 import sys
 import time
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -13,17 +15,20 @@ import pytest
 import torch
 
 from edgeprune.ablation import ZERO
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, UnsupportedProgram
 from edgeprune.folders import Busy, locked
-from edgeprune.methods import METHODS, configuration
+from edgeprune.masks import edge_exists
+from edgeprune.methods import METHODS, Discovery, configuration
 from edgeprune.store import UnwritableFile
-from tracr_bridge import leaderboard
+from tracr_bridge import bench, leaderboard
 from tracr_bridge.bench import Run, WorkerDied, drawn_subject, named_subject, sweep
 from tracr_bridge.catalogue import load_file
+from tracr_bridge.certificate_folder import save_certificate
 from tracr_bridge.cli import main
 from tracr_bridge.leaderboard import table
 from tracr_bridge.results import Rate, Results, ResultsError, code_digest, distribution, mean, rates, read_rows
 from tracr_bridge.sample import draw_programs
+from tracr_bridge.truth import Gap
 
 ROW = {
     "program": "p",
@@ -476,3 +481,26 @@ def test_bench_runs_the_methods_and_programs_that_are_named(capsys, tmp_path):
 def test_a_program_that_there_is_not_is_refused():
     with pytest.raises(EdgePruneError, match="There is no program 'nowhere'"):
         named_subject("nowhere")
+
+
+def test_a_row_that_no_reader_would_take_is_not_written(tmp_path):
+    results = Results(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        results.append(ROW | {"gap": math.inf})
+    assert results.path.read_text() == ""
+
+
+def test_an_effect_that_is_no_number_is_none_in_a_row(compiled, truth):
+    given, certified = compiled("hist"), truth("hist", "zero")
+    endless = replace(certified, certificate=replace(certified.certificate, gap=Gap(math.inf, 0.0)))
+    scores = torch.zeros(edge_exists(certified.circuit.graph).shape)
+    row = bench._row(given, endless, Discovery(certified.circuit, scores, ()))
+    assert row["gap"] is None and row["outcome"] == "exact"
+
+
+def test_a_certificate_whose_effect_is_no_number_is_refused_in_words(compiled, truth, tmp_path):
+    certified = truth("hist", "zero")
+    endless = replace(certified, certificate=replace(certified.certificate, gap=Gap(math.inf, 0.0)))
+    with pytest.raises(UnsupportedProgram, match="Expected outputs that are numbers without each edge"):
+        save_certificate(endless, compiled("hist"), tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []

@@ -372,6 +372,12 @@ def test_a_command_that_is_told_to_end_removes_what_is_unfinished_and_says_how_t
 
     monkeypatch.setattr(train, "_fit", interrupted)
     before = signal.getsignal(signal.SIGTERM)
-    given, _, error = run(capsys, "train-toy", "ioi", "--out", str(tmp_path / "toy"))
+    # What runs in the background, or under nohup, is born deaf to some, and commands leave it so.
+    usual = signal.default_int_handler if stop == "SIGINT" else signal.SIG_DFL
+    born = signal.signal(getattr(signal, stop), usual)
+    try:
+        given, _, error = run(capsys, "train-toy", "ioi", "--out", str(tmp_path / "toy"))
+    finally:
+        signal.signal(getattr(signal, stop), born)
     assert (given, error) == (status, "edgeprune: stopped: nothing was written; begin again\n")
     assert not any(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is before

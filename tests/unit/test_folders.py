@@ -106,3 +106,17 @@ def test_a_run_that_has_not_ended_says_where_it_stands(tmp_path):
         circuit_file(tmp_path)
     (tmp_path / "circuit.json").write_text("{}")
     assert circuit_file(tmp_path) == circuit_file(tmp_path / "circuit.json") == tmp_path / "circuit.json"
+
+
+def test_what_another_is_making_in_a_folder_is_not_cleared_with_it(tmp_path):
+    with new_folder(tmp_path / "toy") as hidden:
+        (hidden / "half").touch()
+        left = tmp_path / f".{'0' * 32}"  # of a process that was killed
+        left.mkdir()
+        left.with_name(f"{left.name}.lock").touch()
+        with locked(tmp_path):
+            clear(tmp_path)
+        assert (hidden / "half").exists() and not left.exists()
+        with pytest.raises(Busy), new_folder(tmp_path / "toy"):
+            pass
+    assert [file.name for file in tmp_path.iterdir()] == ["toy"]

@@ -169,3 +169,15 @@ def test_an_exported_checkpoint_is_known_by_its_file(tmp_path):
         load_true(tmp_path, "mean")
     with pytest.raises(EdgePruneError, match="it is damaged"):
         load_true(tmp_path, "resample")
+
+
+def test_what_circuits_have_in_common_has_the_certificate_of_none(tmp_path, capsys):
+    files = [tmp_path / f"{seed}.json" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        assert main(["recover", "shuffle_dyck1", "--seed", str(seed), "--save", str(file)]) == 0
+        assert load_saved(file).certificate
+    both = tmp_path / "both.json"
+    assert main(["circuits", "intersect", *map(str, files), "-o", str(both)]) == 0
+    saved = load_saved(both)
+    assert not saved.certificate and saved.true == (saved.circuit,)
+    assert load_true(both, "zero") == (saved.circuit,)
