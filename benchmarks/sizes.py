@@ -33,7 +33,15 @@ from edgeprune.tasks import Sizes
 from edgeprune.toys import LESSONS
 from edgeprune.toys.train import TASK, train_toy
 
-OTHERS: Final = (ACDC, "greedy-elimination", "eap", "eap-ig-inputs", "eap-ig-activations")
+OTHERS: Final = (
+    ACDC,
+    "greedy-elimination",
+    "eap",
+    "eap-ig-inputs",
+    "eap-ig-inputs-middles",
+    "eap-ig-activations",
+    "eap-ig-activations-middles",
+)
 
 FEW: Final = 40
 """Edges up to which all sizes are small."""

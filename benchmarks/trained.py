@@ -15,7 +15,6 @@ model and tolerance, then sums.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +32,7 @@ from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERANCE
 from edgeprune.methods.settings import with_settings
 from edgeprune.pruning_run import prune
+from edgeprune.store import write_json
 from edgeprune.subject import RunConfig
 from edgeprune.tasks import Sizes
 from edgeprune.toys import LESSONS
@@ -156,7 +156,7 @@ def main() -> None:
     rows.sort(key=lambda row: (list(LESSONS).index(row["task"]), row["seed"], row["tolerance"]))
     print("\n".join(shown(rows)))
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, rows)
 
 
 if __name__ == "__main__":

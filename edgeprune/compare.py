@@ -33,7 +33,7 @@ from edgeprune.methods import Discovery, Method, find_method
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.baselines import draw_scores
 from edgeprune.methods.eap import EapConfig, attribution_patching
-from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
+from edgeprune.methods.eap_ig import PATHS, integrate_gradients
 from edgeprune.methods.edge_pruning import configurations
 from edgeprune.methods.edge_pruning.engine import circuit_loss, problem_of, prune_edges
 from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
@@ -43,7 +43,7 @@ from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join, sole_writer
 from edgeprune.ranking import keep_most_alive
 from edgeprune.schemas import load
-from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, versions, write_text
+from edgeprune.store import SavedCircuit, UnwritableFile, save_circuit, versions, write_json, write_text
 from edgeprune.subject import RunConfig, Subject, load_subject
 
 ACDC: Final = "acdc"
@@ -53,11 +53,10 @@ _ACDC: Final = AcdcConfig(logit_scale=1.0, inputs=10**9, at_once=1, batch_size=3
 
 _SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
     "eap": (attribution_patching, EapConfig(batch_size=32)),
-    "eap-ig-inputs": (integrate_gradients, EapIgConfig(points="middles", logit_scale=1.0, steps=5, batch_size=32)),
-    "eap-ig-activations": (
-        integrate_gradients,
-        EapIgConfig(over="activations", points="middles", logit_scale=1.0, steps=5, batch_size=32),
-    ),
+    **{
+        name: (integrate_gradients, replace(config, logit_scale=1.0, steps=5, batch_size=32))
+        for name, config in PATHS.items()
+    },
     "greedy-elimination": (eliminate, GreedyConfig(logit_scale=1.0)),
     "random": (draw_scores, None),
 }
@@ -354,7 +353,7 @@ class _Book:
 
     def _write(self) -> None:
         content = asdict(_Kept(_FORMAT, self._run, self._about, list(self.done.values())))
-        write_text(self._path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_json(self._path, content)
 
 
 def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:

@@ -11,7 +11,6 @@ one. Under mean and resample, positions carry the same whether they are kept or 
 the tokens, and an edge from positions alone is none.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from edgeprune.errors import GraphError
 from edgeprune.graph import EMBEDDINGS, Ablation, Circuit, Edge, Graph, Kind, Node
-from edgeprune.store import CircuitFileError, SavedCircuit, load_json, write_text
+from edgeprune.store import CircuitFileError, SavedCircuit, load_json, write_json
 
 _EDGE_PRUNING: Final = {"tok": "tok_embeds", "pos": "pos_embeds", "embed": "embeds", "logits": "resid_post"}
 _OURS: Final = {theirs: ours for ours, theirs in _EDGE_PRUNING.items()} | {"token_embeds": "tok"}  # Tracr's
@@ -95,7 +94,7 @@ def write_edge_pruning(circuit: Circuit, path: Path, *, family: str | None = Non
     for edge in map(Edge.parse, circuit.names()):
         kinds = ("tok", "pos") if twice and edge.source.kind == "embed" else (edge.source.kind,)
         content += [[_EDGE_PRUNING.get(kind, str(edge.source)), _their_name(edge.destination)] for kind in kinds]
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
     return NO_ABLATION, NO_SCORES, NO_GRAPH
 
 
@@ -198,7 +197,7 @@ def write_eap_ig(circuit: Circuit, path: Path, *, scores: Mapping[Edge, float] |
         "nodes": {name: {"in_graph": name in used} for name in nodes},
         "edges": edges,
     }
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
     return tuple(losses)
 
 

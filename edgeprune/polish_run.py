@@ -4,7 +4,6 @@
 certificate that no edge and no group of edges can go under the criterion that it states.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from edgeprune.methods.edge_pruning.pressure import LossTolerance, SparsityTarge
 from edgeprune.methods.loss import DISTANCES
 from edgeprune.methods.polish import Goal, Kept, Polish, PolishConfig, Step, polish
 from edgeprune.parallel import join
-from edgeprune.store import write_text
+from edgeprune.store import write_json
 
 
 def goal_of(pruning: PruningConfig, total: int) -> Goal:
@@ -66,5 +65,5 @@ def polish_in(
         found = {"edges": run.edges, "loss": run.loss, "limit": run.limit, "moves": run.moves}
         tried = {"masks": loss.masks_run, "removals": run.removals}
         content = {"criterion": criterion, "found": found, "tried": tried}
-        write_text(out / "polish.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_json(out / "polish.json", content)
     return run

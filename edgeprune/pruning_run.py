@@ -38,7 +38,7 @@ from edgeprune.store import (
     save_circuit,
     versions,
     write_atomically,
-    write_text,
+    write_json,
 )
 from edgeprune.subject import RunConfig, Subject, load_subject
 from edgeprune.tasks import metric_of
@@ -96,7 +96,7 @@ def _prune(config: RunConfig, out: Path, *, device: str, save_every: int, check:
     if not ranks.agree(run.done * len(Stage) + run.stage):
         raise RunError(f"Expected one folder that all processes see; {str(out)!r} is not the same for all of them")
     if ranks.first and not (out / "run.json").exists():
-        write_text(out / "run.json", json.dumps(asked, indent=1) + "\n")
+        write_json(out / "run.json", asked)
     _run(run, subject, config, out, save_every=save_every, progress=progress)
     kept, pressure = run.kept(), config.pruning.pressure
     judges = config.polish or isinstance(pressure, LossTolerance)
@@ -112,7 +112,7 @@ def _prune(config: RunConfig, out: Path, *, device: str, save_every: int, check:
     judged = None if loss is None else (float(loss(circuit_mask(circuit)[None])[0]), loss.inputs)
     found = outcome(saved, pressure, judged=judged, polished=config.polish)
     if ranks.first:
-        write_text(out / "outcome.json", json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
+        write_json(out / "outcome.json", found.as_json())
         save_circuit(saved, out / "circuit.json")
     ranks.wait()
     return found
@@ -168,7 +168,7 @@ def evaluate_run(
     content |= {name.replace(" ", "_"): asdict(each) for name, each in found.items()} | noted(config.ablation)
     if ranks.first:
         with locked(folder, "an evaluation"):
-            write_text(evaluation_file(folder, split, task, circuit), json.dumps(content, indent=1) + "\n")
+            write_json(evaluation_file(folder, split, task, circuit), content)
     ranks.wait()
     return config, found
 

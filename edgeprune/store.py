@@ -82,6 +82,21 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write what `load_json` reads, as `write_atomically` does.
+
+    Raises:
+        UnwritableFile: the folder cannot be written to, or `content` has what JSON has no word for: a number without
+            end, or half a character, as in the name of a file that is not in UTF-8.
+    """
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+        json.dumps(content, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise UnwritableFile(f"Expected text in UTF-8 and finite numbers for {str(path)!r}; got {error}") from error
+    write_text(path, text + "\n")
+
+
 # Circuits
 
 
@@ -147,7 +162,7 @@ def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
     }
     optional = ("model", "family", "scores", "method", "versions", "certificate")
     content = {name: value for name, value in content.items() if value or name not in optional}
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(path, content)
 
 
 def load_circuit(path: Path) -> Circuit:

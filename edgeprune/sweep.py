@@ -1,6 +1,5 @@
 """Edge Pruning at several sparsities and seeds: what each costs, where it begins to cost much, what seeds agree on."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -22,7 +21,7 @@ from edgeprune.measures import overlap
 from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join, sole_writer
 from edgeprune.pruning_run import evaluate_run, prune, read_config
-from edgeprune.store import save_circuit, write_text
+from edgeprune.store import save_circuit, write_json
 from edgeprune.subject import RunConfig
 
 _LEAST_KL: Final = 1e-6
@@ -187,7 +186,7 @@ def _write(result: Sweep, out: Path) -> None:
         "agreement": [{"target": target, "iou": list(iou)} for target, iou in result.agreement.items()],
         "common": [{"target": target, "edges": len(circuit)} for target, circuit in result.common.items()],
     } | noted(*{p.circuit.ablation for p in result.points})
-    write_text(out / "sweep.json", json.dumps(content, indent=1) + "\n")
+    write_json(out / "sweep.json", content)
     save_figure(draw_sweep(result), out / "sweep.svg")
     for target, circuit in result.common.items():
         save_circuit(circuit, out / f"common-{target!r}.json")

@@ -14,7 +14,7 @@ import torch
 from edgeprune.errors import UnsupportedProgram
 from edgeprune.folders import new_folder
 from edgeprune.graph import edge_names
-from edgeprune.store import SavedCircuit, save_circuit, versions, write_atomically, write_text
+from edgeprune.store import SavedCircuit, save_circuit, versions, write_atomically, write_json
 from tracr_bridge.judge import Judge
 from tracr_bridge.truth import Certificate, Truth
 from tracr_bridge.weights import Weights
@@ -55,7 +55,7 @@ def save_certificate(truth: Truth, subject: "Compiled | Exported", folder: Path)
         files = {file.name: _digest(file.read_bytes()) for file in sorted(unfinished.iterdir())}
         content = described | {"files": files}
         content["digest"] = _digest(json.dumps(content, sort_keys=True).encode())
-        write_text(unfinished / "certificate.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_json(unfinished / "certificate.json", content)
 
 
 def _save_arrays(arrays: Arrays, path: Path) -> None:

@@ -30,7 +30,7 @@ from edgeprune.graph import ABLATIONS, Ablation, Edge, edge_names
 from edgeprune.metrics import largest_difference
 from edgeprune.models.load import load_model, without_bars
 from edgeprune.models.transformer import Transformer
-from edgeprune.store import UnwritableFile, versions, write_text
+from edgeprune.store import UnwritableFile, versions, write_json, write_text
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import INPUT_BUDGET, Compiled
 from tracr_bridge.exported import (
@@ -104,7 +104,7 @@ def _export(program: Program, family: Family, folder: Path, *, seed: int, progre
     write_text(folder / TASK, task_text(dataset, content, seed=seed))
     content["files"][TASK] = digest_of_file(folder / TASK)
     content["digest"] = digest_of(content)
-    write_text(folder / "circuit.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "circuit.json", content)
     for file in folder.iterdir():  # some are made for their owner alone
         file.chmod((folder / "config.json").stat().st_mode)
     return load_exported(folder)
@@ -284,7 +284,7 @@ def _speak_to_older_versions(folder: Path) -> None:
     """Say in the words of transformers 4 too what version 5 has other words for, and version 4 would pass over."""
     for name, change in (("config.json", _rotations), ("tokenizer_config.json", _class)):
         content = json.loads((folder / name).read_text(encoding="utf-8"))
-        write_text(folder / name, json.dumps(content | change(content), indent=2) + "\n")
+        write_json(folder / name, content | change(content))
 
 
 def _rotations(config: dict[str, Any]) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         "--method",
         action="append",
         help="edge-pruning, edge-pruning-polished, edge-pruning-minimax, acdc, greedy-elimination, eap, eap-ig-inputs, "
-        "eap-ig-activations, random, or package.module:function for one of your own, whose scores are ranked; may be "
-        "repeated (default: edge-pruning, acdc, eap, eap-ig-inputs and eap-ig-activations)",
+        "eap-ig-activations, both also with -middles, random, or package.module:function for one of your own, whose "
+        "scores are ranked; may be repeated (default: edge-pruning, acdc, eap, eap-ig-inputs and eap-ig-activations)",
     )
     compare_command.add_argument(
         "--examples", type=count, action="append", metavar="N", help="training examples; may be repeated (default: 200)"

@@ -7,7 +7,6 @@ the rotations of a Llama. An example's divergence is the mean over its positions
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -30,7 +29,7 @@ from edgeprune.model import Positions
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
 from edgeprune.step_cost import load_config
-from edgeprune.store import SavedCircuit, save_circuit, versions, write_text
+from edgeprune.store import SavedCircuit, save_circuit, versions, write_json
 from edgeprune.subject import digest_of_tensors
 from edgeprune.tasks import TASKS, Encoder, metric_of
 from edgeprune.tasks.jsonl import read_examples
@@ -196,5 +195,4 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
         task = hashlib.sha256(Path(given.asked.task).read_bytes()).hexdigest()
         weights = digest_of_tensors(given.model.weights.state_dict())
         about = asdict(given.asked) | {"sha256": {"task": task, "weights": weights}, "versions": versions()}
-        content = json.dumps({**said, "about": about}, indent=1, allow_nan=False)
-        write_text(unfinished / "truth.json", content + "\n")
+        write_json(unfinished / "truth.json", {**said, "about": about})

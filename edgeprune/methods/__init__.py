@@ -13,7 +13,7 @@ from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.baselines import SingleEdgeConfig, ablate_each, draw_scores
 from edgeprune.methods.custom import load_method
 from edgeprune.methods.eap import EapConfig, attribution_patching
-from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
+from edgeprune.methods.eap_ig import PATHS, integrate_gradients
 from edgeprune.methods.edge_pruning.configurations import COMPILED, MINIMAX, UNCHECKED
 from edgeprune.methods.edge_pruning.engine import prune_edges
 from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
@@ -31,8 +31,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "acdc-earliest-first": partial(remove_greedily, config=AcdcConfig(order="earliest first")),
     "greedy-elimination": partial(eliminate, config=GreedyConfig()),
     "eap": partial(attribution_patching, config=EapConfig()),
-    "eap-ig-inputs": partial(integrate_gradients, config=EapIgConfig(points="middles")),
-    "eap-ig-activations": partial(integrate_gradients, config=EapIgConfig(over="activations", points="middles")),
+    **{name: partial(integrate_gradients, config=config) for name, config in PATHS.items()},
     EDGES.name: partial(prune_edges, config=EDGES),
     NODES.name: partial(probe_nodes, config=NODES),
     "hisp": partial(score_nodes, config=HispConfig()),

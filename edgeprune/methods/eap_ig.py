@@ -12,7 +12,8 @@ Scores have the sign of EAP's, and edges are chosen by size.
 Note, beside the authors' code (github.com/hannamw/EAP-IG at 795f560):
 
 - Over inputs with the same loss, under resample, scores are theirs (`tests/golden/eap_ig.json`), where derivatives are
-  taken at the `ends` of steps. The registry takes the `middles`, as gradients of compiled models vanish at the ends.
+  taken at the `ends` of steps. The `middles` are a variant of ours with names of its own: where attention is
+  saturated, as in compiled models, gradients at the ends are next to 0.
 - Over activations they interpolate all heads of a layer together, and add up the scores of all edges whatever is
   interpolated; here each source's path scores its own edges, as the formula says.
 - They interpolate token embeddings and leave positions as they are, which differs under zero ablation alone; their
@@ -23,8 +24,9 @@ Note, beside the authors' code (github.com/hannamw/EAP-IG at 795f560):
 - One threshold keeps edges in place of a given number of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -79,6 +81,15 @@ class EapIgConfig:
         """A point in each of `steps` equal parts of the way from 0, all ablated, to 1, all clean."""
         end = 0.0 if self.over == "inputs" else 1.0
         return (torch.arange(self.steps) + (0.5 if self.points == "middles" else end)) / self.steps
+
+
+PATHS: Final[Mapping[str, EapIgConfig]] = {
+    "eap-ig-inputs": EapIgConfig(),
+    "eap-ig-inputs-middles": EapIgConfig(points="middles"),
+    "eap-ig-activations": EapIgConfig(over="activations"),
+    "eap-ig-activations-middles": EapIgConfig(over="activations", points="middles"),
+}
+"""The published method, twice, and its variants, by name."""
 
 
 def integrate_gradients(

@@ -103,7 +103,7 @@ def test_a_row_is_what_its_circuit_does_on_the_test_split(run, comparison, whole
 def test_what_scores_highest_is_kept(whole):
     out, rows = whole
     for row in rows:
-        if row.method in ("eap", "eap-ig-inputs", "eap-ig-activations", "random"):
+        if row.method.startswith("eap") or row.method == "random":
             saved = load_saved(out / "circuits" / row.file)
             scores, kept = torch.full(edge_exists(GRAPH).shape, -math.inf), saved.circuit.edges
             for edge, score in saved.scores.items():

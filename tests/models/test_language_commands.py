@@ -1,6 +1,7 @@
 """`edgeprune prune`, `evaluate` and `draw` on a run's folder, in process."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -199,6 +200,16 @@ def test_what_cannot_be_run_is_one_line(capsys, model, tmp_path, change, message
     error = capsys.readouterr().err
     assert status == 2 and error.startswith("edgeprune: ") and error.count("\n") == 1
     assert message in error
+
+
+def test_a_task_whose_name_no_file_could_hold_is_one_line_before_anything_is_run(capsys, model, tmp_path):
+    task = tmp_path / os.fsdecode(b"task-\xff.jsonl")
+    line = json.dumps({"clean": "he<predict> she</predict>", "corrupted": "he", "split": "every"})
+    task.write_text(line + "\n")
+    sizes = {"train": 1, "validation": 1, "test": 1}
+    status, _, error = run(capsys, "prune", *options(model, tmp_path / "run", task=task, ablation="zero", **sizes))
+    assert status == 2 and error.count("\n") == 1 and "Expected text in UTF-8" in error
+    assert {file.name for file in (tmp_path / "run").iterdir()} <= {".lock"}
 
 
 def test_a_folder_without_a_run_is_one_line(capsys, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from oracle import sources_and_output
 
+from edgeprune import compare as comparing
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
@@ -120,7 +121,10 @@ def test_eap_is_the_finite_difference_of_each_edge(ablation, kind):
     assert signs == {True, False}
 
 
-@pytest.mark.parametrize("name", ["eap", "eap-ig-inputs", "eap-ig-activations"])
+ATTRIBUTIONS = [name for name in METHODS if name.startswith("eap")]
+
+
+@pytest.mark.parametrize("name", ATTRIBUTIONS)
 def test_attributions_keep_their_sign_and_choose_by_size(name):
     model, dataset = build(random_weights(1))
     found = METHODS[name](model, dataset, "resample")
@@ -134,7 +138,7 @@ def test_attributions_keep_their_sign_and_choose_by_size(name):
 def test_what_is_no_attribution_is_ranked_as_it_is():
     """A circuit is better off without an edge that ACDC scores below 0."""
     model, dataset = build(random_weights(8))
-    for name in METHODS.keys() - LEARNED - {"eap", "eap-ig-inputs", "eap-ig-activations"}:
+    for name in METHODS.keys() - LEARNED - {*ATTRIBUTIONS}:
         found = METHODS[name](model, dataset, "zero")
         assert not found.signed and torch.equal(found.strength, found.scores)
 
@@ -264,6 +268,14 @@ def test_a_source_of_no_embedding_scores_by_what_it_writes_in_the_clean_run():
 )
 def test_the_points_of_a_path_are_those_of_the_authors_code_or_the_middles(over, points, expected):
     assert EapIgConfig(over=over, points=points, steps=4).path.tolist() == expected
+
+
+@pytest.mark.parametrize("names", [METHODS, comparing._SCORING], ids=["registry", "compare"])
+def test_the_published_name_is_of_the_published_points_and_the_middles_have_a_name_of_their_own(names):
+    for over in ("inputs", "activations"):
+        for name, points in ((f"eap-ig-{over}", "ends"), (f"eap-ig-{over}-middles", "middles")):
+            config = names[name].keywords["config"] if names is METHODS else names[name][1]
+            assert (config.over, config.points) == (over, points)
 
 
 def _signed(path, model, dataset, ablation, config):

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import tomllib
 from xml.etree import ElementTree
@@ -16,9 +17,11 @@ from edgeprune.store import (
     SavedCircuit,
     UnwritableFile,
     load_circuit,
+    load_json,
     load_saved,
     save_circuit,
     write_atomically,
+    write_json,
 )
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
@@ -129,6 +132,18 @@ def test_a_title_is_no_mathematics(tmp_path):
 def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(UnwritableFile, match="Expected a file that can be written"):
         write_atomically(tmp_path / "no" / "file.txt", lambda stream: stream.write(b""))
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "task\udcff.jsonl"], ids=["nan", "inf", "-inf", "half a character"]
+)
+def test_nothing_is_written_as_json_that_could_not_be_read_again(tmp_path, value):
+    file = tmp_path / "run.json"
+    write_json(file, before := {"task": "Ł", "losses": [0.1, 1e-300]})
+    assert load_json(file, CircuitFileError) == before
+    with pytest.raises(UnwritableFile, match=r"Expected text in UTF-8 and finite numbers for '.*run\.json'; got "):
+        write_json(file, {"task": {"nested": [value]}})
+    assert load_json(file, CircuitFileError) == before and os.listdir(tmp_path) == ["run.json"]
 
 
 def test_a_circuit_is_read_back_as_it_was_saved(tmp_path):
