@@ -181,6 +181,7 @@ def recover(options: argparse.Namespace) -> bool:
 def bench(options: argparse.Namespace) -> bool:
     """`edgeprune bench`."""
     from edgeprune.ablation import noted
+    from edgeprune.folders import locked
     from edgeprune.methods import METHODS, find_method
     from tracr_bridge import leaderboard, report
     from tracr_bridge.bench import Run, drawn_subject, named_subject, sweep
@@ -206,7 +207,8 @@ def bench(options: argparse.Namespace) -> bool:
     rows = sweep(
         subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True, ray=options.ray
     )
-    leaderboard.write(rows, options.out)
+    with locked(options.out, "results"):
+        leaderboard.write(rows, options.out)
     if options.json:
         print(report.as_json(leaderboard.as_json(rows)), file=options.output)
     else:
@@ -406,7 +408,9 @@ def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]
     if options.source == "eap-ig":
         imported = formats.read_eap_ig(options.file, ablation, graph=None if like is None else like.graph)
         scores = formats.scores_by_edge(imported.scores, imported.circuit.graph)
-        return SavedCircuit(imported.circuit, scores), list(imported.losses)
+        # EAP-IG chooses edges by the sizes of scores; whose they are, its files do not say.
+        method = {"name": "unknown", "signed": True} if any(score < 0 for score in scores.values()) else {}
+        return SavedCircuit(imported.circuit, scores, method=method), list(imported.losses)
     if like is None:
         raise EdgePruneError("Expected --like CIRCUIT.json: edges.json does not say which edges its model has")
     imported = formats.read_edge_pruning(options.file, like.graph, ablation)

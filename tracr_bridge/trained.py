@@ -91,6 +91,8 @@ class Loaded:
     asked: Trained
     model: Transformer
     dataset: Dataset
+    task: str
+    """SHA-256 of the task's file as it was read."""
 
     def truth(self, ablation: Ablation, *, progress: bool = False) -> Truth:
         """All true circuits, as all subsets of edges are run.
@@ -176,11 +178,12 @@ def load_trained(asked: Trained) -> Loaded:
         TaskError: the file cannot be read, or does not fit the model's tokenizer.
     """
     examples = [example for example, _ in read_examples(Path(asked.task))]
+    task = hashlib.sha256(Path(asked.task).read_bytes()).hexdigest()
     _check_size(asked.model)
     model, tokenizer = load_model(asked.model, device="cpu", check=asked.check)
     live_subsets(model.graph, sorted(_structural(model.graph, model.silent)))
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model))
+    return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model), task)
 
 
 def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Path) -> None:
@@ -192,7 +195,6 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
     with new_folder(folder) as unfinished:
         saved = SavedCircuit(truth.circuit, model=given.asked.model, versions=versions(), family=given.model.family)
         save_circuit(saved, unfinished / "circuit.json")
-        task = hashlib.sha256(Path(given.asked.task).read_bytes()).hexdigest()
         weights = digest_of_tensors(given.model.weights.state_dict())
-        about = asdict(given.asked) | {"sha256": {"task": task, "weights": weights}, "versions": versions()}
+        about = asdict(given.asked) | {"sha256": {"task": given.task, "weights": weights}, "versions": versions()}
         write_json(unfinished / "truth.json", {**said, "about": about})

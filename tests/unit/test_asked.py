@@ -134,17 +134,10 @@ def test_programs_of_one_name_are_not_taken_for_each_other():
     ],
     ids=["minimax", "checked", "paper", "tolerance", "nodes", "greedy"],
 )
-def test_a_method_that_learns_draws_from_its_seed_alone(compiled, monkeypatch, method, config):
-    program, seen, manual = compiled(NAME), set[int](), torch.Generator.manual_seed
-
-    class Noting(torch.Generator):
-        def manual_seed(self, seed):
-            seen.add(int(seed))
-            return manual(self, seed)
-
-    monkeypatch.setattr(torch, "Generator", Noting)
+def test_a_method_that_learns_draws_from_its_seed_alone(compiled, drawn_from, method, config):
+    program = compiled(NAME)
     method(program.model, program.dataset, "resample", seed=17, config=config)
-    assert seen == {17}
+    assert drawn_from == {17}
 
 
 # What is said of a sample

@@ -180,6 +180,19 @@ def test_saved_circuits_are_drawn_compared_and_converted(capsys, program_file, t
         assert message in err
 
 
+def test_scores_of_an_eap_ig_graph_keep_their_sign_and_edges_are_ranked_by_size(capsys, program_file, tmp_path):
+    found, graph, back = (str(tmp_path / f"{name}.json") for name in ("found", "graph", "back"))
+    run(capsys, "recover", program_file(), "--method", "eap", "--ablation", "resample", "--save", found)
+    assert run(capsys, "convert", found, graph, "--to", "eap-ig")[0] == 0
+    content = json.loads(Path(graph).read_text())
+    for entry in content["edges"].values():
+        entry["score"] *= -1
+    Path(graph).write_text(json.dumps(content))
+    assert run(capsys, "convert", graph, back, "--from", "eap-ig", "--ablation", "resample")[0] == 0
+    saved = load_saved(Path(back))
+    assert min(saved.scores.values()) < 0 and saved.method == {"name": "unknown", "signed": True}
+
+
 def test_a_certificate_is_saved_as_a_folder_that_is_there_or_not(capsys, program_file, tmp_path):
     folder = tmp_path / "certificate"
     status, _, err = run(capsys, "truth", program_file(), "--json", "--save", str(folder))
