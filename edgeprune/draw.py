@@ -1,5 +1,6 @@
 """Pictures of circuits, on the layer x head grid that the graph already is."""
 
+import io
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -238,6 +239,13 @@ def read_at(destination: Node, graph: Graph, place: Mapping[Node, tuple[float, f
     """Where a destination reads: at its box, or amid those of the heads that share it."""
     boxes = [place[node] for node in graph.readers[destination] if node in place] or [place[destination.owner]]
     return sum(x for x, _ in boxes) / len(boxes) + PORT_OFFSET[destination.port], boxes[0][1]
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as the text of an SVG."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:

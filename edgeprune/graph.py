@@ -9,9 +9,10 @@ the ablation that it belongs to.
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
@@ -28,6 +29,9 @@ ABLATIONS: Final[tuple[Ablation, ...]] = ("zero", "mean", "resample")
 
 Kind = Literal["tok", "pos", "embed", "a", "m", "logits"]
 Port = Literal["", "q", "k", "v"]
+
+_SHOWN: Final = 3
+"""Edges that a circuit is printed with, at the most."""
 
 EMBEDDINGS: Final = ("tok", "pos", "embed")
 _NODE = re.compile(
@@ -218,9 +222,12 @@ class Graph:
         return row, column
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Circuit:
-    """Edges that are kept; every other edge of `graph` is ablated as `ablation` says."""
+    """Edges that are kept; every other edge of `graph` is ablated as `ablation` says.
+
+    `a & b`, `a | b` and `a.minus(b)` are circuits of one graph under one ablation; other pairs raise `CircuitMismatch`.
+    """
 
     graph: Graph
     ablation: Ablation
@@ -239,6 +246,102 @@ class Circuit:
 
     def __len__(self) -> int:
         return len(self.edges)
+
+    def __repr__(self) -> str:
+        first = ", ".join(self.names()[:_SHOWN]) + (", ..." if len(self) > _SHOWN else "")
+        return f"Circuit({self.ablation}, {len(self)} of {self.graph.total:,} edges{first and ': '}{first})"
+
+    def __and__(self, other: "Circuit") -> "Circuit":
+        compare(self, other)
+        return replace(self, edges=self.edges & other.edges)
+
+    def __or__(self, other: "Circuit") -> "Circuit":
+        compare(self, other)
+        return replace(self, edges=self.edges | other.edges)
+
+    def minus(self, other: "Circuit") -> "Circuit":
+        """The edges of this circuit that the other has not."""
+        compare(self, other)
+        return replace(self, edges=self.edges - other.edges)
+
+    def paths(self, start: Node | str) -> Iterator[tuple[Edge, ...]]:
+        """All paths of kept edges from a source to the logits, in the order of the graph.
+
+        There may be exponentially many in the number of layers: take as many as you need.
+
+        Args:
+            start: a source, such as `tok` or `a0.h1`.
+
+        Raises:
+            GraphError: the graph has no such source.
+        """
+        node = Node.parse(start) if isinstance(start, str) else start
+        if node not in self.graph.source_index:
+            raise GraphError(f"Expected a source of this graph, such as {self.graph.sources[0]}; got {start}")
+        leaving: dict[Node, list[Edge]] = {}
+        for edge in sorted(self.edges, key=lambda edge: self.graph.position(edge)[::-1]):
+            leaving.setdefault(edge.source, []).append(edge)
+        left = [(edge,) for edge in reversed(leaving.get(node, []))]
+        while left:
+            path = left.pop()
+            if path[-1].destination.kind == "logits":
+                yield path
+            readers = self.graph.readers[path[-1].destination]
+            left += [(*path, edge) for reader in reversed(readers) for edge in reversed(leaving.get(reader, []))]
+
+    def to_networkx(self) -> Any:
+        """A `networkx.MultiDiGraph`: an edge for each kept edge and node that reads it, `port` as its key."""
+        from networkx import MultiDiGraph
+
+        graph = MultiDiGraph(ablation=self.ablation)
+        graph.add_nodes_from(str(node) for node in (*self.graph.sources, Node("logits")))
+        for name in self.names():
+            edge = Edge.parse(name)
+            for reader in self.graph.readers[edge.destination]:
+                graph.add_edge(str(edge.source), str(reader), key=edge.destination.port, edge=name)
+        return graph
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` with a row for each kept edge: `edge`, `source`, `destination` and its `port`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from pandas import DataFrame
+
+        edges = map(Edge.parse, self.names())
+        rows = [(str(e), str(e.source), str(e.destination.owner), e.destination.port) for e in edges]
+        return DataFrame(rows, columns=["edge", "source", "destination", "port"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the circuit as JSON (`edgeprune/circuit.schema.json`).
+
+        Raises:
+            UnwritableFile: it cannot be written there.
+        """
+        from edgeprune.store import save_circuit
+
+        save_circuit(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> "Circuit":
+        """The circuit of a file, or of a run's folder.
+
+        Raises:
+            CircuitFileError: the file holds none.
+            RunError: the run in the folder has not ended.
+        """
+        from edgeprune.folders import circuit_file
+        from edgeprune.store import load_circuit
+
+        return load_circuit(circuit_file(Path(path)))
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows."""
+        from edgeprune.draw import as_svg, draw_comparison
+
+        title = f"{len(self)} of {self.graph.total:,} edges, {self.ablation} ablation"
+        return as_svg(draw_comparison(self.graph, self.edges, None, title))
 
 
 def edge_names(graph: Graph, edges: Iterable[Edge]) -> list[str]:
