@@ -8,8 +8,9 @@ from typing import Any, Final
 import jinja2
 
 from edgeprune.draw import places, read_at
-from edgeprune.graph import Circuit, Edge, Graph, compare
+from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.store import SavedCircuit, load_json, write_text
+from edgeprune.true_circuits import nearest
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
 
@@ -100,12 +101,9 @@ def write_circuit_page(
         UnwritableFile: it cannot be written there.
     """
     circuit, graph = saved.circuit, saved.circuit.graph
-    for each in true:
-        compare(circuit, each)
-    nearest = min(
-        (each.edges for each in true), key=lambda edges: len(edges ^ circuit.edges), default=frozenset[Edge]()
-    )
-    own = circuit.edges | nearest
+    compared = nearest(circuit, true) if true else None
+    of_truth = frozenset[Edge]() if compared is None else circuit.edges - compared.extra | compared.missing
+    own = circuit.edges | of_truth
     signed = bool(saved.method.get("signed", False))
     strength = {edge: abs(score) if signed else score for edge, score in saved.scores.items()}
     others = sorted((edge for edge in strength if edge not in own), key=lambda edge: -strength[edge])
@@ -115,12 +113,12 @@ def write_circuit_page(
     scores = [saved.scores[edge] for edge in edges] if scored else []
     kept = sorted(own, key=lambda edge: (-strength.get(edge, 0.0), graph.position(edge)[::-1]))
     method = saved.method.get("name", "")
-    seen = view(edges, circuit.edges, nearest, scores, signed=signed, method=method)
+    seen = view(edges, circuit.edges, of_truth, scores, signed=signed, method=method)
     doc = f"{len(circuit)} of {graph.total:,} edges are kept."
     if len(others) > len(edges) - len(own):
         doc += f" The page has these and the {len(edges) - len(own):,} that score highest of the others."
     rows = [
-        (str(e), *(("yes" if e in nearest else "-",) if true else ()), "yes" if e in circuit.edges else "-",
+        (str(e), *(("yes" if e in of_truth else "-",) if true else ()), "yes" if e in circuit.edges else "-",
          f"{saved.scores[e]:.4g}" if e in saved.scores else "-")
         for e in kept[:MOST_EDGES]
     ]  # fmt: skip

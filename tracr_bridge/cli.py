@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from edgeprune.errors import EdgePruneError, one_line
 from edgeprune.graph import ABLATIONS
 from edgeprune.user_code import told
-from tracr_bridge import commands, language_options
+from tracr_bridge import commands, file_commands, language_options
 from tracr_bridge.arguments import count, seconds, seed
 
 _DESCRIPTION = """\
@@ -223,7 +223,7 @@ def _add_trained_options(command: argparse.ArgumentParser) -> None:
 
 def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What reads circuits that were saved, and runs no model."""
-    draw = add("draw", "draw a saved circuit, alone or against another", commands.draw)
+    draw = add("draw", "draw a saved circuit, alone or against another", file_commands.draw)
     draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote, or the folder of a run")
     draw.add_argument(
         "-o",
@@ -240,7 +240,7 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="what counts as true: what truth --save wrote, or recover --save (its truth, not what was found), or an "
         "exported checkpoint, of whose true circuits the nearest counts; or any other circuit's file",
     )
-    convert = add("convert", "turn a circuit's file into another tool's, or back", commands.convert)
+    convert = add("convert", "turn a circuit's file into another tool's, or back", file_commands.convert)
     convert.add_argument("file", type=Path, metavar="FILE", help="what to read")
     convert.add_argument("out", type=Path, metavar="OUT", help="the file to write")
     for option, says in (("--from", "of the file that is read"), ("--to", "of the file that is written")):
@@ -248,7 +248,7 @@ def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
             option,
             dest=option.replace("--from", "source").replace("--to", "target"),
             default="circuit",
-            choices=commands.FORMATS,
+            choices=file_commands.FORMATS,
             help=f"format {says}: circuit (ours), edge-pruning (edges.json of the paper's code) or eap-ig (the graph "
             "of EAP-IG and MIB) (default: %(default)s)",
         )

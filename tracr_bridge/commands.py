@@ -5,19 +5,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
+from tracr_bridge.file_commands import check_outputs, say_where
 
 if TYPE_CHECKING:
-    from edgeprune.store import SavedCircuit
     from tracr_bridge.known import Asked, Known
     from tracr_bridge.recover import Recovery
     from tracr_bridge.truth import Truth
-
-FORMATS: Final = ("circuit", "edge-pruning", "eap-ig")
-"""Files that hold circuits: ours, and those of other tools."""
 
 
 def programs(options: argparse.Namespace) -> bool:
@@ -95,7 +92,7 @@ def truth(options: argparse.Namespace) -> bool:
     folder = None if save is None or save.suffix == ".json" else save
     if folder is not None and os.path.lexists(folder):
         raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(folder)!r}")
-    _check_outputs(save)
+    check_outputs(save)
     given = known(_subject(options), seed=options.seed, progress=True)
     found = given.truth(ablation)
     said = report.truth_json(found, given.name)
@@ -110,7 +107,7 @@ def truth(options: argparse.Namespace) -> bool:
 
         save_circuit(report.saved_truth(found, given.name), save)
     if save is not None:
-        _say_where("certificate", save, options)
+        say_where("certificate", save, options)
     return True
 
 
@@ -164,7 +161,7 @@ def recover(options: argparse.Namespace) -> bool:
     for option in ("picture", "save"):
         if getattr(options, option) is not None and len(ablations) > 1:
             raise EdgePruneError(f"Expected one --ablation, as a --{option} holds one circuit; got {len(ablations)}")
-    _check_outputs(options.picture, options.report, options.save, picture=options.picture)
+    check_outputs(options.picture, options.report, options.save, picture=options.picture)
     recoveries = recovering.recover_under(
         subject, ablations, method=options.method, seed=options.seed, seconds=options.timeout, progress=True
     )
@@ -242,21 +239,6 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _check_outputs(*paths: Path | None, picture: Path | None = None) -> None:
-    """Refuse what could not be written, before the work begins."""
-    from edgeprune.store import check_writable
-
-    given = [path.resolve() for path in paths if path is not None]
-    for path in given:
-        if given.count(path) > 1:
-            raise EdgePruneError(f"Expected a file of its own for each result; got {str(path)!r} twice")
-        check_writable(path)
-    if picture is not None:
-        from edgeprune.draw import check_format
-
-        check_format(picture)
-
-
 def _write_outputs(options: argparse.Namespace, recoveries: "Sequence[Recovery]") -> None:
     """Write the picture, the circuit and the page that were asked for, and say where they are."""
     first = recoveries[0]
@@ -265,25 +247,18 @@ def _write_outputs(options: argparse.Namespace, recoveries: "Sequence[Recovery]"
         from tracr_bridge.page import recovery_figure
 
         save_figure(recovery_figure(first), options.picture)
-        _say_where("picture", options.picture, options)
+        say_where("picture", options.picture, options)
     if options.save is not None:
         from edgeprune.store import save_circuit
         from tracr_bridge.report import saved_circuit
 
         save_circuit(saved_circuit(first), options.save)
-        _say_where("circuit", options.save, options)
+        say_where("circuit", options.save, options)
     if options.report is not None:
         from tracr_bridge.page import write_page
 
         write_page(recoveries, options.report)
-        _say_where("report", options.report, options)
-
-
-def _say_where(what: str, path: Path, options: argparse.Namespace) -> None:
-    print(f"{what}: {path.resolve()}", file=sys.stderr if options.json else sys.stdout)
-
-
-# Files alone
+        say_where("report", options.report, options)
 
 
 def export(options: argparse.Namespace) -> bool:
@@ -322,96 +297,3 @@ def export(options: argparse.Namespace) -> bool:
     report.print_table(f"in {options.out}", head, rows)
     print("load one: AutoModelForCausalLM.from_pretrained(folder); its circuits: circuit.json")
     return True
-
-
-def draw(options: argparse.Namespace) -> bool:
-    """`edgeprune draw`."""
-    from edgeprune.draw import draw_comparison, save_figure, title_of
-    from edgeprune.folders import circuit_file
-    from edgeprune.graph import edge_names
-    from edgeprune.store import load_saved
-    from edgeprune.true_circuits import load_true, nearest
-    from tracr_bridge import report
-
-    as_page = options.out.suffix.lower() == ".html"
-    _check_outputs(options.out, picture=None if as_page else options.out)
-    saved = load_saved(circuit_file(options.circuit))
-    found = saved.circuit
-    true = () if options.against is None else load_true(options.against, found.ablation)
-    comparison, title = nearest(found, true) if true else None, title_of(saved, len(true))
-    if as_page:
-        from tracr_bridge.circuit_page import facts_of, write_circuit_page
-
-        write_circuit_page(saved, options.out, title=title, true=true, facts=facts_of(options.circuit))
-    else:
-        save_figure(draw_comparison(found.graph, found.edges, comparison, title), options.out)
-    if options.json:
-        drawn: dict[str, Any] = {"picture": str(options.out.resolve()), "edges": found.names()}
-        drawn["exact"] = None if comparison is None else comparison.exact
-        if comparison is not None:
-            drawn |= {name: edge_names(found.graph, getattr(comparison, name)) for name in ("missing", "extra")}
-            drawn["true_circuits"] = len(true)
-        print(report.as_json(drawn), file=options.output)
-    _say_where("page" if as_page else "picture", options.out, options)
-    return comparison is None or comparison.exact
-
-
-def convert(options: argparse.Namespace) -> bool:
-    """`edgeprune convert`."""
-    from edgeprune import formats
-    from edgeprune.ablation import ZERO
-    from edgeprune.store import save_circuit
-    from tracr_bridge import report
-
-    _check_outputs(options.out)
-    saved, losses = _read_circuit(options)
-    if options.target == "circuit":
-        save_circuit(saved, options.out)
-    elif options.target == "edge-pruning":
-        family: str | None = options.family or formats.family_of(saved)
-        losses += formats.write_edge_pruning(saved.circuit, options.out, family=family)
-        losses += [formats.ANY_FAMILY] if family is None and formats.needs_family(saved.circuit) else []
-    else:
-        losses += formats.write_eap_ig(saved.circuit, options.out, scores=saved.scores or None)
-    differs = saved.circuit.ablation == "zero" and {options.source, options.target} != {"circuit"}
-    if options.target != "circuit" and (saved.model or saved.method or saved.versions):
-        losses.append(formats.NO_ORIGIN)
-    if options.target != "circuit" and saved.certificate:
-        losses.append(formats.NO_CERTIFICATE)
-        if not saved.method and len(saved.true) > 1:
-            losses.append(formats.ONE_CIRCUIT)
-    losses = list(dict.fromkeys(losses))
-    if options.json:
-        said = {"circuit": str(options.out.resolve()), "losses": losses} | ({"note": ZERO} if differs else {})
-        print(report.as_json(said), file=options.output)
-    for loss in [*losses, *([ZERO] if differs else [])]:
-        print(f"note: {loss}", file=sys.stderr if options.json else sys.stdout)
-    _say_where("circuit", options.out, options)
-    return True
-
-
-def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]]":
-    """The circuit to convert, and what its file does not hold."""
-    from edgeprune import formats
-    from edgeprune.folders import circuit_file
-    from edgeprune.store import SavedCircuit, load_saved
-
-    if options.source == "circuit":
-        if options.like is not None or options.ablation is not None:
-            raise EdgePruneError("Expected neither --like nor --ablation: a circuit of ours says what both would say")
-        return load_saved(circuit_file(options.file)), []
-    like = load_saved(circuit_file(options.like)).circuit if options.like is not None else None
-    named: str | None = options.ablation or (like.ablation if like is not None else None)
-    if named is None:
-        raise EdgePruneError(f"Expected --ablation or --like: a file of {options.source} does not say what edges carry")
-    ablation = parse_ablation(named)
-    if options.source == "eap-ig":
-        imported = formats.read_eap_ig(options.file, ablation, graph=None if like is None else like.graph)
-        scores = formats.scores_by_edge(imported.scores, imported.circuit.graph)
-        # EAP-IG chooses edges by the sizes of scores; whose they are, its files do not say.
-        method = {"name": "unknown", "signed": True} if any(score < 0 for score in scores.values()) else {}
-        return SavedCircuit(imported.circuit, scores, method=method), list(imported.losses)
-    if like is None:
-        raise EdgePruneError("Expected --like CIRCUIT.json: edges.json does not say which edges its model has")
-    imported = formats.read_edge_pruning(options.file, like.graph, ablation)
-    return SavedCircuit(imported.circuit), list(imported.losses)
