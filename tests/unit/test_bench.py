@@ -452,6 +452,22 @@ def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeyp
     assert "leaderboard.md" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_leaderboard_is_written_while_nobody_else_may_write_there(tmp_path, monkeypatch, capsys):
+    written = []
+
+    def write(rows, folder):
+        with pytest.raises(Busy), locked(folder):
+            pass
+        written.append((len(rows), folder))
+
+    monkeypatch.setattr(leaderboard, "write", write)
+    out = tmp_path / "out"
+    arguments = ["bench", "hist", "--method", "single-edge", "--ablation", "resample", "--jobs", "1"]
+    assert main([*arguments, "--out", str(out), "--json"]) == 0
+    capsys.readouterr()
+    assert written == [(1, out)]
+
+
 def test_bench_runs_the_methods_and_programs_that_are_named(capsys, tmp_path):
     arguments = [
         "bench",
