@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,14 @@ def run(capsys, *arguments):
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("tolerance", [0.1, 1])
-def test_the_model_that_sorts_has_the_edges_of_its_published_mechanism(sorting, capsys, ablation, tolerance):
+def test_the_model_that_sorts_has_the_edges_of_its_published_mechanism(sorting, capsys, tmp_path, ablation, tolerance):
     asked = ["truth", sorting, "--task", sorting / TASK, "--tolerance", tolerance, "--ablation", ablation]
-    code, said = run(capsys, *asked)
+    code, said = run(capsys, *asked, "--save", tmp_path / "truth")
     assert code == 0 and set(said["edges"]) == SORTING
     assert (said["structural"], said["total"]) == (5, 8)
     assert said["certificate"]["status"] == "unique" and said["certificate"]["inputs"] == 1024
+    about = json.loads((tmp_path / "truth" / "truth.json").read_text())["about"]
+    assert about["sha256"]["task"] == sha256((sorting / TASK).read_bytes()).hexdigest()
 
 
 ASKED = {
