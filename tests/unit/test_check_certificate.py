@@ -46,7 +46,14 @@ HOLD = [
 
 
 def check(*folders, options=()) -> tuple[int, str]:
-    """The checker's exit code and output, from a Python that can import NumPy alone."""
+    """The checker's exit code and output."""
+    with redirect_stdout(StringIO()) as output:
+        code = check_certificate.main([*options, *map(str, folders)])
+    return code, output.getvalue()
+
+
+def check_with_numpy_alone(*folders, options=()) -> tuple[int, str]:
+    """The same, from a Python that can import NumPy alone."""
     command = [sys.executable, "-I", "-c", ONLY_NUMPY, str(CHECKER), *options, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -108,6 +115,12 @@ def planted(saved, tmp_path):
 
 def test_the_checker_is_one_short_file():
     assert len(CHECKER.read_text().splitlines()) < 300
+
+
+@pytest.mark.parametrize("options", [(), ("--json", "--tolerance", "0.02")])
+def test_the_checker_needs_numpy_alone_and_no_code_of_ours(saved, tmp_path, options):
+    folders = [saved("hist", "resample"), tmp_path / "missing"]
+    assert check_with_numpy_alone(*folders, options=options) == check(*folders, options=options)
 
 
 def test_what_we_certify_holds(saved):

@@ -408,3 +408,23 @@ def test_a_reason_comes_with_the_line_that_raised():
     first, second = places_of(caught.value)
     assert here in first and first.endswith('return rasp.Map(lambda n: 1 / n, longer).named("inverse")')
     assert here in second and 'lambda n: {1: "x", 2: "y", 3: "z"}[n]' in second
+
+
+def test_what_only_unequal_values_of_one_sequence_would_raise_compiles():
+    def equal_alone(x, y):
+        return x if x == y else 1 / 0
+
+    def build():
+        width = rasp.SelectorWidth(EQUAL)
+        return rasp.SequenceMap(equal_alone, width, width).named("width")
+
+    assert compile_program(program(build)).expected[2] == (2, 2)
+
+
+def test_values_that_an_aggregate_cannot_average_are_listed_in_the_order_of_their_text():
+    def build():
+        values = rasp.numerical(rasp.Map(lambda i: (2, 10, 30)[i], rasp.indices))
+        return rasp.numerical(rasp.Aggregate(EQUAL, values, default=0)).named("mean")
+
+    with pytest.raises(UnsupportedProgram, match=r"averages 0 and 1 only; got \[10, 2, 30\]$"):
+        compile_program(replace(program(build), min_seq_len=3))
