@@ -296,6 +296,12 @@ def large(value):
     return lambda: rasp.numerical(rasp.Map(lambda x: value if x == "a" else 1, rasp.tokens)).named("large")
 
 
+def large_for_none():
+    """The width of a selector, which is never 0."""
+    width = rasp.SelectorWidth(EQUAL)
+    return rasp.numerical(rasp.Map(lambda n: 10**400 if n == 0 else n, width)).named("large")
+
+
 AT_MOST = "numerical values are at most 1e+36, as Tracr computes in single precision"
 
 REFUSED = [
@@ -303,6 +309,10 @@ REFUSED = [
     (
         large(10**40),
         f"large: numerical values are at most 1e+36, as Tracr computes in single precision; got 1{'0' * 19}",
+    ),
+    (
+        lambda: rasp.numerical(rasp.LinearSequenceMap(*[large_for_none()] * 2, 0.5, 1)).named("sum"),
+        f"large: {AT_MOST}; got 1{'0' * 19}",  # that half of it is no float is not said as well
     ),
     (large("a"), "large: numerical values are real numbers; got 'a'"),
     (large(-2), "large: a Map of a categorical to a number below 0 is clipped at 0; got -2"),
