@@ -224,6 +224,16 @@ def test_a_sample_of_a_domain_is_no_whole_one():
     assert certify(compile_program(catalogue()["hist"]), "zero").certificate.exhaustive
 
 
+def test_a_folder_is_loaded_with_the_truths_that_it_has(monkeypatch):
+    asked = list[Any]()
+    exported = SimpleNamespace(name="name", doc="doc", model="model", dataset="data", truth=lambda ablation: ablation)
+    monkeypatch.setattr("tracr_bridge.exported.load_exported", lambda folder: asked.append(folder) or exported)
+    given = known(Path("folder"))
+    assert (given.name, given.doc, given.model, given.dataset) == ("name", "doc", "model", "data")
+    assert given.subject is exported and given.truth("mean") == "mean" and given.constructs == ()
+    assert asked == [Path("folder")]
+
+
 def test_a_trained_model_is_loaded_and_shows_its_progress_where_it_is_asked_to(monkeypatch):
     asked = list[Any]()
     loaded = SimpleNamespace(model="model", dataset="data", truth=lambda ablation, progress: (ablation, progress))
