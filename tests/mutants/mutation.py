@@ -99,7 +99,15 @@ def prepare(group: Group, folder: Path) -> None:
         "source_paths": list(SOURCES),
         "only_mutate": group.files,
         "also_copy": [each for each in (*COPIED[4:], *ALONE) if each not in SOURCES],
-        "pytest_add_cli_args": ["-n", "0", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in group.unfit)],
+        "pytest_add_cli_args": [
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "quickest_first",
+            *(f"--deselect={test}" for test in group.unfit),
+        ],
         "pytest_add_cli_args_test_selection": group.tests,
     }
     # Forked from a process that has run JAX, a mutant would hang where it runs JAX, and count as noticed.
@@ -141,7 +149,8 @@ def _module(folder: Path, meta: Path) -> str:
 def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> str:
     """Run mutmut; its progress goes to standard error."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
+    imported = f"{folder / 'mutants'}{os.pathsep}{Path(__file__).parent}"
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": imported}
     # What JAX compiles is kept, as each mutant is run in a process of its own.
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "jax")}
     environment |= {f"JAX_PERSISTENT_CACHE_MIN_{name}": least for name, least in _CACHED.items()}
