@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_subsets import GRAPH, SMALL, TRUE, every
@@ -67,6 +68,25 @@ def test_an_order_ends_where_it_ends_every_time_and_others_elsewhere(seed):
 
 def test_the_end_depends_on_the_seed():
     assert {ends_of(Told(holds_one), seed, orders=1)[0] for seed in range(6)} == set(TRUE)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_order_takes_out_what_it_can_one_after_the_other_until_nothing_can_go(seed):
+    """Of the moves that are possible alone, each that still is when its turn comes; then once more."""
+    drawn = np.random.default_rng(seed).random(1 << len(SMALL)) < 0.4
+
+    def faithful(edges):
+        return len(edges) == len(SMALL) or drawn[sum(1 << SMALL.index(edge) for edge in edges)]
+
+    moves = [
+        frozenset(e for e, out in zip(SMALL, move, strict=True) if out) for move in removals(GRAPH, SMALL).tolist()
+    ]
+    order = [moves[number] for number in np.random.default_rng(seed).permutation(len(moves))]
+    kept = frozenset(SMALL)
+    while possible := [move for move in order if move & kept and faithful(kept - move)]:
+        for move in possible:
+            kept = kept - move if move & kept and faithful(kept - move) else kept
+    assert ends_of(Told(faithful), seed, orders=1) == [kept]
 
 
 def test_what_a_few_pairs_take_for_faithful_is_run_everywhere_and_started_again():
