@@ -35,6 +35,9 @@ SOURCES = ("edgeprune", "tracr_bridge", "programs", "_edgeprune_pytest.py")
 NOTICED = {1, 3, 36, 24, -24, 152, 255, -9, -11}
 """Exit statuses of mutmut: a test failed, ran forever, or brought the process down."""
 
+_CACHED = {"COMPILE_TIME_SECS": "0", "ENTRY_SIZE_BYTES": "-1"}
+"""All that JAX compiles, however small."""
+
 LEAST = 0.9
 """Share of the mutants that are not equivalent that is to be noticed."""
 
@@ -46,7 +49,7 @@ class Group:
     files: list[str]
     tests: list[str]
     unfit: tuple[str, ...] = ()
-    """Tests that fail on any copy of mutmut's, as of files that it writes."""
+    """Tests that are left out: they fail on any copy of mutmut's, as of files that it writes, or take too long."""
 
     @property
     def name(self) -> str:
@@ -96,11 +99,21 @@ def prepare(group: Group, folder: Path) -> None:
         "source_paths": list(SOURCES),
         "only_mutate": group.files,
         "also_copy": [each for each in (*COPIED[4:], *ALONE) if each not in SOURCES],
-        "pytest_add_cli_args": ["-n", "0", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in group.unfit)],
+        "pytest_add_cli_args": [
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "quickest_first",
+            *(f"--deselect={test}" for test in group.unfit),
+        ],
         "pytest_add_cli_args_test_selection": group.tests,
     }
-    numbers = {"timeout_constant": 10.0, "timeout_multiplier": 3.0, "use_git_change_detection": False}
-    config = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (numbers | lists).items())
+    # Forked from a process that has run JAX, a mutant would hang where it runs JAX, and count as noticed.
+    run = {"process_isolation": "forkserver", "use_git_change_detection": False}
+    times = {"timeout_constant": 10.0, "timeout_multiplier": 3.0}
+    config = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (run | times | lists).items())
     with (folder / "pyproject.toml").open("a") as file:
         file.write(f"\n[tool.mutmut]\n{config}")
     shutil.rmtree(folder / "mutants" / "tests", ignore_errors=True)
@@ -136,7 +149,11 @@ def _module(folder: Path, meta: Path) -> str:
 def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> str:
     """Run mutmut; its progress goes to standard error."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
+    imported = f"{folder / 'mutants'}{os.pathsep}{Path(__file__).parent}"
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": imported}
+    # What JAX compiles is kept, as each mutant is run in a process of its own.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "jax")}
+    environment |= {f"JAX_PERSISTENT_CACHE_MIN_{name}": least for name, least in _CACHED.items()}
     output = subprocess.PIPE if quiet else sys.stderr if sys.stderr.isatty() else (folder / "mutmut.log").open("w")
     command = [sys.executable, "-m", "mutmut", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output, text=True, check=False)

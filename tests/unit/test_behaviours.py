@@ -188,6 +188,30 @@ def test_units_come_after_what_they_read_and_have_every_edge_once(graph, seed):
         assert unit.is_logits == (number == len(units) - 1 and any(e.destination.kind == "logits" for e in edges))
 
 
+@pytest.mark.parametrize("graph", GRAPHS, ids=["own keys", "shared keys"])
+@pytest.mark.parametrize("seed", range(20))
+def test_of_the_units_that_may_come_next_the_one_comes_after_which_the_fewest_nodes_wait(graph, seed):
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(len(graph.edges), generator=generator) < 0.15 + 0.02 * seed
+    edges = [edge for edge, keep in zip(graph.edges, kept.tolist(), strict=True) if keep]
+    units = in_order(graph, edges)
+
+    def read_by(some) -> set[Node]:
+        return {edges[edge].source for each in some for edge in each.edges}
+
+    for number, unit in enumerate(units):
+        left = units[number:]
+        later = {node for each in left for node in each.sources}
+        ready = [each for each in left if read_by([each]).isdisjoint(later)]
+
+        def waiting(each, number=number, left=left) -> int:
+            past = {node for other in (*units[:number], each) for node in other.sources}
+            return len(past & read_by(other for other in left if other is not each))
+
+        assert not unit.is_logits or len(left) == 1
+        assert unit.is_logits or waiting(unit) == min(waiting(each) for each in ready if not each.is_logits)
+
+
 def test_groups_hold_what_may_go_only_together():
     graph = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=2)
     edges = list(graph.edges)

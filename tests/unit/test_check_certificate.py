@@ -46,7 +46,14 @@ HOLD = [
 
 
 def check(*folders, options=()) -> tuple[int, str]:
-    """The checker's exit code and output, from a Python that can import NumPy alone."""
+    """The checker's exit code and output."""
+    with redirect_stdout(StringIO()) as output:
+        code = check_certificate.main([*options, *map(str, folders)])
+    return code, output.getvalue()
+
+
+def check_with_numpy_alone(*folders, options=()) -> tuple[int, str]:
+    """The same, from a Python that can import NumPy alone."""
     command = [sys.executable, "-I", "-c", ONLY_NUMPY, str(CHECKER), *options, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -110,17 +117,46 @@ def test_the_checker_is_one_short_file():
     assert len(CHECKER.read_text().splitlines()) < 300
 
 
-def test_what_we_certify_holds(saved):
-    folders = [saved(*case) for case in HOLD]
-    code, output = check(*folders)
-    assert code == 0
-    held = [line.rpartition(": ")[2] for line in output.splitlines() if "holds" in line]
-    said = [json.loads((folder / "certificate.json").read_text())["claims"]["status"] for folder in folders]
-    shifted = [name in ("ignored_input", "end_pair") for name, _ in HOLD]  # shifts are None somewhere
-    assert held == [status + " in what was checked" * none for status, none in zip(said, shifted, strict=True)]
-    unchecked = [line.rpartition(": ")[2] for line in output.splitlines() if "unchecked" in line]
-    assert unchecked == ["positions that are not scored"] * sum(shifted)
-    assert "refused" not in output
+@pytest.mark.parametrize("options", [(), ("--json", "--tolerance", "0.02")])
+def test_the_checker_needs_numpy_alone_and_no_code_of_ours(saved, tmp_path, options):
+    folders = [saved("hist", "resample"), tmp_path / "missing"]
+    assert check_with_numpy_alone(*folders, options=options) == check(*folders, options=options)
+
+
+@pytest.mark.parametrize("case", HOLD, ids="-".join)
+def test_what_we_certify_holds(saved, case):
+    folder = saved(*case)
+    status = json.loads((folder / "certificate.json").read_text())["claims"]["status"]
+    lines = [f"{folder}: holds: {status}"]
+    if case[0] in ("ignored_input", "end_pair"):  # shifts are None somewhere
+        lines = [f"{lines[0]} in what was checked", f"{folder}: unchecked: positions that are not scored"]
+    assert check(folder) == (0, "\n".join(lines) + "\n")
+
+
+def test_several_folders_are_checked_in_their_order(saved, tmp_path):
+    one, other = saved("hist", "zero"), saved("xproportion", "zero")
+    missing = tmp_path / "missing"
+    code, output = check(other, one)
+    assert (code, [line.partition(": ")[0] for line in output.splitlines()]) == (0, [str(other), str(one)])
+    code, output = check(one, missing, other)
+    assert code == 2
+    assert [line.split(": ")[:2] for line in output.splitlines()] == [
+        [str(one), "holds"], [str(missing), "unusable"], [str(other), "holds"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ablation", "room", "most"), [("zero", 1, 1), ("zero", 2**12, 200), ("resample", 2**12, 200)])
+def test_no_more_is_run_at_a_time_than_there_is_room_for(saved, monkeypatch, ablation, room, most):
+    sizes, run = list[int](), check_certificate.Check.run
+
+    def noted(self, codes, tokens, ablated):
+        sizes.append(len(codes) * len(tokens) if ablated is not self.clean else 0)
+        return run(self, codes, tokens, ablated)
+
+    monkeypatch.setattr(check_certificate.Check, "run", noted)
+    monkeypatch.setattr(check_certificate, "ROOM", room)
+    assert check(saved("hist", ablation), options=["--subsets", "2"])[0] == 0
+    assert 0 < max(sizes) <= most
 
 
 @pytest.mark.sweep

@@ -1,6 +1,8 @@
 """Compilation: RASP, Tracr and PyTorch agree, and compiling again changes nothing."""
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +12,8 @@ from tracr.compiler import compiling
 from tracr.rasp import rasp
 
 from edgeprune.errors import UnsupportedProgram
+from edgeprune.user_code import places_of
+from tracr_bridge import compile as compile_module
 from tracr_bridge.catalogue import catalogue
 from tracr_bridge.compile import compile_program
 from tracr_bridge.program import Program
@@ -233,3 +237,204 @@ def test_a_map_to_a_number_just_below_0_is_refused_with_its_reason(least, refuse
             compile_program(program(build))
     else:
         assert verify(compile_program(program(build))).equal
+
+
+def before():
+    earlier = rasp.Select(rasp.indices, rasp.indices, lambda key, query: key == query - 1)
+    return rasp.Aggregate(earlier, rasp.tokens).named("before")
+
+
+def test_the_dataset_is_the_domain_with_bos_first_and_pad_on_the_right():
+    compiled = compile_program(replace(program(before), vocab=("b", "a"), max_seq_len=3, min_seq_len=2))
+    ids = compiled.assembled.input_encoder.encoding_map
+    bos, pad = ids[compiling.COMPILER_BOS], ids[compiling.COMPILER_PAD]
+    assert compiled.encode(("a", "b")) == [bos, ids["a"], ids["b"]]
+    data, inputs = compiled.dataset, compiled.domain.inputs
+    padded = [[bos, *(ids[token] for token in tokens), *[pad] * (3 - len(tokens))] for tokens in inputs]
+    assert data.tokens.tolist() == padded
+    assert data.group.tolist() == [0] * 4 + [1] * 8
+    assert compiled.expected == tuple((None, *tokens[:-1]) for tokens in inputs)
+    assert data.scored.tolist() == [[False, False, True, False]] * 4 + [[False, False, True, True]] * 8
+    assert data.logits and compiled.categorical
+    target = compiled.model(data.tokens).detach()
+    assert torch.equal(data.target, target) and not data.target.requires_grad
+    assert compiled.output_values[int(target[0, 2].argmax())] == inputs[0][0]
+
+
+def test_the_outputs_of_a_numerical_program_are_no_logits():
+    compiled = compile_program(program(lambda: rasp.numerical(rasp.Map(lambda x: 1 if x == "a" else 0, rasp.tokens))))
+    assert not compiled.dataset.logits and not compiled.categorical
+    assert compiled.output_values == ()
+
+
+def test_the_domain_is_that_of_the_budget_and_the_seed():
+    mine = program(before)
+    assert compile_program(mine, budget=5, seed=3).domain == mine.domain(budget=5, seed=3)
+    assert compile_program(mine, budget=5).domain == mine.domain(budget=5, seed=0) != mine.domain(budget=5, seed=1)
+
+
+def test_each_of_a_few_inputs_and_a_share_of_many_are_searched_for_what_tracr_does_not_reproduce(monkeypatch):
+    searched = list[tuple[str, ...]]()
+    evaluate_all = Program.evaluate_all
+
+    def noted(self, expressions, tokens):
+        expressions = list(expressions)
+        searched.extend([tokens] * (len(expressions) > 1))
+        return evaluate_all(self, expressions, tokens)
+
+    monkeypatch.setattr(Program, "evaluate_all", noted)
+    compiled = compile_program(program(before))
+    assert searched == list(compiled.domain.inputs)
+    for most, step in ((7, 2), (6, 2), (5, 2), (4, 3), (14, 1), (1, 14)):
+        monkeypatch.setattr(compile_module, "VALIDATED_INPUTS", most)
+        searched.clear()
+        compile_program(program(before))
+        assert searched == list(compiled.domain.inputs)[::step]
+
+
+def large(value):
+    return lambda: rasp.numerical(rasp.Map(lambda x: value if x == "a" else 1, rasp.tokens)).named("large")
+
+
+def large_for_none():
+    """The width of a selector, which is never 0."""
+    width = rasp.SelectorWidth(EQUAL)
+    return rasp.numerical(rasp.Map(lambda n: 10**400 if n == 0 else n, width)).named("large")
+
+
+AT_MOST = "numerical values are at most 1e+36, as Tracr computes in single precision"
+
+REFUSED = [
+    (large(1.1e36), "large: numerical values are at most 1e+36, as Tracr computes in single precision; got 1.1e+36"),
+    (
+        large(10**40),
+        f"large: numerical values are at most 1e+36, as Tracr computes in single precision; got 1{'0' * 19}",
+    ),
+    (
+        lambda: rasp.numerical(rasp.LinearSequenceMap(*[large_for_none()] * 2, 0.5, 1)).named("sum"),
+        f"large: {AT_MOST}; got 1{'0' * 19}",  # that half of it is no float is not said as well
+    ),
+    (large("a"), "large: numerical values are real numbers; got 'a'"),
+    (large(-2), "large: a Map of a categorical to a number below 0 is clipped at 0; got -2"),
+    (
+        lambda: rasp.numerical(rasp.Map(lambda n: n or None, rasp.SelectorWidth(EQUAL))).named("large"),
+        "large: a numerical Map of a categorical gives a number for every value; got None",
+    ),
+    (
+        lambda: rasp.numerical(rasp.Aggregate(EQUAL, rasp.numerical(large(5)()), default=0)).named("mean"),
+        "mean: a numerical aggregate averages 0 and 1 only; got [5]",  # on the first input
+    ),
+    (
+        lambda: rasp.tokens,
+        "tokens: the output is an input, so that no layer computes it; put a Map around it",
+    ),
+    (
+        lambda: rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: k).named("same")),
+        "same: its predicate gives something else than True or False",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_is_refused_is_named_with_its_rule_and_its_value(build, message):
+    with pytest.raises(UnsupportedProgram) as caught:
+        compile_program(program(build))
+    assert str(caught.value) == f"Tracr cannot compile mine: {message}"
+
+
+@pytest.mark.parametrize("value", [1e36, 0, 10**36])
+def test_the_largest_and_the_smallest_values_compile(value):
+    assert not compile_program(program(large(value))).categorical
+
+
+def test_a_value_below_0_of_anything_but_a_map_of_a_categorical_compiles():
+    def build():
+        share = rasp.numerical(rasp.Map(lambda x: 1 if x == "a" else 0, rasp.tokens))
+        return rasp.numerical(rasp.LinearSequenceMap(share, share, -3, 1)).named("below")
+
+    assert compile_program(program(build)).expected[0] == (-2,)
+
+
+def test_a_number_for_what_no_input_gives_is_asked_for_and_one_below_0_is_none_there():
+    def build(least):
+        return rasp.numerical(rasp.Map(lambda n: least if n == 0 else n, rasp.SelectorWidth(EQUAL))).named("width")
+
+    assert compile_program(program(lambda: build(-1))).expected[0] == (1,)  # no width is 0
+    with pytest.raises(UnsupportedProgram, match="width: a numerical Map of a categorical gives a number for every"):
+        compile_program(program(lambda: build(None)))
+
+
+@pytest.mark.parametrize(("values", "compiles"), [((0, 1), True), ((0.5, 1), False), ((0, 2), False), ((1, 2), False)])
+def test_a_numerical_aggregate_averages_0_and_1(values, compiles):
+    def build():
+        either = rasp.numerical(rasp.Map(lambda x: values[x == "b"], rasp.tokens))
+        return rasp.numerical(rasp.Aggregate(EQUAL, either, default=0)).named("mean")
+
+    if compiles:
+        assert compile_program(program(build)).expected[0] == (0,)
+    else:
+        with pytest.raises(UnsupportedProgram, match="mean: a numerical aggregate averages 0 and 1 only; got "):
+            compile_program(program(build))
+
+
+@pytest.mark.parametrize("letters", ["abc", "abcdef"])
+def test_a_head_is_as_wide_as_its_keys_with_one_more_where_they_are_more_than_its_queries(letters):
+    def build():
+        many = rasp.SequenceMap(lambda i, token: (i, token), rasp.indices, rasp.tokens)
+        keys = rasp.Map(lambda i: i, rasp.indices)
+        selector = rasp.Select(many, keys, lambda key, query: key[0] == query)
+        wide = rasp.SequenceMap(lambda i, token: (i, token, i), rasp.indices, rasp.tokens)
+        return rasp.Aggregate(selector, rasp.SequenceMap(lambda *both: both, wide, keys)).named("moved")
+
+    mine = replace(program(build), vocab=tuple(letters), max_seq_len=2)
+    room = 2 * len(letters) + 1
+    with pytest.raises(UnsupportedProgram) as caught:
+        compile_program(mine)
+    assert f"moved: it moves more values than the {room} that a head holds" in str(caught.value)
+    assert str(caught.value).endswith(f"got {4 * len(letters)} values")
+
+
+def test_an_error_that_tracr_takes_for_a_value_that_never_occurs_is_ignored_and_no_other():
+    def inverse(error):
+        def divided(x, y):
+            if x != y:
+                raise error
+            return 1 / x
+
+        width = rasp.SelectorWidth(EQUAL)
+        return rasp.SequenceMap(divided, width, width).named("inverse")
+
+    with pytest.raises(UnsupportedProgram) as caught:  # 0 and 0 are equal
+        compile_program(program(lambda: inverse(ZeroDivisionError("apart"))))
+    assert str(caught.value).endswith("; got ZeroDivisionError: division by zero on (0, 0)")
+    with pytest.raises(UnsupportedProgram, match=r"; got KeyError: 'apart' on \(0, 1\)|on \(0, 0\)"):
+        compile_program(program(lambda: inverse(KeyError("apart"))))
+
+
+def test_a_reason_comes_with_the_line_that_raised():
+    with pytest.raises(UnsupportedProgram) as caught:
+        compile_program(program(lambda: rasp.SequenceMap(lambda x, y: (x, y), inverse_of_a_length(), looked_up())))
+    here = Path(__file__).name
+    first, second = places_of(caught.value)
+    assert here in first and first.endswith('return rasp.Map(lambda n: 1 / n, longer).named("inverse")')
+    assert here in second and 'lambda n: {1: "x", 2: "y", 3: "z"}[n]' in second
+
+
+def test_what_only_unequal_values_of_one_sequence_would_raise_compiles():
+    def equal_alone(x, y):
+        return x if x == y else 1 / 0
+
+    def build():
+        width = rasp.SelectorWidth(EQUAL)
+        return rasp.SequenceMap(equal_alone, width, width).named("width")
+
+    assert compile_program(program(build)).expected[2] == (2, 2)
+
+
+def test_values_that_an_aggregate_cannot_average_are_listed_in_the_order_of_their_text():
+    def build():
+        values = rasp.numerical(rasp.Map(lambda i: (2, 10, 30)[i], rasp.indices))
+        return rasp.numerical(rasp.Aggregate(EQUAL, values, default=0)).named("mean")
+
+    with pytest.raises(UnsupportedProgram, match=r"averages 0 and 1 only; got \[10, 2, 30\]$"):
+        compile_program(replace(program(build), min_seq_len=3))

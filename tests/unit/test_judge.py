@@ -326,3 +326,57 @@ def test_close_calls_of_several_masks_on_more_pairs_than_a_chunk_holds_are_all_d
         judge = judge_of(off, errs=-6e-4)
         assert judge.differences(EMPTY.repeat(3, 1, 1)).tolist() == pytest.approx([ATOL + 1e-4] * 3, abs=1e-6)
         assert not judge.reproduces(EMPTY.repeat(3, 1, 1)).any()
+
+
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+@pytest.mark.parametrize("budget", [10**6, 50])
+def test_pairs_come_in_an_order_of_the_seed_whatever_else_is_drawn(monkeypatch, ablation, budget):
+    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", budget)
+
+    def order(seed: int | None) -> list[list[int]]:
+        more = {} if seed is None else {"seed": seed}
+        return Judge(Stub(torch.zeros(20, 20)), dataset(20), ablation, atol=ATOL, **more).rows_of_pairs.tolist()
+
+    torch.manual_seed(1)
+    first = order(3)
+    torch.manual_seed(2)
+    assert order(3) == first != order(4)
+    assert order(None) == order(0)
+
+
+@pytest.mark.parametrize("count", [5, 8, 168, 169, 840, 5000])
+def test_a_mask_that_holds_is_run_once_on_each_pair(count):
+    judge = judge_of(torch.zeros(count, count))
+    assert kept(judge) and judge.rows == count and judge.counterexamples == []
+
+
+@pytest.mark.parametrize(
+    ("number", "rows"),
+    [(0, 8), (7, 8), (8, 40), (39, 40), (40, 168), (167, 168), (168, 840), (840, 3528), (3999, 4000)],
+)
+def test_a_mask_that_fails_by_much_is_run_no_further_than_where_it_does(number, rows):
+    off = torch.zeros(4000, 4000)
+    judge = judge_of(off)
+    row = int(judge.rows_of_pairs[0, number])
+    off[row, row] = 1.0
+    assert not kept(judge) and judge.rows == rows and judge.counterexamples == [number]
+    assert judge.margin == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(("first", "rows"), [(10, 10), (3, 3), (168, 168), (1000, 300)])
+def test_a_few_pairs_are_those_of_the_first_chunks(monkeypatch, first, rows):
+    monkeypatch.setattr("tracr_bridge.judge._FIRST", first)
+    judge = judge_of(torch.zeros(300, 300))
+    assert judge.seems_to_reproduce(EMPTY).tolist() == [True] and judge.rows == rows
+
+
+def test_what_fails_by_no_less_than_the_margin_is_not_measured_everywhere():
+    off = torch.zeros(600, 600)
+    judge = judge_of(off)
+    first = int(judge.rows_of_pairs[0, 0])
+    off[first, first] = 0.013
+    assert not kept(judge)
+    assert judge.rows == 8 + 600 and judge.margin == pytest.approx(0.003, rel=1e-4)
+    off[first, first] = 0.0135
+    assert not kept(judge)
+    assert judge.rows == 8 + 600 + 1 and judge.margin == pytest.approx(0.003, rel=1e-4)

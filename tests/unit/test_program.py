@@ -3,6 +3,9 @@
 import itertools
 import sys
 from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +22,11 @@ from edgeprune.errors import (
     UnknownProgram,
     UnsupportedProgram,
 )
+from edgeprune.user_code import places_of
+from tracr_bridge import program as program_module
 from tracr_bridge.catalogue import catalogue, load_file, load_program
 from tracr_bridge.compile import compile_program
-from tracr_bridge.program import Program, rasp_program
+from tracr_bridge.program import Program, expressions_of, function_of, is_finite, is_hashable, rasp_program
 from tracr_bridge.verify import verify
 
 REQUIRED = {
@@ -83,6 +88,106 @@ def test_a_domain_too_large_to_list_is_drawn_from():
     assert all(tokens[0] != "a" for tokens in domain.inputs)
 
 
+@pytest.mark.parametrize(
+    ("budget", "of_each_length"),
+    [(95, [8, *[10] * 8]), (3, [1] * 9), (9 * 70, [8, 64, *[70] * 7])],
+    ids=["a share each", "one each at the least", "no more than there are"],
+)
+def test_a_drawn_sample_has_as_many_of_each_length_in_the_vocabularys_order(budget, of_each_length):
+    mine = program(vocab=tuple("hgfedcba"), max_seq_len=9)
+    drawn = mine.domain(budget=budget, seed=1)
+    assert [len(list(same)) for _, same in itertools.groupby(drawn.inputs, key=len)] == of_each_length
+    ranks = [(len(tokens), list(map(mine.vocab.index, tokens))) for tokens in drawn.inputs]
+    assert ranks == sorted(ranks)
+    assert drawn == mine.domain(budget=budget, seed=1)
+    assert drawn != mine.domain(budget=budget, seed=2)
+
+
+def test_a_drawn_sample_has_no_shorter_inputs_than_the_program():
+    drawn = program(vocab=tuple("abcdefgh"), min_seq_len=3, max_seq_len=9).domain(budget=70, seed=0)
+    assert [len(tokens) for tokens in drawn.inputs] == [length for length in range(3, 10) for _ in range(10)]
+
+
+def test_what_a_declaration_leaves_out():
+    @rasp_program(vocab=["b", "a"], max_seq_len=2)
+    def mine() -> rasp.SOp:
+        """Says
+        what it does.
+
+        And more.
+        """
+        return rasp.tokens
+
+    assert mine == Program("mine", "Says what it does.", mine.build, ("b", "a"), 2, causal=False, valid=None)
+    assert mine.min_seq_len == 1
+    unnamed = rasp_program(vocab="ab", max_seq_len=2)(partial(rasp.Map, str, rasp.tokens))
+    assert unnamed.name == "program"
+    assert rasp_program(vocab="ab", max_seq_len=2)(lambda: rasp.tokens).doc == ""
+
+
+def test_what_a_declaration_states():
+    def valid(tokens):
+        return tokens[0] == "a"
+
+    mine = rasp_program(vocab="ab", max_seq_len=3, causal=True, valid=valid, min_seq_len=2)(lambda: rasp.tokens)
+    assert (mine.vocab, mine.max_seq_len, mine.causal, mine.valid, mine.min_seq_len) == (("a", "b"), 3, True, valid, 2)
+
+
+def test_a_set_of_tokens_of_several_types_is_put_in_order_and_refused_by_the_check():
+    mine = rasp_program(vocab={"b", "a", 1}, max_seq_len=2)(lambda: rasp.tokens)
+    assert mine.vocab == ("a", "b", 1)
+    with pytest.raises(InvalidProgram, match="mixes types"):
+        mine.check()
+
+
+@pytest.mark.parametrize(("longest", "listed"), [(6, True), (7, False)])
+def test_a_domain_is_listed_as_long_as_no_more_than_a_million_sequences_are_tried(longest, listed, monkeypatch):
+    monkeypatch.setattr(program_module, "_SEARCHED", 2**7 - 2)
+    tried = list[tuple[str, ...]]()
+
+    def valid(tokens):
+        tried.append(tokens)
+        return len(tokens) == 1
+
+    mine = program(max_seq_len=longest, valid=valid)
+    assert mine.domain(budget=2, seed=0).exhaustive is listed
+    if listed:
+        assert len(tried) == len(set(tried)) == 2**7 - 2
+
+
+@pytest.mark.parametrize(("longest", "tried"), [(6, "every sequence"), (7, "each of the 126 sequences drawn")])
+def test_an_empty_domain_says_what_was_tried(longest, tried, monkeypatch):
+    monkeypatch.setattr(program_module, "_SEARCHED", 2**7 - 2)
+    with pytest.raises(InvalidProgram) as caught:
+        program(max_seq_len=longest, valid=lambda tokens: False).domain(budget=9, seed=0)
+    assert str(caught.value) == (
+        f"mine cannot be used: its domain is empty, as `valid` is false for {tried} of 1 to {longest} tokens; widen "
+        "it, or take a smaller vocab or max_seq_len"
+    )
+
+
+@pytest.mark.parametrize(("budget", "exhaustive"), [(6, True), (7, True), (5, False)])
+def test_a_domain_of_as_many_inputs_as_the_budget_is_exhaustive(budget, exhaustive):
+    domain = program(max_seq_len=2).domain(budget=budget, seed=0)
+    assert domain.exhaustive is exhaustive and len(domain.inputs) == min(budget, 6)
+
+
+def test_each_expression_is_evaluated_once_an_input():
+    calls = list[str]()
+    shared = rasp.Map(lambda token: calls.append(token) or token, rasp.tokens)
+    both = rasp.SequenceMap(lambda x, y: x + y, shared, rasp.SequenceMap(lambda x, y: x + y, shared, shared))
+    assert program(lambda: both).evaluate(("a", "b")) == ["aaa", "bbb"]
+    assert calls == ["a", "b"]
+
+
+@pytest.mark.parametrize(("causal", "widths"), [(False, [3, 3, 3]), (True, [1, 2, 3])])
+def test_a_causal_program_sees_earlier_positions_only(causal, widths):
+    def build():
+        return rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE))
+
+    assert program(build, causal=causal).evaluate(("a", "b", "a")) == widths
+
+
 INVALID = [
     ({"vocab": ()}, "vocab is empty"),
     ({"vocab": ("a", "a")}, "names a token twice"),
@@ -92,12 +197,17 @@ INVALID = [
     ({"vocab": ("a", "compiler_bos")}, "'compiler_bos', which the compiler keeps for BOS"),
     ({"vocab": ("a", "compiler_pad")}, "'compiler_pad', which the compiler keeps for PAD"),
     ({"max_seq_len": 0}, "max_seq_len is 0; it is at least 1"),
+    ({"min_seq_len": 0}, "min_seq_len is 0; it is from 1 to max_seq_len, 3"),
+    ({"min_seq_len": "2"}, "min_seq_len is '2'; it is a whole number"),
     ({"min_seq_len": 4}, "min_seq_len is 4; it is from 1 to max_seq_len, 3"),
     *(({"max_seq_len": odd}, f"max_seq_len is {odd!r}; it is a whole number") for odd in (True, np.True_, 3.0, "3")),
     ({"build": lambda: 3}, "it returns int; a program returns a rasp.SOp"),
     ({"build": lambda: rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)}, "it returns Select"),
     ({"build": lambda: 1 / 0}, "building it raises ZeroDivisionError"),
-    ({"build": lambda: rasp.indices}, "it never reads rasp.tokens"),
+    (
+        {"build": lambda: rasp.indices},
+        "used: it never reads rasp.tokens, so that its output cannot depend on the input's tokens",
+    ),
     ({"valid": lambda tokens: False}, "its domain is empty"),
     ({"valid": lambda tokens: 1 / 0}, "`valid` raises ZeroDivisionError"),
 ]
@@ -114,10 +224,92 @@ def test_an_invalid_program_is_refused(changes, message):
     assert message in str(caught.value)
 
 
+def test_an_error_says_where_the_program_is_declared_or_raises():
+    def takes_one(token):
+        return token
+
+    def raises():
+        return rasp.tokens + raising("here")
+
+    for build, message, line in (
+        (takes_one, "building it raises TypeError", "def takes_one(token):"),
+        (raises, "building it raises ValueError: here", "raise ValueError(text)"),
+        (number, "it returns int", "def number():"),
+        (positions, "it never reads rasp.tokens", "def positions():"),
+    ):
+        with pytest.raises(InvalidProgram, match=message) as caught:
+            program(build).check()
+        (place,) = places_of(caught.value)
+        assert Path(__file__).name in place and place.endswith(f": {line}")
+    with pytest.raises(
+        InvalidProgram, match=r"^mine cannot be used: vocab is empty; name at least two tokens$"
+    ) as caught:
+        program(vocab=()).check()
+    assert places_of(caught.value) == ()
+
+
+def odd_only(tokens):
+    return tokens[1]
+
+
+def test_an_error_of_the_interpreter_or_of_valid_says_where_it_comes_from():
+    def inverse(token, other):
+        return 1 / (token == other)
+
+    for build, line in (
+        (lambda: rasp.SequenceMap(inverse, rasp.tokens, rasp.Map(lambda x: "a", rasp.tokens)), "return 1 / (token =="),
+        (lambda: rasp.Map(takes_two, rasp.tokens), "def takes_two(one, two):"),
+    ):
+        with pytest.raises(InterpreterError) as caught:
+            program(build).evaluate(("a", "b"))
+        assert len(places_of(caught.value)) == 1 and f": {line}" in places_of(caught.value)[0]
+    for valid, line in ((odd_only, "return tokens[1]"), (takes_two, "def takes_two(one, two):")):
+        with pytest.raises(InvalidProgram, match="mine cannot be used: `valid` raises ") as caught:
+            program(valid=valid).domain(budget=9, seed=0)
+        assert len(places_of(caught.value)) == 1 and f": {line}" in places_of(caught.value)[0]
+
+
+def test_an_error_of_what_tracr_made_is_placed_where_the_program_is_declared():
+    def adds():
+        return rasp.tokens + 1
+
+    with pytest.raises(InterpreterError) as caught:
+        program(adds).evaluate(("a",))
+    assert "def adds():" in places_of(caught.value)[0]
+
+
+def takes_two(one, two):
+    return one == two
+
+
+def number():
+    return 3
+
+
+def positions():
+    return rasp.indices
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(1, 1), (3, 3), (1, 3)])
+def test_the_shortest_input_may_be_the_longest(shortest, longest):
+    program(min_seq_len=shortest, max_seq_len=longest).check()
+
+
+def test_each_expression_is_walked_once_however_many_read_it():
+    shared = rasp.Map(lambda x: x, rasp.tokens)
+    output = rasp.SequenceMap(lambda x, y: (x, y), shared, rasp.SequenceMap(lambda x, y: x, shared, rasp.tokens))
+    walked = list(expressions_of(output))
+    assert walked[0] is output and len({*map(id, walked)}) == len(walked) == 4
+
+
 def test_all_faults_of_a_declaration_are_reported_together():
     with pytest.raises(InvalidProgram) as caught:
         program(vocab=("compiler_bos", 1, 1), max_seq_len=0, build=lambda: None).check()
-    assert str(caught.value).count(";") >= 4
+    assert str(caught.value) == (
+        "mine cannot be used: vocab names a token twice: ['compiler_bos', 1, 1]; vocab mixes types: "
+        "['compiler_bos', 1, 1]; tokens are all of one type; vocab holds 'compiler_bos', which the compiler keeps for "
+        "BOS; max_seq_len is 0; it is at least 1; it returns NoneType; a program returns a rasp.SOp"
+    )
 
 
 def test_all_unsupported_expressions_are_named_together():
@@ -239,6 +431,89 @@ def test_a_lambda_that_compares_none_gets_the_same_remedy():
         compile_program(program(build))
 
 
+def moved(by):
+    """The token so many positions before; None where there is none."""
+    selector = rasp.Select(rasp.indices, rasp.indices, lambda key, query: key == query - by)
+    return rasp.Aggregate(selector, rasp.tokens).named(f"moved_{by}")
+
+
+REMEDIES = [
+    (
+        lambda: rasp.Select(moved(1), moved(2), lambda key, query: key < query),
+        "moved_1 and moved_2 is None at some positions: give mine a lambda that is False for None, as in "
+        "`lambda key, query: None not in (key, query) and ...`",
+    ),
+    (
+        lambda: rasp.Select(*[moved(1)] * 2, rasp.Comparison.LT),
+        "moved_1 is None at some positions: give mine a lambda that is False for None, as in "
+        "`lambda key, query: None not in (key, query) and key < query`",
+    ),
+    (
+        lambda: rasp.Select(moved(1), rasp.tokens, rasp.Comparison.TRUE),
+        "moved_1 is None at some positions: give mine a lambda that is False for None, as in "
+        "`lambda key, query: None not in (key, query) and True`",
+    ),
+    (
+        lambda: rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: raising("odd")),
+        "mend its lambda, or narrow the domain with `valid`",
+    ),
+    (
+        lambda: rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: 1 / 0),
+        "guard its lambda, as in `lambda x, y: x / y if y else 0`, or narrow the domain with `valid`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("select", "remedy"), REMEDIES, ids=[remedy for _, remedy in REMEDIES])
+def test_the_remedy_is_that_of_what_is_wrong(select, remedy):
+    with pytest.raises(InterpreterError) as caught:
+        program(lambda: rasp.SelectorWidth(select().named("mine"))).evaluate(("a", "b"))
+    assert str(caught.value).endswith(f"; {remedy}")
+
+
+def test_the_remedy_for_an_aggregate_of_what_has_no_mean_is_that_of_aggregates():
+    def build():
+        return rasp.Aggregate(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE), rasp.tokens)
+
+    with pytest.raises(InterpreterError, match=r"; let its selector select one position, or aggregate numbers$"):
+        program(build).evaluate(("a", "b"))
+
+
+def test_an_error_beyond_any_expression_is_one_of_the_output():
+    with pytest.raises(InterpreterError, match="raises in its output of mine, on input "):
+        program(lambda: rasp.Map(lambda x: x, rasp.tokens)).evaluate_all([None], ("a",))  # pyright: ignore
+
+
+def test_the_function_of_an_expression_is_what_its_author_gave_it():
+    def own(*values):
+        return True
+
+    assert function_of(rasp.Map(own, rasp.tokens)) is own
+    assert function_of(rasp.SequenceMap(own, rasp.tokens, rasp.indices)) is own
+    assert function_of(rasp.Select(rasp.tokens, rasp.tokens, own)) is own
+    assert function_of(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)) is None
+    assert function_of(rasp.indices + 1) is None
+    assert function_of(rasp.tokens) is None
+    assert function_of(None) is None
+
+
+@pytest.mark.parametrize("value", [0, -1.5, True, 10**400, -(10**400), np.float32(3), Fraction(1, 3), "inf", None, 1j])
+def test_whatever_is_no_infinite_number_is_finite(value):
+    assert is_finite(value)
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("of_type", [float, np.float32])
+def test_what_is_infinite_or_no_number_is_not_finite(number, of_type):
+    assert not is_finite(of_type(number))
+
+
+def test_what_cannot_be_hashed_or_holds_such_is_not_hashable():
+    assert is_hashable(("a", (1, None)))
+    assert not is_hashable(["a"])
+    assert not is_hashable(("a", ["b"]))
+
+
 RAISING = [
     (lambda: rasp.Map(lambda x: {"a": 1}[x], rasp.tokens), "KeyError: 'b'; mend its lambda, or narrow the domain"),
     (lambda: rasp.Aggregate(rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: True), rasp.tokens), "select one"),
@@ -307,7 +582,25 @@ def test_a_length_is_a_whole_number_of_any_type(whole):
 def test_a_program_on_which_nothing_could_fail_is_refused(build, message):
     with pytest.raises(DegenerateProgram, match=message) as caught:
         compile_program(program(build))
-    assert "widen vocab" in str(caught.value)
+    assert str(caught.value).endswith(
+        ", so nothing could fail on it: widen vocab, max_seq_len or `valid`, or change what it computes"
+    )
+
+
+def test_a_sample_on_which_nothing_could_fail_is_said_to_be_one():
+    with pytest.raises(DegenerateProgram, match="those of mine are always 7 on a sample of 5 inputs, so"):
+        compile_program(program(lambda: rasp.Map(lambda x: 7, rasp.tokens)), budget=5)
+    with pytest.raises(DegenerateProgram, match="those of mine are undefined at every position on all 14 inputs, so"):
+        compile_program(program(lambda: moved(3)))
+
+
+def test_an_output_that_is_no_value_is_shown_with_its_input():
+    with pytest.raises(InvalidProgram) as caught:
+        compile_program(program(lambda: rasp.Map(lambda x: float("nan") if x == "b" else 0, rasp.tokens)))
+    assert str(caught.value) == (
+        "mine cannot be used: on ['b'] it gives nan; outputs are None, or values that are hashable and, where they are "
+        "numbers, finite"
+    )
 
 
 ONE = """

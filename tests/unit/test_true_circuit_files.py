@@ -9,7 +9,7 @@ import pytest
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.formats import NO_CERTIFICATE, ONE_CIRCUIT
-from edgeprune.graph import Circuit, Edge, Graph
+from edgeprune.graph import Circuit, CircuitMismatch, Edge, Graph
 from edgeprune.store import CircuitFileError, SavedCircuit, load_saved, save_circuit
 from edgeprune.true_circuits import load_true, nearest
 from tracr_bridge.cli import main
@@ -169,6 +169,104 @@ def test_an_exported_checkpoint_is_known_by_its_file(tmp_path):
         load_true(tmp_path, "mean")
     with pytest.raises(EdgePruneError, match="it is damaged"):
         load_true(tmp_path, "resample")
+
+
+OTHER = circuit("tok->logits")
+
+
+def folder_of(path: Path, first: Circuit, **listed) -> Path:
+    """A folder with a circuit and files of a name that list some, as under their entry."""
+    save_circuit(first, path / "circuit.json")
+    for name, content in listed.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+def test_a_folder_has_the_circuits_that_its_certificate_lists_or_else_its_truth(tmp_path):
+    both = {"circuits": [ONE.names(), OTHER.names()]}
+    assert load_true(folder_of(tmp_path, ONE), "zero") == (ONE,)
+    truth = {"certificate": {"circuits": [ONE.names()]}, "claims": both}
+    assert load_true(folder_of(tmp_path, ONE, truth=truth), "zero") == (ONE,)
+    certificate = {"claims": both, "certificate": {"circuits": [OTHER.names()]}}
+    assert load_true(folder_of(tmp_path, ONE, certificate=certificate), "zero") == (ONE, OTHER)
+    assert load_true(folder_of(tmp_path, OTHER, certificate=certificate), "zero") == (ONE, OTHER)
+
+
+def test_a_circuit_beside_a_list_that_lacks_it_is_refused(tmp_path):
+    folder = folder_of(tmp_path, ONE, truth={"certificate": {"circuits": [OTHER.names()]}})
+    with pytest.raises(CircuitFileError) as caught:
+        load_true(folder, "zero")
+    said = f"Expected circuits in {str(tmp_path / 'truth.json')!r}; that of circuit.json is not among them"
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("certificate", "wrong"),
+    [
+        ([], "list indices must be integers or slices, not str"),
+        ({}, "'claims'"),
+        ({"claims": None}, "'NoneType' object is not subscriptable"),
+        ({"claims": {"circuits": ["tok->m0"]}}, "in 0: Input should be a valid array"),
+        ({"claims": {"circuits": [["tok->m9"]]}}, "tok->m9"),
+        ({"claims": {"circuits": [["nowhere"]]}}, "nowhere"),
+    ],
+)
+def test_a_damaged_list_beside_a_circuit_is_refused(tmp_path, certificate, wrong):
+    with pytest.raises(CircuitFileError) as caught:
+        load_true(folder_of(tmp_path, ONE, certificate=certificate), "zero")
+    start = f"Expected circuits in {str(tmp_path / 'certificate.json')!r}; it is damaged: "
+    assert str(caught.value).startswith(start) and wrong in str(caught.value).removeprefix(start)
+
+
+def test_what_stands_in_place_of_a_list_and_is_no_file_is_refused(tmp_path):
+    folder_of(tmp_path, ONE)
+    (tmp_path / "certificate.json").symlink_to(tmp_path / "nowhere.json")
+    with pytest.raises(EdgePruneError, match=r"certificate\.json"):
+        load_true(tmp_path, "zero")
+
+
+EXPORT = {
+    "format": "edgeprune export 3",
+    "graph": {"sources": list(map(str, GRAPH.sources)), "destinations": list(map(str, GRAPH.destinations))},
+}
+
+
+@pytest.mark.parametrize(
+    ("known", "wrong"),
+    [
+        ({}, "KeyError('zero')"),
+        ({"zero": {}}, "KeyError('certificate')"),
+        ({"zero": None}, "TypeError("),
+        ({"zero": {"certificate": {"circuits": [["tok->m9"]]}}}, "tok->m9"),
+        ({"zero": {"certificate": {"circuits": "all"}}}, "ValueError("),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(tmp_path, known, wrong):
+    (tmp_path / "circuit.json").write_text(json.dumps(EXPORT | {"circuits": known}))
+    with pytest.raises(CircuitFileError) as caught:
+        load_true(tmp_path, "zero")
+    start = f"Expected circuits in {str(tmp_path / 'circuit.json')!r}; it is damaged: "
+    assert str(caught.value).startswith(start) and wrong in str(caught.value)
+
+
+def test_an_ablation_under_which_a_checkpoint_has_no_circuit_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "circuit.json").write_text(json.dumps(EXPORT | {"circuits": {"mean": {"refused": "it is flat"}}}))
+    with pytest.raises(CircuitFileError) as caught:
+        load_true(tmp_path, "mean")
+    assert str(caught.value) == (f"Expected true circuits under mean in {str(tmp_path / 'circuit.json')!r}; it is flat")
+
+
+def test_the_nearest_circuit_differs_in_the_fewest_edges_whichever_side_has_them():
+    found = circuit("tok->m0", "pos->m0", "m0->logits")
+    far, near = circuit("tok->logits", "pos->logits"), circuit("tok->m0", "tok->logits", "pos->m0", "m0->logits")
+    assert nearest(found, (far, near)) == nearest(found, (near, far))
+    assert nearest(found, (far, near)).missing == {Edge.parse("tok->logits")}
+    assert nearest(found, (far, ONE)).extra == {Edge.parse("pos->m0")}
+    assert nearest(found, (circuit("tok->m0"), near)).missing == {Edge.parse("tok->logits")}
+    assert nearest(found, (circuit(*found.names(), "tok->logits", "pos->logits"), ONE)).extra == {Edge.parse("pos->m0")}
+    assert nearest(found, (near, ONE)).missing  # the first of two that differ in as many
+    with pytest.raises(CircuitMismatch):
+        nearest(found, (Circuit(GRAPH, "mean", found.edges),))
 
 
 def test_what_circuits_have_in_common_has_the_certificate_of_none(tmp_path, capsys):
