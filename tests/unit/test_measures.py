@@ -71,6 +71,7 @@ def test_no_threshold_beats_the_best(values, true):
     found = {threshold: overlap({e for e, v in by_edge.items() if v >= threshold}, true) for threshold in set(values)}
     assert best.iou == pytest.approx(max(measured.iou for measured in found.values()))
     assert best.iou == pytest.approx(found[best.threshold].iou)
+    assert best.threshold == max(each for each in found if found[each].iou == pytest.approx(best.iou))
     assert best.exact == any(measured.exact for measured in found.values())
 
 
@@ -80,6 +81,18 @@ def test_the_highest_scores_are_kept_and_shares_are_rounded_down():
     assert masks.sum((1, 2)).tolist() == [0, int(0.2 * len(EDGES)), len(EDGES)]
     for edge in EDGES[-int(0.2 * len(EDGES)) :]:
         assert masks[1][GRAPH.position(edge)] == 1
+
+
+def test_of_many_edges_that_score_alike_the_first_are_kept():
+    graph = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
+    cells = edge_exists(graph).nonzero().tolist()
+    scores = torch.zeros(len(graph.sources), len(graph.destinations))
+    for number, cell in enumerate(cells):
+        scores[*cell] = number % 3
+    ranked = sorted(cells, key=lambda cell: -float(scores[*cell]))
+    shares = [(edges + 0.5) / len(cells) for edges in range(len(cells))]
+    for edges, mask in enumerate(highest(graph, scores, shares)):
+        assert mask.nonzero().tolist() == sorted(ranked[:edges])
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
