@@ -37,6 +37,10 @@ def test_a_mean_is_over_the_positions_that_count_and_no_others():
     assert scored_mean(value, scored).tolist() == [4.0, 2.0, 3.0, 0.0]
     outputs = torch.stack([value, value], dim=-1)[[0, 1]]
     assert squared_error(outputs, torch.zeros_like(outputs), scored[:2]).tolist() == pytest.approx([148 / 3, 10.0])
+    assert squared_error(outputs, torch.ones_like(outputs), scored[:2]).tolist() == pytest.approx([106 / 3, 4.0])
+    # Of several runs, each may have positions of its own that count.
+    runs = torch.tensor([[[1.0, 3.0]], [[5.0, 9.0]]])
+    assert scored_mean(runs, torch.tensor([[[True, True]], [[False, True]]])).tolist() == [[2.0], [9.0]]
 
 
 def test_a_divergence_is_a_mean_over_the_positions_that_count():
@@ -178,6 +182,12 @@ def test_predictions_without_right_answers_and_of_nothing_but_right_ones_are_hel
     right = torch.tensor([[[-1, -1, -1]], [[0, 1, 2]], [[2, -1, -1]]])
     wrong = torch.tensor([[[1, -1]], [[-1, -1]], [[0, 1]]])
     assert Answers(right, wrong).preference(logits).flatten().tolist() == [-3.0, 3.0, 3.0]
+
+
+def test_where_no_answer_is_wrong_all_others_are_by_their_mean():
+    logits = torch.tensor([[[1.0, 3.0, 5.0, 2.0], [1.0, 3.0, 5.0, 2.0], [1.0, 3.0, 5.0, 2.0]]])
+    right, wrong = torch.tensor([[[2, -1, -1], [0, 3, -1], [0, 1, 2]]]), torch.full((1, 3, 1), -1)
+    assert Answers(right, wrong).preference(logits).flatten().tolist() == [3.0, -2.5, 1.0]
 
 
 @pytest.mark.parametrize("metric", ["logit difference", "probability difference"])
