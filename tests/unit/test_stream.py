@@ -175,10 +175,15 @@ def test_runs_may_each_have_inputs_and_ablated_values_of_their_own_and_positions
         torch.testing.assert_close(own[run, 0], together[run, run])
     several = torch.stack([sources, model.sources(TOKENS.flip(0))], dim=1)  # more runs of ablated values than of masks
     torch.testing.assert_close(model(TOKENS, masks[0], several)[0], together[0])
+    torch.testing.assert_close(
+        model.sources(TOKENS.expand(2, 3, 4)), model.sources(TOKENS)[:, None].expand(-1, 2, -1, -1, -1)
+    )
     positions = torch.tensor([[3, 0], [1, 1], [0, 2]])
+    plain = model(TOKENS, positions=positions)
     asked = model(TOKENS, masks, sources, positions)
     for row, places in enumerate(positions.tolist()):
         assert torch.equal(asked[:, row], together[:, row, places])
+        assert torch.equal(plain[row], model(TOKENS)[row, places])
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -215,6 +220,19 @@ def test_an_edge_is_structural_where_what_is_written_is_read():
     assert Edge.parse("tok->logits") in model_of(replace(weights, token=token, unembed=unembed)).structural
 
 
+def test_columns_and_units_without_an_effect_are_neither_held_nor_multiplied():
+    weights = small()
+    weights.layers[0].heads[0].value[:, 0] = 0
+    model = model_of(weights)
+    widths = {str(model.graph.destinations[at]): len(read.weight) for at, read in model._wiring.reads.items()}
+    assert widths == {
+        **{"a0.h0.q": 2, "a0.h0.k": 2, "a0.h0.v": 2, "a0.h1.q": 2, "a0.h1.k": 2, "a0.h1.v": 2, "m0": 4},
+        **{"a1.h0.q": 3, "a1.h0.k": 3, "a1.h0.v": 3, "m1": 2, "logits": 2},
+    }
+    assert [layer.output.shape[1] for layer in model._layers] == [4, 2]
+    assert [[head.output.shape[1] for head in layer.heads] for layer in model._layers] == [[2, 2], [3]]
+
+
 def test_a_model_in_double_precision_computes_the_same_in_more_digits():
     model = model_of(small())
     double = model.in_double
@@ -238,6 +256,8 @@ def test_fingerprints_are_the_same_for_what_is_written_alike_and_others_for_what
     assert torch.equal(found[:, [0, 2]], whole[:, [0, 2]]) and torch.equal(found[:2], whole[:2])
     writes = [2, 3, 4, 5, 7]  # all but the last head
     assert bool((found[writes, 1] != whole[writes, 1]).any(1).all()) and not found[6].any()
+    without = model.fingerprints(TOKENS, masks, None, relevant, 2)
+    assert torch.equal(without, found) != ablate
     # Of no layer and of one, what later ones write has none.
     for layers, sources in ((0, 2), (1, 5)):
         first = model.fingerprints(TOKENS, masks, ablated, relevant, layers)
@@ -426,5 +446,5 @@ def test_what_is_read_is_held_for_the_way_back_if_it_is_small_and_mixed_anew_oth
     monkeypatch.setattr(wide_stream, "_mixed", lambda *given: count.append(1) or mixed(*given))
     stream = WideStream((3, 4, 6), torch.ones(3, 1, 2, requires_grad=True), None)
     stream.write(drawn(3, 1, 4, 6))
-    stream.read(norm, (torch.ones(2, 6, 1),)).sum().backward()
+    stream.read(norm, (torch.ones(2, 6, 2),)).sum().backward()
     assert len(count) == times
