@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import save_file
 
+from edgeprune import folders
 from edgeprune.errors import RunError
 from edgeprune.folders import LOCK, Busy, circuit_file, clear, is_unused, locked, new_folder, unfinished
 from edgeprune.store import UnwritableFile
@@ -174,7 +175,7 @@ def test_a_folder_that_holds_no_run_is_asked_for_its_circuit_and_a_link_to_nowhe
 
 def test_what_is_unfinished_is_told_by_its_name(tmp_path):
     ours = [LOCK, f".{'a' * 32}", f".{'0123456789abcdef' * 2}.lock"]
-    others = [f".{'a' * 31}", f".{'a' * 33}", f".{'A' * 32}", f"{'a' * 32}", f".{'a' * 32}.lock.lock.old", ".lock"]
+    others = [f".{'a' * 31}", f".{'a' * 33}", f".{'A' * 32}", f"{'a' * 32}", f".{'a' * 32}.lock.lock", ".lock"]
     for name in (*ours, *others):
         (tmp_path / name).touch()
     assert sorted(file.name for file in unfinished(tmp_path)) == sorted(ours)
@@ -187,16 +188,16 @@ def test_what_is_unfinished_is_told_by_its_name(tmp_path):
 
 
 def test_folders_beside_one_that_is_not_there_are_cleared_all_the_same(tmp_path):
-    folders = [tmp_path / name for name in ("one", "none", "two")]
-    for folder in (folders[0], folders[2]):
+    given = [tmp_path / name for name in ("one", "none", "two")]
+    for folder in (given[0], given[2]):
         folder.mkdir()
         (folder / f".{'c' * 32}").touch()
         abandoned = folder / f".{'d' * 32}"
         abandoned.mkdir()
         (abandoned / "half").touch()
         (folder / f"{abandoned.name}.lock").touch()
-    clear(*folders)
-    assert [os.listdir(folder) for folder in (folders[0], folders[2])] == [[], []] and not folders[1].exists()
+    clear(*given)
+    assert [os.listdir(folder) for folder in (given[0], given[2])] == [[], []] and not given[1].exists()
 
 
 def test_a_file_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
@@ -246,3 +247,9 @@ def test_a_new_folder_is_written_to_in_one_that_is_hidden_beside_it_and_empty(tm
     with new_folder(Path("new")) as folder:
         assert folder == hidden and os.listdir(folder) == [] and (tmp_path / f"{hidden.name}.lock").is_file()
     assert os.listdir(tmp_path) == ["new"]
+
+
+def test_what_another_has_removed_by_now_is_cleared(tmp_path, monkeypatch):
+    gone = [tmp_path / f".{'e' * 32}"]
+    monkeypatch.setattr(folders, "unfinished", lambda folder: gone)
+    clear(tmp_path)

@@ -300,6 +300,10 @@ def test_the_largest_score_of_single_precision_is_read_and_a_larger_one_is_not_w
         with pytest.raises(GraphError, match=r"Expected scores up to .* m0->logits has"):
             write_eap_ig(Circuit(ONE, "zero", frozenset()), tmp_path / "other.json", scores=scores)
     assert not (tmp_path / "other.json").exists()
+    write_eap_ig(
+        Circuit(ONE, "zero", frozenset()), tmp_path / "other.json", scores={Edge.parse("m0->logits"): -largest}
+    )
+    assert json.loads((tmp_path / "other.json").read_text())["edges"]["m0->logits"]["score"] == -largest
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 2), (2, 1), (3, 2), (2, 3)])

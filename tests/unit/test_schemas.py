@@ -97,6 +97,21 @@ def test_a_value_that_would_be_written_otherwise_is_named():
         parse(Rounded, content)
 
 
+def test_what_lacks_comes_before_what_would_be_written_otherwise():
+    content = {"inner": GOOD["inner"], "more": {"a": 1, "b": 10**17 + 1}}
+    with pytest.raises(ValueError, match=r"^it lacks, or has beside what it should: share, more/b$"):
+        parse(Outer, content)
+
+
+def test_what_is_nested_too_deeply_to_be_looked_at_is_said_to_be(monkeypatch):
+    def too_deep(found):
+        raise RecursionError
+
+    monkeypatch.setattr("edgeprune.schemas.asdict", too_deep)
+    with pytest.raises(ValueError, match=r"^it is nested too deeply$"):
+        parse(Outer, GOOD)
+
+
 def test_a_missing_file_is_an_error_of_the_type_that_was_asked_for(tmp_path):
     with pytest.raises(RunError, match=r"^Expected a thing; cannot read .*No such file"):
         load(Outer, tmp_path / "none", "a thing", RunError)
