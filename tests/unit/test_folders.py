@@ -154,7 +154,9 @@ def test_a_run_goes_on_from_its_checkpoint_and_says_at_which_step(tmp_path):
 
 @pytest.mark.parametrize("config", [{}, {"config": []}, {"config": {"pruning": {"steps": "many"}}}])
 def test_a_run_whose_settings_are_none_is_refused(tmp_path, config):
-    with pytest.raises(RunError, match=r"^Expected a run of `edgeprune prune` in .*; its run\.json is none$"):
+    with pytest.raises(
+        RunError, match=rf"^Expected a run of `edgeprune prune` in {str(tmp_path)!r}; its run\.json is none$"
+    ):
         circuit_file(run_folder(tmp_path, **config))
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"^Expected a run in .*run\.json'; it is none"):

@@ -138,6 +138,16 @@ def test_an_edge_from_positions_alone_is_none_where_they_are_the_same_without_it
     assert whole.circuit.names() == ["tok->m0", "m0->logits"]
 
 
+@pytest.mark.parametrize(("ablation", "made"), [("zero", MERGED), ("resample", POSITIONS)])
+def test_edges_from_one_of_two_embeddings_each_to_another_node_are_said_to_be_merged_or_left_out(
+    tmp_path, ablation, made
+):
+    (tmp_path / "edges.json").write_text('[["tok_embeds","m0"],["pos_embeds","m1"]]')
+    read = read_edge_pruning(tmp_path / "edges.json", ONE, ablation)
+    assert read.losses == (NO_ABLATION, NO_SCORES, NO_GRAPH, made)
+    assert read.circuit.names() == (["embed->m0", "embed->m1"] if ablation == "zero" else ["embed->m0"])
+
+
 EMBED = Circuit(ONE, "resample", frozenset(map(Edge.parse, ["embed->m0", "m0->logits"])))
 
 
@@ -220,7 +230,9 @@ def test_scores_of_nodes_and_neurons_are_said_to_be_lost(tmp_path):
 @pytest.mark.parametrize(("layers", "heads"), [(10**12, 1), (-1, 1), (1, 0), (1, 10**9)])
 def test_a_graph_larger_than_any_is_refused(tmp_path, layers, heads):
     (tmp_path / "graph.json").write_text(json.dumps({"cfg": {"n_layers": layers, "n_heads": heads}, "edges": {}}))
-    with pytest.raises(CircuitFileError, match=f"up to 1000 layers of 1 to 1000 heads .*; got {layers} of {heads}"):
+    with pytest.raises(
+        CircuitFileError, match=f"up to 1000 layers of 1 to 1000 heads in '.*graph.json'; got {layers} of {heads}"
+    ):
         read_eap_ig(tmp_path / "graph.json", "zero")
 
 
@@ -311,7 +323,13 @@ def test_a_graph_of_another_model_is_refused(tmp_path, layers, heads):
     """Though all its edges may be edges of ours."""
     other = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
     write_eap_ig(Circuit(other, "zero", frozenset()), tmp_path / "graph.json")
-    message = f"Expected a graph of 2 layers of 2 heads in .*, as the model has; got {layers} of {heads}"
+    message = (
+        "Expected a graph of 2 layers of {} heads in '.*graph.json', as the model has; got " + f"{layers} of {heads}"
+    )
+    wide = Graph.transformer(embeddings=("embed",), layers=2, heads=4)
+    with pytest.raises(CircuitFileError, match=message.format(4)):
+        read_eap_ig(tmp_path / "graph.json", "zero", graph=wide)
+    message = message.format(2)
     for graph in (ONE, TWO):
         with pytest.raises(CircuitFileError, match=message):
             read_eap_ig(tmp_path / "graph.json", "zero", graph=graph)
