@@ -74,6 +74,8 @@ def test_the_working_directory_is_searched_first_and_is_named_once(tmp_path, mon
     (tmp_path / "mine_stopped.py").write_text("raise KeyboardInterrupt\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("mine_alone", "mine_broken", "mine_stopped"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     for _ in range(2):
         method = load_method("mine_alone:f")
     assert sys.path[0] == os.getcwd() and sys.path.count(os.getcwd()) == 1
