@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import wraps
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +115,23 @@ def test_what_it_raises_is_said_and_what_ends_it_passes():
             run(raises(error))
 
 
+def test_an_error_of_a_call_itself_is_at_the_functions_first_line_whatever_wraps_it():
+    def takes_nothing():
+        raise AssertionError
+
+    @wraps(takes_nothing)
+    def wrapped(*given, **more):
+        return takes_nothing(*given, **more)
+
+    line = takes_nothing.__code__.co_firstlineno
+    for function in (takes_nothing, wrapped):
+        with pytest.raises(MethodError, match="takes_nothing") as error:
+            custom._adapt(function, "mine:it")(MODEL, "inputs", "mean")
+        (place,) = places_of(error.value)
+        at = line if function is takes_nothing else wrapped.__code__.co_firstlineno + 2
+        assert f"test_custom.py, line {at}: " in place
+
+
 def draws(*_):
     return [random.random(), float(np.random.rand()), float(torch.rand(1))]
 
@@ -209,7 +227,7 @@ NOT_FINITE = torch.where(torch.arange(SHAPE[0] * SHAPE[1]).view(SHAPE) == 0, tor
 
 def test_anything_else_is_refused_with_what_it_is():
     kinds = "Expected a Circuit, a tensor of scores or a Discovery from method mine:it; got"
-    assert fails(None) == f"{kinds} NoneType"
+    assert fails(None) == f"{kinds} NoneType" and fails(3) == f"{kinds} int"
     assert fails(Discovery([], SCORES, ())) == f"{kinds} list"
     assert fails(Circuit(GRAPH, "zero", FOUND.edges)) == (
         "Expected a circuit of the model's own graph under 'mean' ablation from method mine:it; got one of 8 edges in "
@@ -218,6 +236,10 @@ def test_anything_else_is_refused_with_what_it_is():
     assert fails(Circuit(OTHER, "mean", frozenset(OTHER.edges))) == (
         "Expected a circuit of the model's own graph under 'mean' ablation from method mine:it; got one of 1 edges in "
         "all (the model has 8) under 'mean'"
+    )
+    larger = Graph.transformer(embeddings=("embed",), layers=2, heads=1)
+    assert fails(Circuit(larger, "mean", frozenset(larger.edges))).startswith(
+        "Expected a circuit of the model's own graph"
     )
     assert fails(SCORES[0]) == f"Expected scores of shape {SHAPE} from method mine:it; got (5,)"
     assert (

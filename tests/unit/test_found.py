@@ -10,7 +10,7 @@ from test_peers import batch_of, build, cells, ones, random_weights
 
 from edgeprune.ablation import Ablator
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Edge, Graph
+from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live, live_circuit
 from edgeprune.methods import acdc, baselines, eap, eap_ig, greedy_elimination, hisp, within_tolerance
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
@@ -43,7 +43,7 @@ every_run = pytest.mark.parametrize("name", RUNS)
 
 
 @every_run
-@pytest.mark.parametrize("ablation", ["zero", "resample"])
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 def test_outputs_are_asked_for_where_the_inputs_say(name, ablation):
     """The only position that counts, alone or after itself, or all of them: scores are the same."""
     expected = RUNS[name](MODEL, DATA, ablation)
@@ -59,6 +59,21 @@ def test_outputs_are_asked_for_where_the_inputs_say(name, ablation):
 def test_another_seed_pairs_or_samples_otherwise_and_0_is_meant_unless_one_is_given(name):
     one, same, other = (RUNS[name](MODEL, DATA, "resample", **given).scores for given in ({}, {"seed": 0}, {"seed": 1}))
     assert torch.equal(one, same) and not torch.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (remove_greedily, AcdcConfig),
+        (eliminate, GreedyConfig),
+        (ablate_each, SingleEdgeConfig),
+        (attribution_patching, EapConfig),
+        (integrate_gradients, EapIgConfig),
+        (score_nodes, HispConfig),
+    ],
+)
+def test_a_method_without_settings_has_those_of_its_own(method, config):
+    assert torch.equal(method(MODEL, DATA, "zero").scores, method(MODEL, DATA, "zero", config=config()).scores)
 
 
 BARS = {
@@ -310,6 +325,15 @@ def test_random_scores_are_even_and_the_better_half_is_kept():
     assert found.circuit == live_circuit(MODEL.graph, "mean", expected * exists > 0.5)
 
 
+@pytest.mark.parametrize("config", [AcdcConfig, EapConfig, EapIgConfig, HispConfig, SingleEdgeConfig, GreedyConfig])
+def test_counts_may_be_1_and_not_0(config):
+    counts = [name for name in ("inputs", "at_once", "batch_size", "steps", "many") if hasattr(config(), name)]
+    assert all(getattr(config(**dict.fromkeys(counts, 1)), name) == 1 for name in counts)
+    with pytest.raises(ConfigError) as error:
+        config(**dict.fromkeys(counts, 0))
+    assert sorted(str(error.value).removeprefix("Expected ").split("; ")) == sorted(f"{n} >= 1, got 0" for n in counts)
+
+
 # Attributions
 
 
@@ -415,6 +439,36 @@ def test_methods_within_a_tolerance_are_judged_on_all_inputs_by_its_criterion():
             expected = settings(TOLERANCE) | {"tolerance": tolerance, "criterion": criterion, "judged": 2**20}
             assert settings(method.keywords["config"]) == expected
         assert methods["edge-pruning-tolerance"].func is prune_edges
+
+
+def test_polishing_is_asked_for_what_the_run_was(monkeypatch):
+    seen, names = {}, ("prune_edges", "problem_of", "circuit_loss", "polish")
+    run = prune_edges(MODEL, DATA, "mean", config=within_tolerance.with_settings(TOLERANCE, {"steps": 1}))
+    names_of_edges = ("tok->a0.h0.v", "a0.h0->m0", "m0->logits")
+    run = replace(run, circuit=Circuit(MODEL.graph, "mean", frozenset(map(Edge.parse, names_of_edges))))
+    returned = {"prune_edges": run, "problem_of": "problem", "circuit_loss": CircuitLoss(
+        MODEL, DATA, "mean", inputs=3, batch_size=3, seed=0
+    )}  # fmt: skip
+
+    def noted(name):
+        def call(*given, **more):
+            seen[name] = (given, more)
+            return returned.get(name)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(within_tolerance, name, noted(name))
+    method = methods_within(0.25, "worst")["edge-pruning-tolerance-polished"]
+    config = method.keywords["config"]
+    for given, seed, progress in (({}, 0, False), ({"seed": 4, "progress": True}, 4, True)):
+        found = method(MODEL, DATA, "mean", **given)
+        assert seen["prune_edges"] == ((MODEL, DATA, "mean"), {"seed": seed, "progress": progress, "config": config})
+        assert seen["problem_of"] == ((MODEL, DATA, "mean", config), {})
+        assert seen["circuit_loss"] == (("problem", config, seed), {})
+        (polished,), more = seen["polish"]
+        assert more == {"progress": progress} and polished._goal.tolerance == 0.25
+        assert found == replace(run, circuit=polished.circuit("mean")) and found.circuit.edges == run.circuit.edges
 
 
 def test_a_polished_circuit_is_of_the_same_run_and_nothing_of_it_can_go():

@@ -1,5 +1,6 @@
 """Losses of circuits beside sums that are written out: of outputs, of samples, and of races between circuits."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -277,6 +278,38 @@ def test_the_gradient_of_a_circuit_is_that_of_its_mean_loss(ablation):
     assert not given.requires_grad and torch.equal(given, MASKS[1])
     # Each input counts once, whatever the losses of others: their sum over their number, also of the worst.
     torch.testing.assert_close(loss_of(ablation, over="worst").gradient(given), found)
+
+
+def test_outputs_of_a_gradient_are_asked_for_where_the_inputs_say():
+    places = {"scored": INPUTS.scored[:, [1]], "target": INPUTS.target[:, [1]]}
+    last = replace(INPUTS, positions=torch.ones(9, 1).long(), **places)
+    settings = {"loss": "squared", "inputs": 7, "batch_size": 3, "seed": 5}
+    expected = loss_of().gradient(MASKS[1])
+    torch.testing.assert_close(CircuitLoss(MODEL, last, "resample", **settings).gradient(MASKS[1]), expected)
+
+
+class Together:
+    """Several processes that say the same: what they have agreed on is noted."""
+
+    def __init__(self):
+        self.agreed = []
+
+    def own(self, value, dim):
+        return value
+
+    def take_first(self, value):
+        self.agreed.append(value)
+
+
+def test_what_rounding_may_tell_apart_is_that_of_the_first_process():
+    model = copy.copy(MODEL)
+    model.ranks = Together()
+    loss = CircuitLoss(model, INPUTS, "zero", loss="squared", inputs=7, batch_size=3, seed=5)
+    found = loss(MASKS)
+    assert [each.shape for each in model.ranks.agreed] == [(6, 3), (6, 3), (6, 1)]
+    torch.testing.assert_close(torch.cat(model.ranks.agreed, -1).mean(-1), found)
+    gradient = loss.gradient(MASKS[1])
+    assert model.ranks.agreed[-1] is gradient and len(model.ranks.agreed) == 4
 
 
 @pytest.mark.parametrize(("room", "calls"), [(10**9, 3), (8 * 3 * 2 * 5 * 3, 3), (8 * 3 * 2 * 5 * 3 - 1, 1 + 2 * 3)])
