@@ -1,5 +1,6 @@
 """How methods run what they are asked for and note what they found: samples, positions, batches, bars and traces."""
 
+import copy
 import math
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,16 @@ from edgeprune.ablation import Ablator
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import HardConcrete, LearnedMask, edge_exists, edges_of, live, live_circuit
-from edgeprune.methods import acdc, baselines, eap, eap_ig, greedy_elimination, hisp, within_tolerance
+from edgeprune.methods import (
+    acdc,
+    baselines,
+    eap,
+    eap_ig,
+    greedy_elimination,
+    hisp,
+    subnetwork_probing,
+    within_tolerance,
+)  # fmt: skip
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.baselines import SingleEdgeConfig, ablate_each, draw_scores
 from edgeprune.methods.circuit_loss import CircuitLoss
@@ -24,7 +34,8 @@ from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
 from edgeprune.methods.loss import Objective
 from edgeprune.methods.method import Discovery, Record, Trace, keep_above
-from edgeprune.methods.settings import settings
+from edgeprune.methods.settings import settings, with_settings
+from edgeprune.methods.subnetwork_probing import NODES, probe_nodes
 from edgeprune.methods.within_tolerance import methods_within
 
 WEIGHTS = random_weights(8, layers=1)
@@ -218,6 +229,8 @@ def test_acdc_starts_over_with_one_decision_at_an_edge_that_stays_and_an_edge_wi
         (GreedyConfig(threshold=0.05, inputs=5, batch_size=2, loss="squared"), 2),
         (GreedyConfig(threshold=0.05, inputs=5, many=20, share=0.3), 0),
         (GreedyConfig(threshold=0.5, inputs=5, many=1, share=0.01), 0),
+        (GreedyConfig(threshold=0.05, inputs=5, many=MODEL.graph.total, share=0.5), 0),
+        (GreedyConfig(threshold=0.05, inputs=5, many=MODEL.graph.total - 1, share=0.5), 0),
     ],
 )
 def test_greedy_elimination_takes_what_harms_least_of_what_is_left_and_what_is_dead_at_once(config, seed):
@@ -365,6 +378,64 @@ def test_a_path_is_by_the_divergence_of_scaled_logits(over):
         assert found[scale].signed
         assert found[scale].circuit == live_circuit(MODEL.graph, "resample", found[scale].scores.abs() > 0.1)
     assert not torch.allclose(found[1.0].scores, found[5.0].scores)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (attribution_patching, EapConfig),
+        (integrate_gradients, partial(EapIgConfig, steps=2)),
+        (integrate_gradients, partial(EapIgConfig, steps=2, over="activations")),
+        (score_nodes, HispConfig),
+    ],
+)
+def test_scores_are_means_over_all_inputs_whatever_runs_at_once(method, config):
+    whole, parts = (method(MODEL, DATA, "zero", config=config(batch_size=size)).scores for size in (999, 2))
+    torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-3)
+
+
+def test_of_several_processes_each_runs_the_inputs_whose_ablated_values_it_has():
+    asked, model = [], copy.copy(MODEL)
+
+    class Noted:
+        def own(self, value, dim):
+            asked.append((value.ndim, dim))
+            return value
+
+        def rows(self, batch):
+            return torch.arange(batch)
+
+    model.ranks = Noted()
+    found = integrate_gradients(model, DATA, "resample", config=EapIgConfig(steps=2))
+    assert set(asked) == {(2, -2), (1, -1)} and asked.count((2, -2)) == 2  # clean and corrupted
+    expected = integrate_gradients(MODEL, DATA, "resample", config=EapIgConfig(steps=2))
+    torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_probing_nodes_is_that_of_edges_with_an_edge_for_both_of_its_ends(monkeypatch):
+    seen, found = [], prune_edges(MODEL, DATA, "mean", config=with_settings(NODES, {"steps": 1}))
+    scores = torch.zeros_like(found.scores)
+    kept = torch.zeros_like(found.snapshots[0].kept)
+    scores[0], scores[2], scores[3, -1] = 0.9, 0.6, 0.4  # tokens, one head and, to the logits alone, another
+    kept[0, :], kept[2, -1] = True, True
+    made = replace(found, scores=scores, snapshots=(replace(found.snapshots[0], kept=kept),))
+
+    def noted(*given, **more):
+        seen.append((given, more))
+        return made
+
+    monkeypatch.setattr(subnetwork_probing, "prune_edges", noted)
+    for given, seed, progress in (({}, 0, False), ({"seed": 4, "progress": True}, 4, True)):
+        probed = probe_nodes(MODEL, DATA, "mean", **given)
+        assert seen.pop() == ((MODEL, DATA, "mean"), {"seed": seed, "progress": progress, "config": NODES})
+    names = {"tok": 0.9, "a0.h0": 0.6, "a0.h1": 0.4, "logits": 0.9}
+    for edge in MODEL.graph.edges:
+        ends = [names.get(str(node), 0.0) for node in (edge.source, edge.destination.owner)]
+        assert float(probed.scores[MODEL.graph.position(edge)]) == pytest.approx(min(ends))
+    both = {"tok->a0.h0.q", "tok->a0.h0.k", "tok->a0.h0.v", "a0.h0->logits", "tok->logits"}
+    assert {str(edge) for edge in probed.circuit.edges} == both and probed.circuit.ablation == "mean"
+    (shot,) = probed.snapshots
+    assert {str(edge) for edge in edges_of(MODEL.graph, shot.kept)} == both
 
 
 def test_heads_that_share_a_key_score_by_the_better_one_and_the_logits_are_above_all():
