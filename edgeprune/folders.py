@@ -71,9 +71,7 @@ def _lock(path: Path, busy: str) -> Generator[None]:
 
 def unfinished(folder: Path) -> list[Path]:
     """What a process that was killed left in a folder, and what one that is writing has there now."""
-    return [
-        file for file in folder.iterdir() if file.name == LOCK or _HIDDEN.fullmatch(file.name.removesuffix(".lock"))
-    ]
+    return [file for file in folder.iterdir() if file.name == LOCK or _HIDDEN.fullmatch(file.name)]
 
 
 def is_unused(folder: Path) -> bool:

@@ -249,13 +249,13 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
         ) from error
     if parallel:
         raise CircuitFileError(f"Expected attention before MLPs; in {str(path)!r} they are side by side")
-    if not (0 <= layers <= _LARGEST and 1 <= heads <= _LARGEST):
+    if not (0 <= layers <= _LARGEST and min(layers, 1) <= heads <= _LARGEST):  # without layers there are no heads
         raise CircuitFileError(
             f"Expected up to {_LARGEST} layers of 1 to {_LARGEST} heads in {str(path)!r}; got {layers} of {heads}"
         )
     own = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
     graph = own if graph is None else graph
-    if (of_model := _shape(graph)[1:]) != (layers, heads):
+    if (of_model := _shape(graph)[1:]) != _shape(own)[1:]:
         raise CircuitFileError(
             f"Expected a graph of {of_model[0]} layers of {of_model[1]} heads in {str(path)!r}, as the model has; got "
             f"{layers} of {heads}"

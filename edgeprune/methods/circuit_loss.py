@@ -122,7 +122,7 @@ class CircuitLoss:
         """The loss of each mask on each input of a batch; infinite where it is no number."""
         batch, ablated = self._batches[number], self._ablated(number)
         losses = self._objective.per_input(self._model(batch.clean, masks, ablated, batch.positions), batch)
-        losses = torch.nan_to_num(losses, nan=math.inf)
+        losses = torch.nan_to_num(losses, nan=math.inf, posinf=math.inf)
         if self._is_distance:  # rounding may say that it is less
             losses = losses.clamp(min=0)
         losses = losses.contiguous()

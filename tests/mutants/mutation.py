@@ -214,7 +214,7 @@ def main() -> int:
             same, alive = len(reasons) - reasons.count(None), reasons.count(None)
             codes = Counter(verdicts.values())
             noticed = sum(codes[code] for code in NOTICED)
-            share = noticed / max(noticed + alive, 1)
+            share = noticed / (noticed + alive) if noticed + alive else 1.0  # a module of declarations alone has none
             enough &= share >= LEAST and not codes[None]
             row = (_module(folder, meta), len(verdicts), noticed, alive, same, codes[None], f"{share:.1%}")
             tqdm.write(f"| {' | '.join(map(str, row))} |")

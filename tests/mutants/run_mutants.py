@@ -78,7 +78,7 @@ OWN = {
     "edgeprune/methods": "tests/unit/test_methods.py",
     "edgeprune/methods/edge_pruning": "tests/recovery/test_discoveries.py",
     "edgeprune/methods/loss": "tests/recovery/test_discoveries.py",
-    "edgeprune/metrics": "tests/unit/test_methods.py",
+    "edgeprune/metrics": "tests/unit/test_metrics.py",
     "edgeprune/models/files": "tests/models/test_loading.py",
     "edgeprune/models/guard": "tests/models/test_loading.py",
     "edgeprune/models/load": "tests/models/test_loading.py",

@@ -53,3 +53,33 @@ def test_zeros_of_both_signs_are_one_and_the_last_bit_counts():
 def test_scrambling_loses_nothing():
     numbers = torch.arange(-(1 << 15), 1 << 15)
     assert len(scrambled(numbers, torch.tensor(7)).unique()) == len(numbers)
+
+
+def finalised(number):
+    """The finaliser of MurmurHash3, of whole numbers without a sign; as signed ones."""
+    number %= 1 << 64
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        number = (number ^ (number >> 33)) * factor % (1 << 64)
+    number ^= number >> 33
+    return number - (1 << 64) * (number >> 63)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1 << 16])
+def test_a_number_and_its_salt_are_scrambled_as_murmurhash3_does(monkeypatch, at_once):
+    monkeypatch.setattr("edgeprune.fingerprints._AT_ONCE", at_once)
+    numbers = torch.tensor([[0, 1, -1], [2**63 - 1, -(2**63), 123456789]])
+    salts = torch.tensor([0, 7, -(2**62)])
+    before = numbers.clone()
+    expected = [[finalised(n + s) for n, s in zip(row, salts.tolist(), strict=True)] for row in numbers.tolist()]
+    assert scrambled(numbers, salts).tolist() == expected
+    assert torch.equal(numbers, before) and finalised(1) % (1 << 64) == 0xB456BCFC34C2CB2C
+
+
+def test_salts_are_drawn_from_all_numbers_of_64_bits_and_are_the_same_every_time():
+    state = torch.get_rng_state()
+    for level in Level:
+        salts = salt(1000, level)
+        assert torch.equal(salts, salt(1000, level)) and len(salts.unique()) == 1000
+        quarters = torch.bincount((salts >> 62) + 2)
+        assert len(quarters) == 4 and quarters.min() > 200
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,12 +1,14 @@
 """Circuits in the files of other tools: round trips, and what each way loses."""
 
 import json
+import math
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgeprune import formats
 from edgeprune.errors import GraphError
 from edgeprune.formats import (
     MADE_SCORES,
@@ -25,6 +27,7 @@ from edgeprune.formats import (
     needs_family,
     read_eap_ig,
     read_edge_pruning,
+    scores_by_edge,
     write_eap_ig,
     write_edge_pruning,
 )
@@ -135,6 +138,16 @@ def test_an_edge_from_positions_alone_is_none_where_they_are_the_same_without_it
     assert whole.circuit.names() == ["tok->m0", "m0->logits"]
 
 
+@pytest.mark.parametrize(("ablation", "made"), [("zero", MERGED), ("resample", POSITIONS)])
+def test_edges_from_one_of_two_embeddings_each_to_another_node_are_said_to_be_merged_or_left_out(
+    tmp_path, ablation, made
+):
+    (tmp_path / "edges.json").write_text('[["tok_embeds","m0"],["pos_embeds","m1"]]')
+    read = read_edge_pruning(tmp_path / "edges.json", ONE, ablation)
+    assert read.losses == (NO_ABLATION, NO_SCORES, NO_GRAPH, made)
+    assert read.circuit.names() == (["embed->m0", "embed->m1"] if ablation == "zero" else ["embed->m0"])
+
+
 EMBED = Circuit(ONE, "resample", frozenset(map(Edge.parse, ["embed->m0", "m0->logits"])))
 
 
@@ -217,7 +230,9 @@ def test_scores_of_nodes_and_neurons_are_said_to_be_lost(tmp_path):
 @pytest.mark.parametrize(("layers", "heads"), [(10**12, 1), (-1, 1), (1, 0), (1, 10**9)])
 def test_a_graph_larger_than_any_is_refused(tmp_path, layers, heads):
     (tmp_path / "graph.json").write_text(json.dumps({"cfg": {"n_layers": layers, "n_heads": heads}, "edges": {}}))
-    with pytest.raises(CircuitFileError, match=f"up to 1000 layers of 1 to 1000 heads .*; got {layers} of {heads}"):
+    with pytest.raises(
+        CircuitFileError, match=f"up to 1000 layers of 1 to 1000 heads in '.*graph.json'; got {layers} of {heads}"
+    ):
         read_eap_ig(tmp_path / "graph.json", "zero")
 
 
@@ -245,7 +260,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("read", "text", "message"), BAD, ids=[message for _, _, message in BAD])
+@pytest.mark.parametrize(("read", "text", "message"), BAD, ids=map(str, range(len(BAD))))
 def test_a_file_of_another_kind_is_refused(tmp_path, read, text, message):
     path = tmp_path / "file.json"
     path.write_text(text)
@@ -297,6 +312,10 @@ def test_the_largest_score_of_single_precision_is_read_and_a_larger_one_is_not_w
         with pytest.raises(GraphError, match=r"Expected scores up to .* m0->logits has"):
             write_eap_ig(Circuit(ONE, "zero", frozenset()), tmp_path / "other.json", scores=scores)
     assert not (tmp_path / "other.json").exists()
+    write_eap_ig(
+        Circuit(ONE, "zero", frozenset()), tmp_path / "other.json", scores={Edge.parse("m0->logits"): -largest}
+    )
+    assert json.loads((tmp_path / "other.json").read_text())["edges"]["m0->logits"]["score"] == -largest
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 2), (2, 1), (3, 2), (2, 3)])
@@ -304,7 +323,13 @@ def test_a_graph_of_another_model_is_refused(tmp_path, layers, heads):
     """Though all its edges may be edges of ours."""
     other = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
     write_eap_ig(Circuit(other, "zero", frozenset()), tmp_path / "graph.json")
-    message = f"Expected a graph of 2 layers of 2 heads in .*, as the model has; got {layers} of {heads}"
+    message = (
+        "Expected a graph of 2 layers of {} heads in '.*graph.json', as the model has; got " + f"{layers} of {heads}"
+    )
+    wide = Graph.transformer(embeddings=("embed",), layers=2, heads=4)
+    with pytest.raises(CircuitFileError, match=message.format(4)):
+        read_eap_ig(tmp_path / "graph.json", "zero", graph=wide)
+    message = message.format(2)
     for graph in (ONE, TWO):
         with pytest.raises(CircuitFileError, match=message):
             read_eap_ig(tmp_path / "graph.json", "zero", graph=graph)
@@ -333,3 +358,157 @@ def test_of_two_embeddings_the_larger_score_in_size_counts_with_its_sign(tmp_pat
         assert json.loads((tmp_path / "graph.json").read_text())["edges"]["input->m0"]["score"] == expected
         read = read_eap_ig(tmp_path / "graph.json", ablation, graph=TWO)
         assert read.scores[TWO.position(Edge.parse("tok->m0"))] == expected
+
+
+# What is written, to the letter; and what is said of it
+
+
+def test_files_are_indented_by_one_and_end_with_a_line(tmp_path):
+    circuit = Circuit(TWO, "zero", frozenset([Edge.parse("tok->m0")]))
+    write_edge_pruning(circuit, tmp_path / "edges.json")
+    assert (tmp_path / "edges.json").read_text() == '[\n [\n  "tok_embeds",\n  "m0"\n ]\n]\n'
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    text = (tmp_path / "graph.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=1) + "\n"
+
+
+@pytest.mark.parametrize("score", [1e39, math.nan])
+def test_a_score_that_is_not_written_is_said_with_its_edge(tmp_path, score):
+    with pytest.raises(GraphError) as error:
+        write_eap_ig(Circuit(ONE, "zero", frozenset()), tmp_path / "g", scores={Edge.parse("embed->a0.h1.k"): score})
+    assert str(error.value) == f"Expected scores up to 3.4e+38 in size; input->a0.h1<k> has {score}"
+
+
+def test_nodes_of_edges_that_are_not_written_are_not_in_the_graph(tmp_path):
+    """Under resample, those from positions; the logits always are, and each node has one entry."""
+    circuit = Circuit(TWO, "resample", frozenset(map(Edge.parse, ["pos->m0", "pos->a0.h0.q", "a0.h1->m1"])))
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    graph = json.loads((tmp_path / "graph.json").read_text())
+    assert [name for name, node in graph["nodes"].items() if node["in_graph"]] == ["a0.h1", "m1", "logits"]
+    assert list(graph["nodes"]) == ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1", "logits"]
+    assert [name for name, edge in graph["edges"].items() if edge["in_graph"]] == ["a0.h1->m1"]
+
+
+def test_a_graph_without_layers_is_written_and_read_however_many_heads_it_says_that_they_have(tmp_path):
+    none = Graph.transformer(embeddings=("embed",), layers=0, heads=0)
+    circuit = Circuit(none, "zero", frozenset(none.edges))
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    for into in (None, none):
+        assert read_eap_ig(tmp_path / "graph.json", "zero", graph=into).circuit == circuit
+    graph = json.loads((tmp_path / "graph.json").read_text())
+    assert graph["cfg"] == {"n_layers": 0, "n_heads": 0, "parallel_attn_mlp": False, "d_model": 0}
+    assert graph["edges"] == {"input->logits": {"score": 1.0, "in_graph": True}}
+    graph["cfg"] = {"n_layers": 0, "n_heads": 1}
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    assert read_eap_ig(tmp_path / "graph.json", "zero").circuit == circuit
+
+
+def test_as_many_layers_and_heads_are_read_as_the_largest_has_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_LARGEST", 2)
+    for layers, heads, fits in ((2, 2, True), (3, 2, False), (2, 3, False)):
+        graph = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
+        write_eap_ig(Circuit(graph, "zero", frozenset()), tmp_path / "graph.json")
+        if fits:
+            assert read_eap_ig(tmp_path / "graph.json", "zero").circuit.graph == graph
+        else:
+            with pytest.raises(
+                CircuitFileError, match=rf"up to 2 layers of 1 to 2 heads in .*; got {layers} of {heads}$"
+            ):
+                read_eap_ig(tmp_path / "graph.json", "zero")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n_layers": 1.0}, "TypeError: cfg: n_layers: a whole number, not 1.0"),
+        ({"n_layers": True}, "TypeError: cfg: n_layers: a whole number, not True"),
+        ({"n_heads": "1"}, "TypeError: cfg: n_heads: a whole number, not '1'"),
+        ({"n_heads": "1" * 99}, f"TypeError: cfg: n_heads: a whole number, not '{'1' * 59}"),
+        ({"parallel_attn_mlp": 0}, "TypeError: cfg: parallel_attn_mlp: true or false, not 0"),
+    ],
+)
+def test_settings_of_a_graph_of_another_type_are_named(tmp_path, changed, message):
+    path = graph_file(tmp_path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"cfg": content["cfg"] | changed}))
+    with pytest.raises(CircuitFileError) as error:
+        read_eap_ig(path, "zero")
+    assert str(error.value) == f"Expected a graph of EAP-IG in {str(path)!r}; {message}"
+
+
+def test_a_graph_may_lack_nodes_and_what_it_says_of_parallel_layers(tmp_path):
+    path = graph_file(tmp_path)
+    content = json.loads(path.read_text())
+    del content["nodes"], content["cfg"]["parallel_attn_mlp"]
+    path.write_text(json.dumps(content))
+    read = read_eap_ig(path, "zero")
+    assert len(read.circuit) == read.circuit.graph.total and read.losses == (NO_ABLATION,)
+    content["nodes"] = {"m0": 3}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CircuitFileError, match="TypeError: 'int' object is not iterable"):
+        read_eap_ig(path, "zero")
+
+
+def test_messages_name_the_file_and_what_stands_in_it(tmp_path):
+    path = tmp_path / "file.json"
+    for text, message in (
+        ("{}", f"Expected a JSON list in {str(path)!r}; got dict"),
+        ('[["m0", 3]]', f"Expected a list of [writer, reader] in {str(path)!r}; got ['m0', 3] in it"),
+        (f'["{"a" * 999}"]', f"Expected a list of [writer, reader] in {str(path)!r}; got '{'a' * 199} in it"),
+        ('[["m1", "m0"]]', f"Expected edges of a graph of {ONE.total} in {str(path)!r}; Expected"),
+    ):
+        path.write_text(text)
+        with pytest.raises(CircuitFileError) as error:
+            read_edge_pruning(path, ONE, "zero")
+        assert str(error.value)[: len(message)] == message and len(str(error.value)) < len(message) + 120
+    path = graph_file(tmp_path)
+    content = json.loads(path.read_text())
+    content["edges"]["m0->a0.h0<q>"] = content["edges"]["m0->logits"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CircuitFileError, match=rf"^Expected edges of a graph of 8 in {str(path)!r}; .*m0->a0.h0.q"):
+        read_eap_ig(path, "zero")
+    content["cfg"]["parallel_attn_mlp"] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(CircuitFileError, match=rf"^Expected attention before MLPs; in {str(path)!r} they are side by"):
+        read_eap_ig(path, "zero")
+
+
+def test_which_files_depend_on_the_family():
+    assert not needs_family(Circuit(ONE, "zero", frozenset([Edge.parse("m0->logits")])))
+    assert not needs_family(Circuit(TWO, "zero", frozenset(TWO.edges)))
+    assert needs_family(Circuit(ONE, "zero", frozenset(ONE.edges)))
+
+
+def test_the_family_of_a_model_that_is_no_folder_is_that_of_its_settings_in_the_cache(tmp_path, monkeypatch):
+    asked, config = [], tmp_path / "config.json"
+    config.write_text('{"model_type": "llama"}')
+    found = [str(config), None, object()]
+
+    def cached(name, file):
+        asked.append((name, file))
+        return found[len(asked) - 1]
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    saved = SavedCircuit(EMBED, model="someone/model")
+    assert [family_of(saved), family_of(saved), family_of(saved)] == ["llama", None, None]
+    assert asked == [("someone/model", "config.json")] * 3
+    assert family_of(SavedCircuit(EMBED, model=str(tmp_path))) == "llama" and len(asked) == 3
+
+
+def test_scores_are_those_of_the_edges_by_name():
+    scores = torch.arange(float(len(ONE.sources) * len(ONE.destinations))).view(len(ONE.sources), -1)
+    by_edge = scores_by_edge(scores, ONE)
+    assert list(by_edge) == list(ONE.edges)
+    assert all(score == scores[ONE.position(edge)] for edge, score in by_edge.items())
+
+
+def test_of_an_edge_that_stands_twice_in_a_file_the_larger_score_in_size_counts(tmp_path):
+    """As from two embeddings, whichever comes first; a score of 0 is one."""
+    for first, second, expected in ((0.5, -1.5, -1.5), (-1.5, 0.5, -1.5), (0.0, -0.25, -0.25)):
+        edges = {"tok->m0": first, "pos->m0": second}
+        content = {name: {"score": score, "in_graph": score == first} for name, score in edges.items()}
+        text = json.dumps({"cfg": {"n_layers": 1, "n_heads": 1}, "edges": content})
+        (tmp_path / "graph.json").write_text(text)
+        read = read_eap_ig(tmp_path / "graph.json", "zero")
+        assert float(read.scores[read.circuit.graph.position(Edge.parse("embed->m0"))]) == expected
+        assert read.circuit.names() == ["embed->m0"] and read.losses == (NO_ABLATION, SOME_EDGES)

@@ -1,5 +1,6 @@
 """Sets of edges that are tried together, and what the last stage of Edge Pruning takes out with them."""
 
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,52 @@ def test_each_set_is_tried_once_small_ones_first_and_none_is_empty():
     assert [len(each) for each in found] == sorted(map(len, found))
     assert min(map(len, found)) == 1
     assert removals(GRAPH, []).shape == (0, 0)
+
+
+IN_GROUPS = [
+    *({"tok->a0.h0.q", "pos->a0.h0.q"}, {"tok->a0.h0.k", "pos->a0.h0.k"}, {"tok->a0.h0.v"}, {"tok->a0.h1.v"}),
+    *({"a0.h0->m0", "a0.h1->m0", "tok->m0"}, {"a0.h0->m1"}, {"m0->logits", "m1->logits"}),
+    {"tok->a0.h0.q", "pos->a0.h0.q", "tok->a0.h0.k", "pos->a0.h0.k"},
+    {"tok->a0.h0.q", "pos->a0.h0.q", "tok->a0.h0.k", "pos->a0.h0.k", "tok->a0.h0.v"},
+    {"tok->a0.h0.q", "tok->a0.h0.k", "tok->a0.h0.v", "tok->a0.h1.v", "tok->m0"},
+    *({"pos->a0.h0.q", "pos->a0.h0.k"}, {"a0.h0->m0", "a0.h0->m1"}, {"a0.h1->m0"}, {"m0->logits"}, {"m1->logits"}),
+]
+"""Inputs of each destination, queries with keys, all inputs of a head, and the outputs of each source."""
+
+
+def test_groups_are_the_inputs_and_outputs_of_each_node_each_once():
+    found = [{str(EDGES[n]) for n in row.nonzero()[:, 0].tolist()} for row in groups.groups(GRAPH, EDGES)]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, IN_GROUPS))
+    assert groups.groups(GRAPH, []).shape == (0, 0)
+
+
+def small_sets(largest):
+    return {frozenset(each) for size in range(1, largest + 1) for each in combinations(map(str, EDGES), size)}
+
+
+@pytest.mark.parametrize(("most", "largest"), [(1, 1), (77, 1), (78, 2), (297, 2), (298, 3)])
+def test_small_sets_are_tried_size_by_size_while_they_are_few_and_those_of_one_edge_always(monkeypatch, most, largest):
+    """Of twelve edges there are 12 sets of one, 66 of two and 220 of three."""
+    monkeypatch.setattr(groups, "SUBSETS", most)
+    monkeypatch.setattr(groups, "PAIRS", 0)
+    assert set(sets()) == small_sets(largest) | set(map(frozenset, IN_GROUPS))
+
+
+def test_of_few_edges_every_set_is_tried():
+    few = ["tok->m0", "m0->logits", "tok->a0.h0.q"]
+    every = {frozenset(each) for size in (1, 2, 3) for each in combinations(few, size)}
+    assert set(sets(edges=list(map(Edge.parse, few)))) == every
+    assert sets(edges=[Edge.parse("tok->m0")]) == [frozenset(["tok->m0"])]
+
+
+@pytest.mark.parametrize(("most", "tried"), [(104, False), (105, True)])
+def test_all_pairs_of_fifteen_groups_are_tried_or_none(monkeypatch, most, tried):
+    monkeypatch.setattr(groups, "SUBSETS", 1)
+    pairs = {frozenset(one | other) for one, other in combinations(IN_GROUPS, 2)} if tried else set()
+    expected = small_sets(1) | set(map(frozenset, IN_GROUPS)) | pairs
+    asked = removals(GRAPH, EDGES, pairs=most)
+    monkeypatch.setattr(groups, "PAIRS", most)
+    assert set(sets()) == expected and torch.equal(asked, removals(GRAPH, EDGES))
 
 
 def test_of_many_groups_no_pairs_are_tried(monkeypatch):

@@ -97,6 +97,8 @@ def test_a_copy_holds_the_same_and_nothing_of_it_lies_in_the_same_memory(compile
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]) and tensor.data_ptr() != other[name].data_ptr(), name
     assert replace(dataset.copy(), logits=False).logits != dataset.logits
+    rows = torch.tensor([[2, 0], [1, 1]])
+    assert torch.equal(dataset.copy().target[rows], dataset.target[rows])
 
 
 def test_a_batch_is_written_into_without_harm(compiled):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_peers import build, random_weights
 
 from edgeprune.ablation import Ablator
+from edgeprune.data import Dataset
 from edgeprune.graph import Circuit, Edge, Graph, Node
 from edgeprune.masks import circuit_mask, edge_exists, edges_of, mask_of
 from edgeprune.measures import Behaviour, best_threshold, highest, nodes_of, overlap, roc
@@ -61,7 +63,9 @@ def test_auroc_is_the_chance_that_a_true_edge_scores_above_another(values, true)
 
 @pytest.mark.parametrize("true", [frozenset(), frozenset(EDGES)])
 def test_auroc_of_all_or_nothing_is_not_a_number(true):
-    assert math.isnan(roc(matrix(len(EDGES) * [0.5]), Circuit(GRAPH, "zero", true)).area)
+    curve = roc(matrix(len(EDGES) * [0.5]), Circuit(GRAPH, "zero", true))
+    assert math.isnan(curve.area)
+    assert curve.false_positive_rate == curve.true_positive_rate == curve.thresholds == ()
 
 
 @given(scores, st.frozensets(st.sampled_from(EDGES), min_size=1))
@@ -71,6 +75,7 @@ def test_no_threshold_beats_the_best(values, true):
     found = {threshold: overlap({e for e, v in by_edge.items() if v >= threshold}, true) for threshold in set(values)}
     assert best.iou == pytest.approx(max(measured.iou for measured in found.values()))
     assert best.iou == pytest.approx(found[best.threshold].iou)
+    assert best.threshold == max(each for each in found if found[each].iou == pytest.approx(best.iou))
     assert best.exact == any(measured.exact for measured in found.values())
 
 
@@ -80,6 +85,18 @@ def test_the_highest_scores_are_kept_and_shares_are_rounded_down():
     assert masks.sum((1, 2)).tolist() == [0, int(0.2 * len(EDGES)), len(EDGES)]
     for edge in EDGES[-int(0.2 * len(EDGES)) :]:
         assert masks[1][GRAPH.position(edge)] == 1
+
+
+def test_of_many_edges_that_score_alike_the_first_are_kept():
+    graph = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
+    cells = edge_exists(graph).nonzero().tolist()
+    scores = torch.zeros(len(graph.sources), len(graph.destinations))
+    for number, cell in enumerate(cells):
+        scores[*cell] = number % 3
+    ranked = sorted(cells, key=lambda cell: -float(scores[*cell]))
+    shares = [(edges + 0.5) / len(cells) for edges in range(len(cells))]
+    for edges, mask in enumerate(highest(graph, scores, shares)):
+        assert mask.nonzero().tolist() == sorted(ranked[:edges])
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
@@ -136,6 +153,45 @@ def test_faithfulness_completeness_and_minimality_are_the_formulas(compiled, tru
     assert abs(behaviour.completeness(Circuit(true.graph, ablation, frozenset(true.graph.edges[:1])))) > 0.1
 
 
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_of_masks_of_any_numbers_f_is_by_the_sample_of_the_seed(ablation, logits):
+    """Of logits, m is the answer's above the mean of all others; of values, their product with the full model's."""
+    model, dataset = build(random_weights(1), logits=logits)
+    batch = dataset.sample(5, torch.Generator().manual_seed(3))
+    ablated = Ablator(model, dataset, ablation)(batch)
+    exists = edge_exists(model.graph).float()
+    masks = torch.rand(2, *exists.shape, generator=torch.Generator().manual_seed(0)) * exists
+
+    def metric(mask):
+        outputs, total = model(batch.clean, mask, ablated), 0.0
+        for row, scored, full in zip(outputs, batch.scored, batch.target, strict=True):
+            for place in torch.nonzero(scored)[:, 0].tolist():
+                values, answer = row[place].tolist(), int(full[place].argmax())
+                others = sum(values) - values[answer]
+                of_values = float(row[place] @ full[place])
+                total += values[answer] - others / (len(values) - 1) if logits else of_values
+        return total
+
+    nothing, full = metric(torch.zeros_like(exists)), metric(exists)
+    expected = [(metric(mask) - nothing) / (full - nothing) for mask in masks]
+    behaviour = Behaviour(model, dataset, ablation, inputs=5, seed=3)
+    assert behaviour.faithfulness(masks).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_512_inputs_are_sampled_by_the_seed_0_unless_others_are_asked_for(monkeypatch):
+    model, dataset = build(random_weights(1))
+    asked, sample = [], Dataset.sample
+
+    def noted(self, size, generator):
+        asked.append((size, generator.initial_seed()))
+        return sample(self, size, generator)
+
+    monkeypatch.setattr(Dataset, "sample", noted)
+    Behaviour(model, dataset, "zero"), Behaviour(model, dataset, "zero", inputs=4, seed=9)
+    assert asked == [(512, 0), (4, 9)]
+
+
 def test_areas_are_those_of_trapezia(compiled, truth):
     program, true = compiled("xproportion"), truth("xproportion", "zero").circuit
     behaviour = Behaviour(program.model, program.dataset, "zero")
@@ -170,6 +226,8 @@ def test_cpr_is_by_signed_scores_and_cmd_by_their_sizes(compiled, monkeypatch):
         for masks in (cpr, cmd):
             assert masks[2][graph.position(gone)] == 0
     assert first == {True: [{helps}, {harms}], False: [{helps}, {helps}]}
+    behaviour.areas(scores, (0.0, 1.5 / graph.total, 1.0))  # attributions, unless they are said to be none
+    assert [edges_of(graph, masks[1] > 0) for masks in asked[-2:]] == [{helps}, {harms}]
 
 
 def test_what_lies_above_1_does_not_make_up_for_what_lies_below(compiled, monkeypatch):

@@ -1,7 +1,6 @@
 """Discovery methods: seeds, settings and what they hand back."""
 
 import inspect
-import math
 from dataclasses import replace
 
 import pytest
@@ -21,7 +20,7 @@ from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import DISTANCES, Objective, draw_pairs
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
-from edgeprune.metrics import ATOL, kl_divergence, not_negative, scored_mean
+from edgeprune.metrics import ATOL
 
 
 def draw_batch(dataset, size):
@@ -132,37 +131,6 @@ def test_every_loss_is_zero_at_the_target_and_larger_the_further_from_it(compile
     values = objective(wrong, batch)
     assert float(values[0]) == pytest.approx(0, abs=1e-6)
     assert 0 < float(values[1]) < float(values[2])
-
-
-@pytest.mark.parametrize(
-    ("divergence", "said"), [(-1e-8, 0.0), (-0.0, 0.0), (1e-8, 1e-8), (-0.5, -0.5), (math.nan, math.nan)]
-)
-def test_a_divergence_that_rounding_left_below_nothing_is_nothing(divergence, said):
-    assert str(not_negative(divergence)) == str(said)
-
-
-def test_divergence_is_from_the_full_model_to_the_circuit():
-    target = torch.tensor([0.9, 0.1]).log()[None, None]
-    outputs = torch.tensor([0.5, 0.5]).log()[None, None]
-    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    assert float(kl_divergence(outputs, target, torch.tensor([[True]]))) == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("lead", [(), (3,)])
-def test_divergences_over_large_vocabularies_are_those_of_the_whole_and_so_are_their_gradients(monkeypatch, lead):
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.randn(*lead, 5, 2, 7, generator=generator, dtype=torch.float64, requires_grad=True)
-    target = torch.randn(5, 2, 7, generator=generator, dtype=torch.float64)
-    scored = torch.rand(5, 2, generator=generator) > 0.3
-    p, q = target.softmax(-1), outputs.softmax(-1)
-    expected = scored_mean((p * (p / q).log()).sum(-1), scored)
-    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    gradient = torch.autograd.grad((weights * expected).sum(), outputs)[0]
-    for numbers in (1, 30, 10**6):
-        monkeypatch.setattr("edgeprune.metrics._AT_ONCE", numbers)
-        found = kl_divergence(outputs, target, scored)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(torch.autograd.grad((weights * found).sum(), outputs)[0], gradient)
 
 
 def test_the_units_of_a_loss_are_those_of_as_many_inputs_as_fit(compiled, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from edgeprune.graph import Graph
+from edgeprune.graph import Edge, Graph
 from edgeprune.masks import edge_exists, live
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.ranking import keep_most, keep_most_alive, keep_within
@@ -24,6 +24,16 @@ def test_of_edges_that_score_alike_the_first_are_kept_and_none_that_is_not_there
     assert torch.equal(keep_most(graph, scores, graph.total), exists)
 
 
+def test_of_many_edges_that_score_alike_the_first_are_kept():
+    """So many that a sort which is not asked to be stable is not."""
+    exists = edge_exists(GRAPH)
+    scores = torch.zeros(exists.shape)
+    scores[exists] = torch.arange(GRAPH.total).float() % 3
+    ranked = sorted(exists.nonzero().tolist(), key=lambda cell: -float(scores[*cell]))
+    for edges in range(GRAPH.total + 1):
+        assert keep_most(GRAPH, scores, edges).nonzero().tolist() == sorted(ranked[:edges])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_as_many_of_the_highest_are_kept_as_leave_so_many_alive(seed):
     scores = torch.rand(edge_exists(GRAPH).shape, generator=torch.Generator().manual_seed(seed))
@@ -32,6 +42,33 @@ def test_as_many_of_the_highest_are_kept_as_leave_so_many_alive(seed):
         kept = keep_most_alive(GRAPH, scores, asked)
         most = max(edges for edges in range(GRAPH.total + 1) if alive[edges] <= asked)
         assert torch.equal(kept, live(GRAPH, keep_most(GRAPH, scores, most)))
+
+
+class Missing(CircuitLoss):
+    """Loses 1 for every edge that is gone."""
+
+    graph = GRAPH
+
+    def __init__(self) -> None:
+        self.limits = set()
+
+    def __call__(self, masks, *, limit=math.inf):
+        self.limits.add(limit)
+        return self.graph.total - masks.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_loss_at_the_tolerance_is_within_it_and_no_circuit_is_run_beyond(seed):
+    """From no edges at all, though the first of them would live alone, to all of them."""
+    scores = torch.rand(edge_exists(GRAPH).shape, generator=torch.Generator().manual_seed(seed))
+    scores[GRAPH.position(Edge.parse("embed->logits"))] = 2
+    alive = [live(GRAPH, keep_most(GRAPH, scores, edges)) for edges in range(GRAPH.total + 1)]
+    for tolerance in range(GRAPH.total + 1):
+        loss = Missing()
+        fewest = next(kept for kept in alive if GRAPH.total - int(kept.sum()) <= tolerance)
+        assert torch.equal(keep_within(loss, scores, tolerance), fewest)
+        assert loss.limits == {tolerance}
+    assert torch.equal(keep_within(Missing(), scores, -1), edge_exists(GRAPH))
 
 
 def test_as_few_of_the_highest_are_kept_as_are_within_the_tolerance(compiled, truth):

@@ -1,27 +1,44 @@
 import json
 import math
 import os
+import platform
+import re
+import stat
 import tomllib
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
 import jsonschema
+import numpy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.draw import UnknownFormat, draw_comparison, save_figure
+from edgeprune.errors import RunError
 from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, Node, compare
 from edgeprune.store import (
+    LARGEST,
     SCHEMA,
     CircuitFileError,
     SavedCircuit,
     UnwritableFile,
+    check_writable,
     load_circuit,
     load_json,
     load_saved,
+    open_plain,
+    parse_json,
+    read_bytes,
+    read_text,
     save_circuit,
+    versions,
     write_atomically,
     write_json,
+    write_text,
 )
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
@@ -243,3 +260,220 @@ def test_a_file_that_holds_no_circuit_is_refused(tmp_path, text, message):
 def test_a_missing_circuit_is_refused(tmp_path):
     with pytest.raises(CircuitFileError, match="No such file"):
         load_circuit(tmp_path / "none.json")
+
+
+# What is written, to the letter, and what is said of what is not
+
+
+def test_a_circuit_alone_has_what_a_file_needs_and_no_more(tmp_path):
+    circuit = Circuit(Graph((Node("tok"),), (Node("m", 0), Node("logits"))), "mean", frozenset([Edge.parse("tok->m0")]))
+    save_circuit(circuit, tmp_path / "circuit.json")
+    needed = {
+        "format": "edgeprune circuit 1",
+        "ablation": "mean",
+        "edges": ["tok->m0"],
+        "graph": {"sources": ["tok"], "destinations": ["m0", "logits"]},
+    }
+    assert (tmp_path / "circuit.json").read_text() == json.dumps(needed, indent=1) + "\n"
+    more = {"model": "m", "family": "gpt2", "method": {"name": "eap"}, "versions": {"torch": "2"}}
+    saved = SavedCircuit(
+        circuit, {Edge.parse("tok->m0"): -0.5}, **more, certificate={"status": "unique", "circuits": [["tok->m0"]]}
+    )
+    save_circuit(saved, tmp_path / "circuit.json")
+    written = json.loads((tmp_path / "circuit.json").read_text())
+    assert written == needed | more | {
+        "scores": {"tok->m0": -0.5},
+        "certificate": {"status": "unique", "circuits": [["tok->m0"]]},
+    }
+    assert load_saved(tmp_path / "circuit.json") == saved and saved.true == (circuit,)
+    assert SavedCircuit(circuit).true == (circuit,)
+    save_circuit(replace(circuit, edges=frozenset()), tmp_path / "circuit.json")
+    assert json.loads((tmp_path / "circuit.json").read_text())["edges"] == []
+
+
+def test_all_circuits_of_a_certificate_are_true_and_what_was_certified_is_one_of_them(tmp_path):
+    circuit = Circuit(GRAPH, "zero", frozenset([Edge.parse("tok->m0")]))
+    listed = [["pos->m0", "m0->logits"], ["tok->m0"]]
+    saved = SavedCircuit(circuit, certificate={"status": "minimal", "circuits": listed})
+    assert saved.true == tuple(replace(circuit, edges=frozenset(map(Edge.parse, names))) for names in listed)
+    save_circuit(replace(saved, certificate={"status": "minimal", "circuits": listed[:1]}), tmp_path / "circuit.json")
+    with pytest.raises(CircuitFileError) as error:
+        load_saved(tmp_path / "circuit.json")
+    assert str(error.value) == (
+        f"Expected a circuit in {str(tmp_path / 'circuit.json')!r}; it was certified, and is not among the circuits of "
+        "its certificate"
+    )
+    found = replace(
+        saved, certificate={"status": "minimal", "circuits": listed[:1]}, method={"name": "eap"}
+    )  # which may be wrong
+    save_circuit(found, tmp_path / "circuit.json")
+    assert load_saved(tmp_path / "circuit.json") == found
+
+
+def test_where_nothing_can_be_written_is_told_before():
+    def refuses(path):
+        with pytest.raises(UnwritableFile) as error:
+            check_writable(path)
+        assert str(error.value) == f"Expected a file in an existing, writable folder; got {str(path)!r}"
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        check_writable(folder / "file")
+        (folder / "file").touch()
+        check_writable(folder / "file")
+        for path in (folder, folder / "none" / "file", folder / "file" / "file", folder / ("n" * 256) / "file"):
+            refuses(path)
+        refuses(folder / ("n" * 5000))
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, how: asked.append((path, how)))
+    with pytest.raises(UnwritableFile, match="writable folder"):
+        check_writable(tmp_path / "file")
+    assert asked == [(tmp_path, os.W_OK)]
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_reason_and_nothing_is_left(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path, why in (
+        (tmp_path / "none" / "file", "No such file or directory"),
+        (tmp_path / "folder", "Is a directory"),
+    ):
+        with pytest.raises(UnwritableFile) as error:
+            write_text(path, "text")
+        assert str(error.value) == f"Expected a file that can be written; got {str(path)!r}: {why}"
+    assert os.listdir(tmp_path) == ["folder"]
+    write_text(tmp_path / "file", "é\n")
+    assert (tmp_path / "file").read_bytes() == "é\n".encode()
+
+
+def test_what_is_written_stands_in_a_hidden_file_beside_until_it_is_whole(tmp_path):
+    (tmp_path / "file").write_text("before")
+
+    def write(file):
+        file.write(b"after")
+        (hidden,) = set(os.listdir(tmp_path)) - {"file"}
+        assert re.fullmatch(r"\.[0-9a-f]{32}", hidden) and (tmp_path / "file").read_text() == "before"
+
+    write_atomically(tmp_path / "file", write)
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "after"
+
+
+@pytest.mark.parametrize(("count", "fits"), [(5, True), (6, False)])
+def test_a_file_is_read_up_to_a_size_and_none_that_has_grown_beyond(tmp_path, monkeypatch, count, fits):
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * count)
+    if fits:
+        assert read_bytes(path, most=5) == b"x" * count
+    else:
+        with pytest.raises(OSError, match=r"^it has more than 5 bytes$"):
+            read_bytes(path, most=5)
+    monkeypatch.setattr("os.fstat", lambda descriptor: os.stat_result([stat.S_IFREG, *[0] * 9]))
+    if fits:
+        assert read_bytes(path, most=5) == b"x" * count
+    else:
+        with pytest.raises(OSError, match=r"^it has more than 5 bytes$"):
+            read_bytes(path, most=5)
+
+
+def test_a_file_of_many_bytes_is_refused_with_their_number(tmp_path):
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", LARGEST + 1)
+    with pytest.raises(RunError) as error:
+        read_text(tmp_path / "large", "a run", RunError)
+    path = str(tmp_path / "large")
+    assert str(error.value) == f"Expected a run; cannot read {path!r}: it has more than 536,870,912 bytes"
+
+
+def test_what_cannot_be_read_as_text_is_named_with_the_reason(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff" * 300)
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path, "it is no plain file"),
+        (tmp_path / "pipe", "it is no plain file"),
+        (tmp_path / "bytes", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (tmp_path / "a\0b", "embedded null byte"),
+    ):
+        with pytest.raises(RunError) as error:
+            read_text(path, "a thing", RunError)
+        assert str(error.value) == f"Expected a thing; cannot read {str(path)!r}: {why}"
+    (tmp_path / "text").write_text("é")
+    assert read_text(tmp_path / "text", "a thing", RunError) == "é"
+
+
+def test_files_that_are_opened_are_closed_whatever_they_are(tmp_path):
+    (tmp_path / "file").touch()
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match=r"^it is no plain file$"):
+            open_plain(path)
+    with open_plain(tmp_path / "file") as file:
+        assert file.mode == "rb" and not os.get_inheritable(file.fileno())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"a": 1, "b": 2, "a": 3, "a": 4}', "'a' stands in it 3 times"),
+        (f'{{"{"n" * 300}": 1, "{"n" * 300}": 2}}', f"'{'n' * 199} stands in it 2 times"),
+        ("[-Infinity]", "-Infinity is no number"),
+        ("NaN", "NaN is no number"),
+        ("-1e999", "-1e999 is no number"),
+        (f"1{'0' * 60}e999", f"1{'0' * 39} is no number"),
+        ("9" * 21, "a whole number of 21 characters is too large"),
+        ("9" * 1234, "a whole number of 1,234 characters is too large"),
+        (f"-{'9' * 20}", "a whole number of 21 characters is too large"),
+        ("[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_json_that_says_what_no_number_or_object_is_is_refused(tmp_path, text, fault):
+    with pytest.raises(ValueError, match=f"^{re.escape(fault)}$"):
+        parse_json(text)
+    (tmp_path / "file").write_text(text)
+    path = str(tmp_path / "file")
+    with pytest.raises(RunError) as error:
+        load_json(tmp_path / "file", "a thing", RunError)
+    assert str(error.value) == f"Expected a thing in {path!r}; it is none: {fault:.200}"
+    with pytest.raises(CircuitFileError, match=r"^Expected a circuit's file in "):
+        load_json(tmp_path / "file")
+
+
+def test_json_of_numbers_of_any_size_that_they_may_have_is_read():
+    text = '{"a": [1, -2.5, 1e308, true, null, "é"], "b": {"a": 99999999999999999999, "c": -9999999999999999999}}'
+    assert parse_json(text) == json.loads(text)
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        parse_json('"\\ud800"')
+
+
+def test_a_file_that_holds_no_circuit_is_named_with_the_place_of_the_fault(tmp_path):
+    path = tmp_path / "circuit.json"
+    for content, said in (
+        (SMALL | {"edges": 3}, "in edges: 3 is not of type 'array'"),
+        ([], "[] is not of type 'object'"),
+        (SMALL | {"edges": ["x\n" * 300]}, ("in edges/0: '" + r"x\n" * 300)[:300]),
+        (SMALL | {"scores": {"tok->a0.h0.q": 1.0}}, "Expected an edge of this graph of 2 edges; got tok->a0.h0.q"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(CircuitFileError) as error:
+            load_saved(path)
+        assert str(error.value).startswith(f"Expected a circuit in {str(path)!r}; {said}"), str(error.value)
+        assert len(str(error.value)) <= len(f"Expected a circuit in {str(path)!r}; ") + 300
+
+
+def test_versions_are_of_what_runs_and_of_what_is_not_installed_it_is_said(monkeypatch):
+    found = versions()
+    assert list(found) == [
+        "python", "edgeprune", "tracr-pypi", "torch", "jax", "jaxlib", "dm-haiku", "numpy", "scikit-learn",
+        "transformers",
+    ]  # fmt: skip
+    assert found["python"] == platform.python_version() and found["numpy"] == numpy.__version__
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("edgeprune.store.version", missing)
+    again = versions.__wrapped__()
+    assert again == {name: found["python"] if name == "python" else "not installed" for name in found}
