@@ -26,8 +26,9 @@ PLUGINS = (
 """What pytest itself imports."""
 
 IMPORTED = (
-    *PLUGINS, "haiku", "hypothesis.extra.numpy", "jax", "jsonschema", "matplotlib.pyplot", "pydantic", "rich.progress",
-    "safetensors.torch", "scipy.stats", "sklearn.metrics", "torch", "tracr.compiler.compiling", "transformers",
+    *PLUGINS, "haiku", "hypothesis.extra._patching", "hypothesis.extra.numpy", "jax", "jsonschema", "matplotlib.pyplot",
+    "pydantic.dataclasses", "rich.progress", "safetensors.torch", "scipy.stats", "sklearn.metrics", "torch",
+    "tracr.compiler.compiling", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What is imported once, before any child is forked. None of it starts a thread when it is imported."""
 

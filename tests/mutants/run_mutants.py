@@ -128,14 +128,6 @@ OWN = {
 }
 """What is run before all else, by where the bug is: the order alone, to be done sooner."""
 
-SLICE = (
-    "q and k swapped", "a mean divided twice", "a threshold that keeps one entry more",
-    "the edges that score lowest kept", "GPT-2 sees what is later", "queries of Llama not scaled",
-    "fingerprints are sums of products", "a lock that is held by nobody", "a pair between the first few never run",
-    "a tolerance of layers ten times as wide",
-)  # fmt: skip
-"""Bugs of every part that are noticed within minutes, for all checks to plant."""
-
 SECONDS = 1800
 """After which a run is given up; the code as it is takes a fraction of it."""
 
@@ -234,10 +226,10 @@ class Noticed:
         self.file = file = file or NOTICED
         self.tests: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
 
-    def record(self, mutant: Mutant, test: str | None) -> None:
-        """Write down what failed; bugs that are planted no more are left out."""
+    def record(self, mutant: Mutant, test: str) -> None:
+        """Write down what failed; bugs that are planted no more are left out, those that now survive are not."""
         found = {**self.tests, mutant.name: test}
-        self.tests = {each.name: test for each in MUTANTS if (test := found.get(each.name)) is not None}
+        self.tests = {each.name: found[each.name] for each in MUTANTS if each.name in found}
         write(self.file, json.dumps(self.tests, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -254,13 +246,13 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these bugs")
     parser.add_argument("--file", nargs="+", default=files, help="bugs planted in these files, or below these folders")
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these tests, in place of the suite")
-    parser.add_argument("--slice", action="store_true", help="ten bugs, where tests have passed without any")
+    parser.add_argument("--slice", action="store_true", help="those alone that were noticed last time: minutes")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to a file of Markdown, too")
     options = parser.parse_args(arguments)
     options.bugs = [each for each in MUTANTS if each.name in options.only and each.file.startswith(tuple(options.file))]
     if options.slice:
-        options.bugs = [each for each in MUTANTS if each.name in SLICE]
+        options.bugs = [each for each in options.bugs if each.name in Noticed().tests]
     if not options.bugs:
         parser.error(f"no bug is planted in {' or '.join(options.file)}")
     return options
@@ -283,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tqdm.write(rows[-1])
             sys.stdout.flush()
             failures += [] if failure is None else [failure]
-            if options.tests is None:
+            if failure is not None and options.tests is None:
                 noticed.record(mutant, failure)
         # A test that fails without a bug, too, notices none.
         unplanted = run_pytest(code, sorted(set(failures)), seconds=SECONDS) if failures else None
