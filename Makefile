@@ -31,12 +31,12 @@ sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every c
 	@$(BIN)/pytest programs tests --circuit-seeds 2 -m sweep
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
-	@$(BIN)/python tests/mutants/run_mutants.py
+	@$(BIN)/python tests/mutants/run_mutants.py --out docs/planted-bugs.md
 
 mutation: $(INSTALLED) ## change the code at every place where mutmut can, and print how much is noticed: hours, resumable
 	@$(BIN)/python tests/mutants/mutation.py --out build/mutation
 
-slice: $(INSTALLED) ## a few minutes of both
+slice: $(INSTALLED) ## the bugs that tests noticed last time, and mutmut on two modules: a quarter of an hour
 	@$(BIN)/python tests/mutants/run_mutants.py --slice
 	@$(BIN)/python tests/mutants/mutation.py --out build/mutation --only edgeprune/graph
 

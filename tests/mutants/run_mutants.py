@@ -1,27 +1,34 @@
 """Would the suite notice? Plants one bug at a time in a copy of the packages, and runs the tests until one fails.
 
-    python tests/mutants/run_mutants.py                          the table: bug, first test that fails
+    python tests/mutants/run_mutants.py                          the table: bug, file, first test that fails
+    python tests/mutants/run_mutants.py --out docs/planted-bugs.md
+                                                                 written to a file too
     python tests/mutants/run_mutants.py --only "1 - z for z"     one of them
     python tests/mutants/run_mutants.py --file edgeprune/models --tests tests/models/test_export.py
                                                                  those planted there, and those tests alone
 
-Exit status 1 if a bug survives.
+`noticed.json` has the test that failed last time, bug by bug. That test is run first; where it passes, or is no more,
+the files most about the bug's file are run, then all others. The command writes what failed to it as it goes. A bug
+counts as noticed only where a test fails in the run at hand, and passes without the bug.
+
+POSIX only. Exit status 1 if a bug survives.
 """
 
 import argparse
-import os
-import re
+import json
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from forked import run_pytest, start
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
@@ -121,16 +128,11 @@ OWN = {
 }
 """What is run before all else, by where the bug is: the order alone, to be done sooner."""
 
-SLICE = (
-    "q and k swapped", "a mean divided twice", "a threshold that keeps one entry more",
-    "the edges that score lowest kept", "GPT-2 sees what is later", "queries of Llama not scaled",
-    "fingerprints are sums of products", "a lock that is held by nobody", "a pair between the first few never run",
-    "a tolerance of layers ten times as wide",
-)  # fmt: skip
-"""Bugs of every part that are noticed within minutes, for all checks to plant."""
-
 SECONDS = 1800
 """After which a run is given up; the code as it is takes a fraction of it."""
+
+NOTICED = Path(__file__).with_name("noticed.json")
+"""The test that failed last time, by the bug's name."""
 
 
 @dataclass(frozen=True)
@@ -165,70 +167,132 @@ def copy_of_the_code(folder: Path) -> Path:
     return folder
 
 
-def first_failure(mutant: Mutant | None, code: Path, *, tests: Sequence[str] | None = None) -> str | None:
-    """The first test that fails with the bug planted; None if all pass.
-
-    Args:
-        mutant: the bug; None for the code as it is.
-        code: what `copy_of_the_code` made.
-        tests: what is run; by default the suite, those that are about the file first.
-
-    Raises:
-        subprocess.TimeoutExpired: nothing had failed after `SECONDS`.
-    """
+@contextmanager
+def planted(mutant: Mutant, code: Path) -> Generator[Path]:
+    """A further copy of a copy, with the bug in it."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "code"
         shutil.copytree(code, copy)
-        if mutant is not None:
-            file = copy / mutant.file
-            file.write_text(mutant.apply(file.read_text()))
-        own = [tests for where, tests in OWN.items() if mutant is not None and mutant.file.startswith(where)]
-        suite = tests or dict.fromkeys([*own, *SUITE])
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0", *suite]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        environment["OMP_NUM_THREADS"] = "1"  # several run at once
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    if done.returncode == 0:
-        return None
-    # An error without a test's name is of a file that cannot be imported: no test noticed anything.
-    found = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", done.stdout, re.MULTILINE)
-    assert found is not None, f"no test was run:\n{done.stdout}\n{done.stderr}"
-    return found[1]
+        file = copy / mutant.file
+        file.write_text(mutant.apply(file.read_text()))
+        yield copy
 
 
-def main() -> int:
-    """Print the table."""
+def in_order(mutant: Mutant) -> list[str]:
+    """All files of tests, those that are most about the bug's file first."""
+    own = sorted((where for where in OWN if mutant.file.startswith(where)), key=len, reverse=True)
+    return list(dict.fromkeys([*(OWN[where] for where in own), *SUITE]))
+
+
+def first_failure(
+    mutant: Mutant, code: Path, *, tests: Sequence[str] | None = None, recorded: str | None = None
+) -> str | None:
+    """The first test that fails with the bug planted; None if all pass.
+
+    Args:
+        mutant: the bug.
+        code: what `copy_of_the_code` made.
+        tests: what is run, in place of the suite and of what is recorded.
+        recorded: the test to run first, which may be one that is no more.
+
+    Raises:
+        TimeoutError: nothing had failed after `SECONDS`.
+    """
+    with planted(mutant, code) as copy:
+        if recorded is not None and tests is None:
+            ran = run_pytest(copy, ["-x", recorded], seconds=SECONDS)
+            if ran.failed:
+                return ran.failed[0]
+        for chosen in [[file] for file in in_order(mutant)] if tests is None else [tests]:
+            ran = run_pytest(copy, ["-x", *chosen], seconds=SECONDS)
+            if ran.failed:
+                return ran.failed[0]
+            # An error without a test's name is of a file that cannot be imported: no test noticed anything.
+            assert ran.status == 0, f"{mutant.name}: no test was run:\n{ran.said}"
+    return None
+
+
+def write(file: Path, text: str) -> None:
+    """Replace a file's text at once: what is there is whole."""
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(file)
+
+
+class Noticed:
+    """The test that failed last time, bug by bug: what is run first."""
+
+    def __init__(self, file: Path | None = None):
+        self.file = file = file or NOTICED
+        self.tests: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+
+    def record(self, mutant: Mutant, test: str) -> None:
+        """Write down what failed; bugs that are planted no more are left out, those that now survive are not."""
+        found = {**self.tests, mutant.name: test}
+        self.tests = {each.name: found[each.name] for each in MUTANTS if each.name in found}
+        write(self.file, json.dumps(self.tests, indent=1, ensure_ascii=False) + "\n")
+
+
+def row(mutant: Mutant, failure: str | None) -> str:
+    """One of the table."""
+    cells = (mutant.name, f"`{mutant.file}`", "**none**" if failure is None else f"`{failure}`")
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command was asked, with the chosen bugs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names, files = ([getattr(mutant, part) for mutant in MUTANTS] for part in ("name", "file"))
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these bugs")
     parser.add_argument("--file", nargs="+", default=files, help="bugs planted in these files, or below these folders")
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="run these tests, in place of the suite")
-    parser.add_argument("--slice", action="store_true", help="ten bugs, where tests have passed without any")
+    parser.add_argument("--slice", action="store_true", help="those alone that were noticed last time: minutes")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once (default: %(default)s)")
-    options = parser.parse_args()
-    chosen = [each for each in MUTANTS if each.name in options.only and each.file.startswith(tuple(options.file))]
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to a file of Markdown, too")
+    options = parser.parse_args(arguments)
+    options.bugs = [each for each in MUTANTS if each.name in options.only and each.file.startswith(tuple(options.file))]
     if options.slice:
-        chosen = [each for each in MUTANTS if each.name in SLICE]
-    if not chosen:
+        options.bugs = [each for each in options.bugs if each.name in Noticed().tests]
+    if not options.bugs:
         parser.error(f"no bug is planted in {' or '.join(options.file)}")
-    killed = 0
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    options = options_of(arguments)
+    noticed, failures, rows = Noticed(), [], ["| bug | file | first test that fails |", "|---|---|---|"]
+    start()
+    print(*rows, sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         code = copy_of_the_code(Path(folder))
-        noticed = partial(first_failure, code=code, tests=options.tests)
-        unplanted = None if options.slice else pool.submit(noticed, None)
-        print("| bug | first test that fails |\n|---|---|", flush=True)
-        failures = tqdm(pool.map(noticed, chosen), total=len(chosen), disable=None)
-        for mutant, failure in zip(chosen, failures, strict=True):
-            tqdm.write(f"| {mutant.name} | {failure or '**none**'} |")
+        recorded = [noticed.tests.get(mutant.name) for mutant in options.bugs]
+        find = partial(_find, code=code, tests=options.tests)
+        for mutant, failure in zip(
+            options.bugs, tqdm(pool.map(find, options.bugs, recorded), total=len(recorded), disable=None), strict=True
+        ):
+            rows.append(row(mutant, failure))
+            tqdm.write(rows[-1])
             sys.stdout.flush()
-            killed += failure is not None
-        if unplanted is not None and (failure := unplanted.result()) is not None:
-            print(f"\nNone of this counts: without any bug, {failure} fails too")
-            return 1
-    print(f"\n{killed} of {len(chosen)} killed")
-    return 0 if killed == len(chosen) else 1
+            failures += [] if failure is None else [failure]
+            if failure is not None and options.tests is None:
+                noticed.record(mutant, failure)
+        # A test that fails without a bug, too, notices none.
+        unplanted = run_pytest(code, sorted(set(failures)), seconds=SECONDS) if failures else None
+    if unplanted is not None and unplanted.status != 0:
+        print(f"\nNone of this counts: without any bug, {', '.join(unplanted.failed) or unplanted.said} fails too")
+        return 1
+    count = f"{len(failures)} of {len(rows) - 2} killed"
+    print(f"\n{count}")
+    if options.out is not None:
+        asked = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["python", "tests/mutants/run_mutants.py", *asked])
+        write(options.out, "\n".join(["# Planted bugs", "", "```", command, "```", "", *rows, "", count, ""]))
+    return 0 if len(failures) == len(options.bugs) else 1
+
+
+def _find(mutant: Mutant, recorded: str | None, *, code: Path, tests: Sequence[str] | None) -> str | None:
+    return first_failure(mutant, code, tests=tests, recorded=recorded)
 
 
 if __name__ == "__main__":
