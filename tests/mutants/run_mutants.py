@@ -34,6 +34,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[2]
 COPIED = ("edgeprune", "tracr_bridge", "programs", "tests", "examples", "_edgeprune_pytest.py", "pyproject.toml")
 SUITE = (
+    "tests/unit/test_stream.py", "tests/unit/test_weights.py", "tests/unit/test_scales.py",
+    "tests/unit/test_losses.py", "tests/unit/test_found.py", "tests/unit/test_custom.py",
+    "tests/unit/test_pruning_parts.py", "tests/unit/test_pruning_settings.py", "tests/unit/test_pruning_memory.py",
+    "tests/unit/test_pruning_engine.py", "tests/unit/test_polish_steps.py", "tests/unit/test_subject.py",
+    "tests/unit/test_elimination.py", "tests/unit/test_subsets.py", "tests/unit/test_schemas.py",
+    "tests/unit/test_suite_reports.py", "tests/unit/test_certificate_folder.py", "tests/unit/test_known.py",
+    "tests/models/test_task_parts.py", "tests/unit/test_circuit.py", "tests/unit/test_run_folder.py",
     "tests/property/test_masks.py", "tests/property/test_circuits.py", "tests/unit/test_graph.py",
     "tests/unit/test_ablation.py", "tests/unit/test_store_and_draw.py", "tests/property/test_model.py",
     "tests/unit/test_compile.py", "tests/unit/test_verify.py", "tests/unit/test_judge.py",
