@@ -438,6 +438,17 @@ def test_probing_nodes_is_that_of_edges_with_an_edge_for_both_of_its_ends(monkey
     assert {str(edge) for edge in edges_of(MODEL.graph, shot.kept)} == both
 
 
+@pytest.mark.parametrize("over", ["inputs", "activations"])
+def test_a_path_is_that_of_what_is_asked_for(over):
+    along = {"inputs": eap_ig._along_inputs, "activations": eap_ig._along_activations}
+    config, batch = EapIgConfig(over=over, steps=3), batch_of(DATA)
+    objective = Objective(DATA, config.loss, logit_scale=config.logit_scale)
+    found = integrate_gradients(MODEL, DATA, "zero", config=config).scores
+    for name, path in along.items():
+        expected = -path(MODEL, objective, batch, None, config.path) / len(DATA)
+        assert torch.allclose(found, expected, atol=1e-4, rtol=1e-3) == (name == over)
+
+
 def test_heads_that_share_a_key_score_by_the_better_one_and_the_logits_are_above_all():
     graph = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)
     nodes = torch.tensor([10.0, 1.0, 5.0, 2.0, 3.0, 4.0])  # embed, four heads, m0

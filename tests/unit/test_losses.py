@@ -47,6 +47,7 @@ def test_a_squared_error_is_in_units_of_the_variance_of_what_counts():
 def test_the_worst_is_by_the_range_of_what_counts():
     expected = [math.log1p(size / 0.01) / math.log1p(6 / 0.01) for size in (0.5, 2.0)]
     assert per_input("worst") == pytest.approx(expected)
+    assert Objective(DATA, "worst").per_input(TARGET + 1e6, BATCH).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
