@@ -214,9 +214,9 @@ class Polish:
         if missing <= 0:
             return
         larger = self._larger()
-        larger = _with(larger[_sizes(larger) <= self._wanted], self._cut_nodes(larger, self._wanted))
-        single = larger[_sizes(larger) == self.edges + 1]
+        single = larger[_sizes(larger) == self.edges + 1]  # what is left of a node may be as large, but is no addition
         single = single[self._order(single)]
+        larger = _with(larger[_sizes(larger) <= self._wanted], self._cut_nodes(larger, self._wanted))
         if missing > 1:
             larger = _with(larger, list(self._pairs(single)))
         if (many := int(_AT_ONCE * missing)) > 1 and len(single):

@@ -244,6 +244,10 @@ def test_what_is_written_is_read_and_what_cannot_be_read_is_said(tmp_path):
             read_state(tmp_path / name)
         with pytest.raises(RunError, match=f"^Expected a checkpoint of this run in '.*{name}'; it is damaged: ."):
             restore_from(tmp_path / name, lambda state: None)
+    with pytest.raises(ValueError, match=r"[Hh]eader"):
+        read_state(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"No such file"):
+        read_state(tmp_path / "missing")
     seen = []
     restore_from(tmp_path / "state", seen.append)
     assert seen[0].keys() == state.keys()
@@ -326,7 +330,7 @@ def pairs_of(width, number=0):
         (PAPER.name, {"log_alpha": -3e38}, None),
         (PAPER.name, {"log_alpha": -math.inf}, "log_alpha is not from"),
         (MINIMAX.name, {"against": pairs_of(81, 8)}, None),
-        (MINIMAX.name, {"against": pairs_of(82)}, "against is of shape"),
+        (MINIMAX.name, {"against": pairs_of(82)}, r"against is of shape \[2, 82\] and not \[2, 0\]"),
         (MINIMAX.name, {"against": pairs_of(1, 9)}, "against is not from 0 to 8"),
         (MINIMAX.name, {"against": pairs_of(1, -1)}, "against is not from 0 to 8"),
         (MINIMAX.name, {"against": pairs_of(1).int()}, "against is torch.int32 and not torch.int64"),
@@ -334,7 +338,7 @@ def pairs_of(width, number=0):
         (
             MINIMAX.name,
             {"counterexamples/pairs": pairs_of(2), "counterexamples/merit": torch.ones(1)},
-            "it has another number of counterexamples than of their merits",
+            "^it has another number of counterexamples than of their merits$",
         ),
         (MINIMAX.name, {"counterexamples/pairs": pairs_of(16, 8), "counterexamples/merit": torch.ones(16)}, None),
         (MINIMAX.name, {"counterexamples/pairs": pairs_of(1, 9)}, "counterexamples/pairs is not from 0 to 8"),

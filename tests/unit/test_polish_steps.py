@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgeprune.errors import ConfigError
-from edgeprune.graph import Graph
+from edgeprune.graph import Circuit, Graph
 from edgeprune.groups import groups, removals
 from edgeprune.masks import edge_exists, edges_of, live, mask_of
 from edgeprune.methods import polish as polishing
@@ -182,8 +182,8 @@ class Reference:
             return
         larger = self.larger()
         tried = [each for each in larger if len(each) <= self.wanted]
-        tried += self.cut_nodes(tried, self.wanted)
-        single = sorted({each for each in tried if len(each) == len(self.kept) + 1}, key=self.first)
+        tried += self.cut_nodes(larger, self.wanted)
+        single = sorted({each for each in larger if len(each) == len(self.kept) + 1}, key=self.first)
         if missing > 1:
             for (_, one), (place, other) in combinations(enumerate(single), 2):
                 (first,), (second,) = one - self.kept, other - self.kept
@@ -245,6 +245,53 @@ def test_each_step_is_the_one_that_is_written_down(monkeypatch, step, at_once, e
     assert len(followed) == 2
 
 
+@pytest.mark.parametrize("missing", [0, 1, 2, 3, 5])
+def test_an_edge_two_or_as_many_as_a_share_of_what_is_missing_are_added(monkeypatch, missing):
+    """Whatever is near the bounds of each: shares of one, two or three edges, and pairs beyond the first."""
+    grown = 0
+    for seed in range(16):
+        at_once = (0.1, 0.6)[seed % 2]
+        monkeypatch.setattr(polishing, "_AT_ONCE", at_once)
+        loss, kept, config = Drawn(seed), drawn(seed, 0.35), PolishConfig(exchanges=1 + seed // 2 % 2, nodes=2)
+        goal = Goal(edges=int(kept.sum()) + missing)
+        run, other = (
+            Polish(loss, goal, kept, config),
+            Reference(loss, goal, edges_of(GRAPH, kept), config, at_once=at_once),
+        )
+        run.step = other.step = Step.GROW
+        run.advance()
+        other.advance()
+        assert edges_of(GRAPH, run.kept) == other.kept and run.step == other.step
+        grown += run.moves
+    assert grown == 0 if missing == 0 else grown > 3
+
+
+def test_a_circuit_of_no_edge_is_no_addition():
+    class Best(Drawn):
+        """Where nothing is kept."""
+
+        def loss(self, masks):
+            return torch.where(masks.flatten(-2).any(-1), super().loss(masks) + 1, 0.0)
+
+    kept = drawn(0, 0.35)
+    run = Polish(Best(0), Goal(edges=int(kept.sum()) + 3), kept, PolishConfig())
+    run.step = Step.GROW
+    run.advance()
+    assert run.loss >= 1 and run.edges >= int(kept.sum())
+
+
+@pytest.mark.parametrize("goal", [Goal(tolerance=0.25), Goal(edges=1)])
+def test_a_removal_at_the_limit_is_good_enough(goal):
+    class Same(Drawn):
+        def loss(self, masks):
+            return torch.full(masks.shape[:-2], 0.25).double()
+
+    run = Polish(Same(0), goal, drawn(0, 0.3), PolishConfig())
+    run.step = Step.CERTIFY
+    run.advance()
+    assert (run.edges, run.step, run.moves) == (0, Step.SHRINK, 1)
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_whole_searches_go_the_same_way(monkeypatch, number):
     monkeypatch.setattr("edgeprune.groups.SUBSETS", 40)
@@ -278,7 +325,7 @@ def test_dead_edges_of_what_it_begins_with_go_first():
     run = Polish(Drawn(0), Goal(edges=3), kept, PolishConfig())
     assert run.edges == 0 and run.loss == pytest.approx(float(Drawn(0).loss(torch.zeros(EXISTS.shape))))
     assert (run.step, run.moves, run.removals, run.ended) == (Step.SHRINK, 0, 0, False)
-    assert run.circuit("mean").ablation == "mean" and run.circuit("mean").edges == frozenset()
+    assert run.circuit("mean") == Circuit(GRAPH, "mean", frozenset())
 
 
 # States

@@ -16,6 +16,7 @@ from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERA
 from edgeprune.methods.edge_pruning.ending import Verdict
 from edgeprune.methods.edge_pruning.engine import Pruning, Stage, circuit_loss, discover, problem_of, prune_edges
 from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
+from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import draw_pairs
 from edgeprune.methods.settings import with_settings
 from edgeprune.ranking import keep_most
@@ -104,6 +105,7 @@ def test_a_step_goes_down_the_gradient_of_the_loss_and_of_the_pressure(monkeypat
         return estimate_of(run, gradient, per_input=per_input)
 
     monkeypatch.setattr(LikelihoodRatio, "estimate", estimate)
+    monkeypatch.setattr(Problem, "losses", None)  # nothing else is run
     before = None
     for number in range(3):
         state = noise.get_state()
@@ -231,6 +233,9 @@ def test_a_circuit_that_no_input_shows_to_be_wrong_is_not_said_to_be():
     run._ending = Says(Verdict.GO_ON)
     run._follow(1, estimate_of(run, [0.0], per_input=1 + losses), torch.zeros(2, 2, dtype=torch.long))
     assert run._ending.asked == [(1, False, False)]
+    run._ending = Says(Verdict.START_OVER)
+    run._follow(1, estimate_of(run, [0.0], per_input=1 + losses), torch.zeros(2, 2, dtype=torch.long))
+    assert run.counterexamples.pairs.shape == (2, 0)
 
 
 # Stages
@@ -302,13 +307,14 @@ def test_of_two_circuits_the_one_counts_that_fewer_pairs_show_wrong(checked, wro
     assert run.counterexamples.pairs.tolist() == [[1, 2], [0, 0]] and set(state["log_alpha"].tolist()) == {2.0}
     assert state["optimizer/log_alpha.count"] == 0
     assert stages_until(run, Stage.CHECK_ANEW) == 2 * STEPS
-    run.masks.log_alpha.data.copy_(torch.tensor(CIRCUITS[edges[0]]))
+    learned = 0.5 * torch.tensor(CIRCUITS[edges[0]])
+    run.masks.log_alpha.data.copy_(learned)
     checked.seen, checked.counts = [], list(wrong)
     assert run.advance() is None and run.stage == Stage.REMOVE
     _, (_, second, pairs), (_, other, same) = checked.seen
     assert (int(second.sum()), int(other.sum())) == edges
     assert pairs.tolist() == same.tolist() == [[0, 1, 1, 2, 3], [1, 0, 2, 0, 0]]
-    assert torch.equal(run.masks.log_alpha, torch.tensor(CIRCUITS[edges[0] if second_stays else edges[1]]))
+    assert torch.equal(run.masks.log_alpha, learned if second_stays else first)
 
 
 def stages_until(run, stage):
@@ -404,6 +410,10 @@ def test_a_problem_and_a_loss_are_those_of_a_configuration():
     loss = circuit_loss(problem, config, 9)
     assert loss.graph == GRAPH and loss.inputs == 4 and [len(each.clean) for each in loss._batches] == [3, 1]
     assert (loss._objective._loss, loss._objective._logit_scale, loss._objective.over) == ("divergence", 2.0, "worst")
+    without = torch.zeros(1, *EXISTS.shape)
+    expected = problem.objective.reduce(torch.cat([problem.losses(without, each) for each in loss._batches], -1))
+    torch.testing.assert_close(loss(without), expected)
+    assert circuit_loss(problem_of(MODEL, DATA, "zero", OURS), OURS, 0)._objective._loss == "worst"
     drawn = dataset.sample_batches(4, 3, torch.Generator().manual_seed(9), among=torch.arange(5))
     for batch, expected in zip(loss._batches, drawn, strict=True):
         assert torch.equal(batch.clean, expected.clean) and torch.equal(batch.corrupted, expected.corrupted)
@@ -466,6 +476,9 @@ def test_a_discovery_that_learns_anew_shows_so(monkeypatch, checked):
     bar = Bar.made[-1]
     assert bar.given["desc"] == "ours, resample"
     assert (bar.updates, bar.others) == (2 * STEPS, [STEPS, "ours, resample, again"])
+    checked.counts = [0]
+    discover(problem, config, seed=0, progress=False, name="ours")
+    assert (Bar.made[-1].updates, Bar.made[-1].others) == (STEPS, [])
 
 
 def test_a_whole_run_of_ours_finds_the_edges_that_carry_something():

@@ -126,10 +126,11 @@ MODEL = Linear([1.0, 2.0, 4.0, 0.0, 8.0, 16.0, 32.0, 64.0])
 @pytest.mark.parametrize(
     ("ablation", "more"), [("zero", {}), ("mean", {}), ("resample", {"counterparts": torch.tensor([[9]] * 5)})]
 )
-def test_inputs_with_one_partner_or_none_are_drawn_and_those_known_are_added(ablation, more):
+@pytest.mark.parametrize("count", [3, 30])
+def test_inputs_with_one_partner_or_none_are_drawn_and_those_known_are_added(ablation, more, count):
     dataset = data(MODEL, **more)
-    expected = draw_pairs(dataset, 3, torch.Generator().manual_seed(5))
-    found = check_of(MODEL, dataset, ablation, 3).pairs(KNOWN)
+    expected = draw_pairs(dataset, count, torch.Generator().manual_seed(5))
+    found = check_of(MODEL, dataset, ablation, count).pairs(KNOWN)
     assert torch.equal(found, torch.cat([expected, KNOWN], dim=1))
 
 
@@ -147,10 +148,11 @@ def test_all_pairs_are_run_in_a_random_order_where_there_are_no_more_than_may_be
     assert torch.equal(found, torch.cat([drawn[:, :12], KNOWN], dim=1))
 
 
-def test_a_walk_that_is_just_enough_is_not_followed_by_another():
+@pytest.mark.parametrize(("count", "walks"), [(10, 2), (5, 1), (3, 1)])
+def test_a_walk_that_is_just_enough_is_not_followed_by_another(count, walks):
     dataset, noise = data(MODEL), torch.Generator().manual_seed(5)
-    check = check_of(MODEL, dataset, count=10)
-    drawn = torch.cat([draw_pairs(dataset, 10, noise) for _ in range(2)], dim=1)
+    check = check_of(MODEL, dataset, count=count)
+    drawn = torch.cat([draw_pairs(dataset, count, noise) for _ in range(walks)], dim=1)
     assert torch.equal(check.pairs(NONE), drawn)
     assert torch.equal(check.generator.get_state(), noise.get_state())
 
