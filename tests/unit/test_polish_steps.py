@@ -92,6 +92,13 @@ def test_a_circuit_is_cut_down_by_what_is_missed_least(monkeypatch, each, size):
         assert edges_of(GRAPH, run._cut(run.kept, size)) == other.cut(other.kept, size)
 
 
+def test_of_no_circuits_none_is_the_best():
+    run = Polish(Drawn(0), Goal(edges=9), drawn(0, 0.6), PolishConfig())
+    none = run.kept[None][:0]
+    assert run._order(none).shape == run._order(none, per_edge=True).shape == (0,)
+    assert run._take_best(none, math.inf, Step.GROW) is False and run.step == Step.SHRINK
+
+
 def test_a_circuit_of_no_edge_is_no_addition():
     class Best(Drawn):
         """Where nothing is kept."""
