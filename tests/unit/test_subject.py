@@ -165,8 +165,8 @@ def test_a_subject_is_a_model_and_splits_that_are_padded_alike(given):
 
 
 def test_nothing_is_shown_and_all_is_checked_unless_asked_for(given):
-    load_subject(replace(ASKED, task="gp"), ["test"])
-    assert given.encoded[0][1] == subjects.metric_of("gp") != subjects.metric_of("ioi")
+    load_subject(replace(ASKED, task="gt"), ["test"])
+    assert given.encoded[0][1] == subjects.metric_of("gt") != subjects.metric_of("ioi")
     assert given.loaded[1] | {"ranks": None} == {"precision": "float32", "device": "auto", "ranks": None, "check": True}
     assert given.datasets == [([3, 4, 5], given.model, False)] and given.made[2] == 0
 
