@@ -316,7 +316,7 @@ class Polish:
 
     def _order(self, circuits: Circuits, *, per_edge: bool = False) -> Tensor:
         """From the best on the first inputs to the worst; by what each edge that went has cost, if asked for."""
-        losses = torch.cat([self._run.glance(some.float()) for some in circuits.split(_TOGETHER)] or [torch.zeros(0)])
+        losses = torch.cat([self._run.glance(some.float()) for some in circuits.split(_TOGETHER)])
         if per_edge:
             losses = (losses - self._run.glance(self.kept[None].float())) / (self.edges - _sizes(circuits))
         return losses.argsort(stable=True)

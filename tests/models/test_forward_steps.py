@@ -71,6 +71,7 @@ def test_leading_dimensions_are_those_of_all_that_is_given(both):
                 whole = naive_of(both, ids, mask[one, 0], ablated[:, two])
                 expected = torch.stack([whole[row, at[row]] for row in range(2)])
                 torch.testing.assert_close(found[one, two], expected, **CLOSE)
+        assert ours(tokens(3, 2, 4)).shape == (3, 2, 4, 23)
         # Without masks nothing is ablated, and what would be has no say in how many runs there are.
         assert ours(ids, None, ablated).shape == (2, 4, 23)
         torch.testing.assert_close(ours(ids, None, ablated), ours(ids))
@@ -190,6 +191,8 @@ def test_prompts_have_ids_from_all_over_the_vocabulary():
     assert sorted(ids.tolist()) == pytest.approx(expected, abs=1) and ids.tolist() != sorted(ids.tolist())
     order = torch.randperm(94, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ids, torch.linspace(0, 999, 94, dtype=torch.float64).round().long()[order])
+    many = torch.cat([each.ids.flatten() for each in make_prompts(10**8, 100)]).sort().values
+    assert many.tolist() == [round((10**8 - 1) * number / 93) for number in range(94)]
     assert padded.real.tolist() == [[True] * n + [False] * (9 - n) for n in (1, 5, 9)]
     assert [each.lengths.tolist() for each in make_prompts(7, 2)] == [[2], [2], [1, 2]]
     assert [each.lengths.tolist() for each in make_prompts(7, 7)] == [[3], [7], [1, 5, 7]]

@@ -410,9 +410,12 @@ def test_a_problem_and_a_loss_are_those_of_a_configuration():
     loss = circuit_loss(problem, config, 9)
     assert loss.graph == GRAPH and loss.inputs == 4 and [len(each.clean) for each in loss._batches] == [3, 1]
     assert (loss._objective._loss, loss._objective._logit_scale, loss._objective.over) == ("divergence", 2.0, "worst")
-    without = torch.zeros(1, *EXISTS.shape)
-    expected = problem.objective.reduce(torch.cat([problem.losses(without, each) for each in loss._batches], -1))
-    torch.testing.assert_close(loss(without), expected)
+    for ablation in ("zero", "mean", "resample"):
+        problem, without = problem_of(MODEL, DATA, ablation, config), torch.zeros(1, *EXISTS.shape)
+        judged = circuit_loss(problem, config, 9)
+        losses = torch.cat([problem.losses(without, each) for each in judged._batches], -1)
+        torch.testing.assert_close(judged(without), problem.objective.reduce(losses))
+        assert float(losses.max()) > 0
     assert circuit_loss(problem_of(MODEL, DATA, "zero", OURS), OURS, 0)._objective._loss == "worst"
     drawn = dataset.sample_batches(4, 3, torch.Generator().manual_seed(9), among=torch.arange(5))
     for batch, expected in zip(loss._batches, drawn, strict=True):

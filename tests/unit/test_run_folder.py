@@ -13,6 +13,7 @@ from linear import EXISTS, GRAPH, WEIGHTS, Linear, data
 from edgeprune import pruning_run
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluate import Evaluation
+from edgeprune.folders import Busy, locked
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERANCE
@@ -125,13 +126,20 @@ def test_a_run_leaves_what_was_asked_for_a_line_a_step_and_what_was_found(subjec
     assert read_config(out) == ASKED
 
 
-def test_a_run_within_a_tolerance_is_judged_by_its_loss(subject, tmp_path):
+def test_a_run_within_a_tolerance_is_judged_by_its_loss(subject, tmp_path, monkeypatch):
+    begun, begin = [], pruning_run.Pruning
+    monkeypatch.setattr(pruning_run, "Pruning", lambda *given, **more: begun.append(given) or begin(*given, **more))
     config = replace(ASKED, pruning=with_settings(TOLERANCE, {"steps": STEPS, "batch_size": 3, "judged": 4}), parts=2)
     found = prune(config, tmp_path / "run")
     run, _ = own_run(subject, config)
     loss = circuit_loss(run.problem, config.pruning, config.seed)
     assert found.examples == 4 and found.loss == pytest.approx(float(loss(run.kept()[None].float())[0]), abs=1e-6)
-    assert run.problem.parts == 2 and subject.asked[2] == {"device": "auto", "check": True, "progress": False}
+    ((problem, _),) = begun
+    assert run.problem.parts == problem.parts == 2 and subject.asked[2] == {
+        "device": "auto",
+        "check": True,
+        "progress": False,
+    }
 
 
 def test_a_run_is_polished_where_it_is_asked_for(subject, tmp_path, monkeypatch):
@@ -213,6 +221,15 @@ def test_lines_after_the_checkpoint_are_made_again_and_without_one_all_are(subje
         RunError, match=r"^Expected a checkpoint of this run in '.*checkpoint.safetensors'; it is damaged"
     ):
         prune(ASKED, tmp_path / "run", resume=True)
+
+
+def test_what_was_asked_for_is_written_once(subject, tmp_path):
+    """By whatever versions a run is gone on with, its folder has those that it began with."""
+    prune(ASKED, tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(said | {"versions": {"torch": "of old"}}))
+    prune(ASKED, tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["versions"] == {"torch": "of old"}
 
 
 class Bar:
@@ -457,6 +474,12 @@ def test_a_circuit_of_another_folder_is_measured_in_the_place_of_the_runs(subjec
         with pytest.raises(RunError) as error:
             evaluate_run(tmp_path / "run", circuit=tmp_path / "own.json")
         assert str(error.value) == said
+
+
+def test_an_evaluation_waits_for_nobody(subject, tmp_path):
+    prune(ASKED, tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(Busy, match="another process has an evaluation in"):
+        evaluate_run(tmp_path / "run")
 
 
 def test_only_the_first_process_keeps_an_evaluation(subject, tmp_path, monkeypatch):

@@ -134,6 +134,7 @@ def given(monkeypatch):
 
     def make(*asked, seed):
         seen.made = (asked[0], asked[2], seed)
+        assert asked[1].encode is encode
         return examples
 
     for name, value in {"Encoder": encoder, "load_model": load, "make_examples": make}.items():
@@ -164,7 +165,8 @@ def test_a_subject_is_a_model_and_splits_that_are_padded_alike(given):
 
 
 def test_nothing_is_shown_and_all_is_checked_unless_asked_for(given):
-    load_subject(ASKED, ["test"])
+    load_subject(replace(ASKED, task="gt"), ["test"])
+    assert given.encoded[0][1] == subjects.metric_of("gt") != subjects.metric_of("ioi")
     assert given.loaded[1] | {"ranks": None} == {"precision": "float32", "device": "auto", "ranks": None, "check": True}
     assert given.datasets == [([3, 4, 5], given.model, False)] and given.made[2] == 0
 
