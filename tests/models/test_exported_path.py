@@ -62,6 +62,7 @@ def test_minimax_finds_a_true_circuit_by_the_command_stopped_in_the_middle(
     assert recover.assess(exported.truth(ablation), found).comparison.exact, found.names()
 
 
+@pytest.mark.sweep
 def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes(tmp_path, tmp_path_factory, monkeypatch):
     """In a step, and before what comes after the last one."""
     folder = checkpoint("induction", "gpt2", tmp_path_factory).folder

@@ -41,7 +41,7 @@ def start(processes: int, *command: str, **options) -> subprocess.Popen[str]:
 
 GPT2, LLAMA = FAMILIES
 CASES = (
-    pytest.param((GPT2, 2), id="gpt2-2"),
+    pytest.param((GPT2, 2), id="gpt2-2", marks=pytest.mark.sweep),
     pytest.param((LLAMA, 2), id="llama-2"),
     pytest.param((GPT2, 4), id="gpt2-4", marks=pytest.mark.sweep),
     pytest.param((LLAMA, 4), id="llama-4", marks=pytest.mark.sweep),
