@@ -17,6 +17,8 @@ from edgeprune.methods.settings import with_settings
 from edgeprune.subject import RunConfig, Subject, digest_of_tensors, load_subject
 from edgeprune.tasks import Sizes
 
+pytestmark = pytest.mark.stand_ins
+
 ASKED = RunConfig(model="some/model", task="ioi")
 
 # Settings
@@ -63,18 +65,19 @@ def test_what_asks_for_neither_a_sparsity_nor_a_tolerance_is_not_polished():
 
 
 @pytest.mark.parametrize(
-    "pruning",
+    "make",
     [
-        replace(PAPER, name="another"),
-        replace(PAPER, gradient=LikelihoodRatio(), pressure=MINIMAX.pressure),
-        replace(TOLERANCE, gradient=LikelihoodRatio()),
-        replace(PAPER, ending=MINIMAX.ending),
-        replace(PAPER, optimizer=replace(PAPER.optimizer, betas=(0.9, {1}))),
-        replace(PAPER, batch_size=32.0),
+        lambda: replace(PAPER, name="another"),
+        lambda: replace(PAPER, gradient=LikelihoodRatio(), pressure=MINIMAX.pressure),
+        lambda: replace(TOLERANCE, gradient=LikelihoodRatio()),
+        lambda: replace(PAPER, ending=MINIMAX.ending),
+        lambda: replace(PAPER, optimizer=replace(PAPER.optimizer, betas=(0.9, {1}))),
+        lambda: replace(PAPER, batch_size=32.0),
     ],
     ids=range(6),
 )
-def test_what_could_not_be_read_back_from_a_folder_is_refused(pruning):
+def test_what_could_not_be_read_back_from_a_folder_is_refused(make):
+    pruning = make()
     with pytest.raises(ConfigError) as error:
         replace(ASKED, pruning=pruning)
     assert str(error.value) == (
