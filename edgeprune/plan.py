@@ -199,7 +199,7 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
     )
 
 
-def amount(count: float, unit: str) -> str:
+def amount(count: int | float, unit: str) -> str:
     """A count of bytes or operations with the largest prefix up to giga of which there is one."""
     prefix, size = next(((name, size) for name, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= size), ("", 1))
     return f"{count / size:,.1f} {prefix}{unit}"
