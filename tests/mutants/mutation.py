@@ -3,6 +3,7 @@
     python tests/mutants/mutation.py --out DIR                         all modules; hours. Goes on where it was stopped
     python tests/mutants/mutation.py --out DIR --only edgeprune/masks  with modules whose path begins so
     python tests/mutants/mutation.py --out DIR --survivors             and what nothing noticed, as it was changed
+    python tests/mutants/mutation.py --equivalents                     what counts as equivalent, and why
 
 Prints a row a module. `mutation.toml` says which tests are run on which modules: part of those that plain `pytest`
 runs, so that what these notice, plain `pytest` does. Its rules say what is equivalent, and why. Where tests were
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -178,16 +179,36 @@ def survivors(folder: Path, verdicts: dict[str, int | None]) -> list[Mutant]:
         return list(pool.map(partial(shown, folder), names))
 
 
+def equivalents(config: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
+    """All that counts as equivalent, with why, as Markdown: a line a rule, then a row a function and reason."""
+    found = Counter((_plain(each["of"]), each["reason"]) for each in config["equivalent"])
+    rules = [f"- {rule['reason']}" for rule in config["rule"]]
+    rows = [f"| `{of}` | {count} | {reason} |" for (of, reason), count in found.items()]
+    return "\n".join([*rules, "", "| function | changes | reason |", "|---|---|---|", *rows])
+
+
+def _plain(name: str) -> str:
+    """A function's name as mutmut has it, without what mutmut adds."""
+    name = re.sub(r"xǁ(\w+)ǁ|x_", r"\1.", name, count=1).replace("..", ".")
+    return name if re.search(r"\.__\w+__$", name) else name.removesuffix("__")
+
+
 def main() -> int:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where copies and verdicts are kept")
+    parser.add_argument("--equivalents", action="store_true", help="print what counts as equivalent, and no more")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where copies and verdicts are kept")
     parser.add_argument("--only", nargs="+", metavar="PATH", help="modules whose path begins so")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at once (default: %(default)s)")
     parser.add_argument("--survivors", action="store_true", help="print what nothing noticed")
     parser.add_argument("--as-found", action="store_true", help="run nothing, print what was found before")
     options = parser.parse_args()
     config = tomllib.loads((Path(__file__).parent / "mutation.toml").read_text())
+    if options.equivalents:
+        print(equivalents(config))
+        return 0
+    if options.out is None:
+        parser.error("Expected --out DIR, where copies and verdicts are kept")
     groups = [Group(**each) for each in config["group"]]
     groups = [each for each in groups if not options.only or any(f.startswith(tuple(options.only)) for f in each.files)]
     if not groups:

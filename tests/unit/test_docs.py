@@ -1,6 +1,8 @@
 """Pages lead where they say."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,9 @@ def test_every_page_is_reached_from_the_readme():
             targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
             left += [(page.parent / t).resolve() for t in targets if not t.startswith("http") and t.endswith(".md")]
     assert {page for page in PAGES if page.parent.name == "docs"} <= reached
+
+
+def test_every_change_that_counts_as_equivalent_stands_in_the_docs_with_its_reason():
+    command = [sys.executable, ROOT / "tests" / "mutants" / "mutation.py", "--equivalents"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(said.splitlines()) > 40 and (ROOT / "docs" / "mutation.md").read_text().endswith(said)
