@@ -1,8 +1,10 @@
 """All true circuits and their certificate in one file: written, read, drawn against, scored and converted."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from edgeprune.graph import Circuit, CircuitMismatch, Edge, Graph
 from edgeprune.store import CircuitFileError, SavedCircuit, load_saved, save_circuit
 from edgeprune.true_circuits import load_true, nearest
 from tracr_bridge.cli import main
+from tracr_bridge.exported import _certificate
 from tracr_bridge.report import certificate_json, saved_truth
+from tracr_bridge.truth import Gap
 
 SCORE = Path(__file__).parents[2] / "examples" / "verify_your_tool" / "score.py"
 
@@ -279,3 +283,12 @@ def test_what_circuits_have_in_common_has_the_certificate_of_none(tmp_path, caps
     saved = load_saved(both)
     assert not saved.certificate and saved.true == (saved.circuit,)
     assert load_true(both, "zero") == (saved.circuit,)
+
+
+@pytest.mark.parametrize("kept", [0.5, math.inf])
+def test_the_certificate_of_a_checkpoint_is_read_back_as_it_was_written(truth, kept):
+    """Without some edge outputs may be no numbers, of which JSON has no infinite one."""
+    found = truth("hist", "zero")
+    written = replace(found.certificate, gap=Gap(kept=kept, dropped=0.25))
+    entry = json.loads(json.dumps(certificate_json(written), allow_nan=False))
+    assert _certificate(entry, found.circuit.graph, "zero") == written
