@@ -26,7 +26,7 @@ test: $(INSTALLED) ## lint, types, imports, and every test that is not for the s
 
 sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every certificate, Ray: much longer
 	@echo "== pytest: units and properties, with branch coverage and shapes checked"
-	@$(BIN)/pytest tests/unit tests/property tests/models -m "not sweep and not mutants and not stand_ins" $(SHAPES) --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/pytest tests/unit tests/property tests/models -m "not sweep and not mutants and not fakes" $(SHAPES) --cov --cov-report=term --cov-fail-under=90
 	@echo "== pytest: every program at seed 1, every certificate, more checkpoints, larger graphs"
 	@$(BIN)/pytest programs tests --circuit-seeds 2 -m sweep
 

@@ -40,7 +40,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 # Runs
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("room", [1, 2**28])
 def test_each_mask_is_a_run_of_its_own_inputs_or_of_shared_ones(both, monkeypatch, room):
     _, ours, _ = both
@@ -60,7 +60,7 @@ def test_each_mask_is_a_run_of_its_own_inputs_or_of_shared_ones(both, monkeypatc
     torch.testing.assert_close(ours(ids[0], mask, ablated[:, 0]).detach(), shared, **CLOSE)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_leading_dimensions_are_those_of_all_that_is_given(both):
     _, ours, _ = both
     ids, mask, ablated = tokens(2, 4), masks(ours, 3, 1), ours.sources(tokens(2, 2, 4, seed=1))
@@ -93,7 +93,7 @@ def test_no_masks_give_no_outputs_of_the_shape_that_others_have(both):
     assert half(tokens(2, 4), masks(half, 0)).dtype == half(tokens(2, 4)).dtype == torch.float32
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("room", "runs"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (5, [5])])
 def test_as_many_masks_run_together_as_fit_unless_gradients_are_asked_for(both, monkeypatch, room, runs):
     """In units of the numbers in all sources of a run."""
@@ -123,7 +123,7 @@ def test_gradients_reach_masks_and_neither_ablated_values_nor_weights(both):
     assert bool(mask.grad.any()) and ablated.grad is None
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_every_process_runs_its_own_inputs_and_all_have_all_outputs(both):
     _, ours, _ = both
     calls, batch = [], 3
@@ -279,7 +279,7 @@ def compared(monkeypatch):
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("kind", "gaps", "looked_at", "fine"),
     [
@@ -313,7 +313,7 @@ def test_what_may_be_rounding_is_looked_at_in_finer_types(compared, kind, gaps, 
     assert compared.expected == [("logits", each) for each in looked_at]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("numbers", "several", "finer"), [(16, False, True), (17, False, False), (16, True, False)])
 def test_a_finer_type_is_looked_at_where_it_fits_and_the_model_is_whole(compared, monkeypatch, numbers, several, finer):
     monkeypatch.setattr(guard, "_ROOM", 16 * 8)
@@ -326,7 +326,7 @@ def test_a_finer_type_is_looked_at_where_it_fits_and_the_model_is_whole(compared
     return None
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_logits_from_before_a_change_are_not_asked_for_in_finer_types(compared):
     compared.gaps = {SINGLE: Gap(1.1e-4, 1.0)}
     with pytest.raises(ModelError, match="in float32"):
@@ -334,7 +334,7 @@ def test_logits_from_before_a_change_are_not_asked_for_in_finer_types(compared):
     assert compared.expected == [["before"]] and compared.kinds == [SINGLE]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("broken", "why"),
     [

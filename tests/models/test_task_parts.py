@@ -383,7 +383,7 @@ class Model:
         return torch.stack([tokens.gather(1, positions), 100 + positions, positions * 0], dim=-1).float()
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("room", "held"), [(15, True), (14, False)])
 @pytest.mark.parametrize("progress", [True, False])
 def test_logits_are_held_where_there_is_room_for_them(monkeypatch, room, held, progress):
@@ -407,7 +407,7 @@ def test_logits_are_held_where_there_is_room_for_them(monkeypatch, room, held, p
     assert many.target[:, 0, 0].tolist() == list(map(float, range(150))) and bars[-1] is True
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_length_that_is_run_as_another_model_beside_longer_ones_is_refused():
     asked = []
 
@@ -436,7 +436,7 @@ def row(clean, corrupted, tokenizer=GPT2, number=1, **more):
     return encoder_of(tokenizer, **more).row(Example.marked(clean, corrupted), number)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_slow_tokenizer_is_refused_by_its_name():
     with pytest.raises(TaskError) as error:
         Encoder(SimpleNamespace(is_fast=False), context_length=1)
@@ -647,7 +647,7 @@ def test_a_word_that_the_tokenizer_does_not_know_is_named_and_its_own_sign_is_no
     assert split("Mary gave").ids == ids("Mary gave", WORDS)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_text_that_cannot_be_split_is_refused():
     class Fails:
         def __call__(self, text, **_):
@@ -696,7 +696,7 @@ class Letters:
         return self.tokens[token]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_answer_is_the_one_token_that_is_not_space_between_two_places():
     split = Splitter(Letters("ab", " ", "cd", " ef", "g"))
     pieces = split("ab cd efg")
@@ -716,7 +716,7 @@ def test_an_answer_is_the_one_token_that_is_not_space_between_two_places():
     )
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_label_stands_after_so_many_tokens_and_inside_none():
     split = Splitter(Letters("ab", " ", "cd", " ef"))
     pieces = split("ab cd ef")

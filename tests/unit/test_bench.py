@@ -506,7 +506,7 @@ def test_a_row_that_no_reader_would_take_is_not_written(tmp_path):
     assert results.path.read_text() == ""
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_effect_that_is_no_number_is_none_in_a_row(compiled, truth):
     given, certified = compiled("hist"), truth("hist", "zero")
     endless = replace(certified, certificate=replace(certified.certificate, gap=Gap(math.inf, 0.0)))

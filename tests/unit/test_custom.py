@@ -67,7 +67,7 @@ def test_what_is_no_function_of_a_module_is_refused(spec, message):
     assert str(error.value) == message
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_the_working_directory_is_searched_first_and_is_named_once(tmp_path, monkeypatch):
     (tmp_path / "mine_alone.py").write_text(
         "def f(model, dataset, ablation, *, seed):\n    raise ValueError(dataset)\n"
@@ -94,7 +94,7 @@ def test_the_working_directory_is_searched_first_and_is_named_once(tmp_path, mon
 # Calling it
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_method_is_called_with_what_every_method_is():
     seen = []
     for given, seed in (({}, 0), ({"seed": 7, "progress": True}, 7)):
@@ -102,7 +102,7 @@ def test_a_method_is_called_with_what_every_method_is():
         assert seen.pop() == (MODEL, "inputs", "mean", seed)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_what_it_raises_is_said_and_what_ends_it_passes():
     def raises(error):
         def raising(*_):
@@ -118,7 +118,7 @@ def test_what_it_raises_is_said_and_what_ends_it_passes():
             run(raises(error))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_error_of_a_call_itself_is_at_the_functions_first_line_whatever_wraps_it():
     def takes_nothing():
         raise AssertionError
@@ -140,7 +140,7 @@ def draws(*_):
     return [random.random(), float(np.random.rand()), float(torch.rand(1))]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_every_generator_starts_from_the_seed_and_goes_on_afterwards_where_it_stood(monkeypatch):
     seen = []
 
@@ -159,7 +159,7 @@ def test_every_generator_starts_from_the_seed_and_goes_on_afterwards_where_it_st
     assert fails(lambda *_: draws() and 1 / 0).endswith("ZeroDivisionError: division by zero")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("raises", [False, True])
 def test_what_is_set_for_all_of_torch_is_undone(raises):
     threads = torch.get_num_threads()
@@ -184,7 +184,7 @@ def test_what_is_set_for_all_of_torch_is_undone(raises):
         assert not torch.is_grad_enabled()
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_device_that_was_set_before_is_set_again():
     def sets(*_):
         torch.set_default_device("cpu")
@@ -202,14 +202,14 @@ def test_a_device_that_was_set_before_is_set_again():
 # What it returns
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_circuit_scores_1_for_its_edges():
     found = run(FOUND)
     assert found.circuit == FOUND and found.history == found.snapshots == ()
     assert found.scores.sum() == 2 and all(found.scores[GRAPH.position(edge)] == 1 for edge in FOUND.edges)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_of_scores_edges_above_a_half_are_kept_and_the_rest_is_not_read():
     scores = torch.full(SHAPE, torch.nan, dtype=torch.float64)
     for edge in GRAPH.edges:
@@ -223,7 +223,7 @@ def test_of_scores_edges_above_a_half_are_kept_and_the_rest_is_not_read():
     assert torch.equal(found.scores[exists], scores.detach()[exists].float())
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_discovery_is_taken_as_it_is():
     history, shots = (Record(0, 1.0, 2.0),), (Snapshot(0, SCORES, SCORES > 3),)
     found = run(Discovery(FOUND, SCORES + 1, history, shots, signed=True))
@@ -235,7 +235,7 @@ OTHER = Graph.transformer(embeddings=("embed",), layers=0, heads=0)
 NOT_FINITE = torch.where(torch.arange(SHAPE[0] * SHAPE[1]).view(SHAPE) == 0, torch.inf, SCORES)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_anything_else_is_refused_with_what_it_is():
     kinds = "Expected a Circuit, a tensor of scores or a Discovery from method mine:it; got"
     assert fails(None) == f"{kinds} NoneType" and fails(3) == f"{kinds} int"
@@ -262,7 +262,7 @@ def test_anything_else_is_refused_with_what_it_is():
     assert fails(Discovery(FOUND, SCORES.double() * 1e300, ())) == bad.format(7)  # no number that single precision has
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_trace_of_anything_else_is_refused():
     record, shot = Record(0, 1.0, 2.0), Snapshot(0, SCORES, SCORES > 3)
     records = "Expected a tuple of Record objects from method mine:it; got"

@@ -52,7 +52,7 @@ def without(edges: frozenset[Edge]) -> list[frozenset[Edge]]:
     return [edges - move for move in moves if edges & move]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("at_once", [1, 2, 4096])
 def test_orders_end_in_all_the_sets_from_which_nothing_can_go(monkeypatch, at_once):
     monkeypatch.setattr(elimination, "_AT_ONCE", at_once)
@@ -60,7 +60,7 @@ def test_orders_end_in_all_the_sets_from_which_nothing_can_go(monkeypatch, at_on
     assert set(ends) == set(TRUE) and len(ends) == len(TRUE)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("seed", range(6))
 def test_an_order_ends_where_it_ends_every_time_and_others_elsewhere(seed):
     (end,) = ends_of(Told(holds_one), seed, orders=1)
@@ -68,12 +68,12 @@ def test_an_order_ends_where_it_ends_every_time_and_others_elsewhere(seed):
     assert {*ends_of(Told(holds_one), seed, orders=8)} == {*ends_of(Told(holds_one), seed)}
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_the_end_depends_on_the_seed():
     assert {ends_of(Told(holds_one), seed, orders=1)[0] for seed in range(6)} == set(TRUE)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("seed", range(12))
 def test_orders_take_out_what_they_can_one_after_the_other_until_nothing_can_go(seed):
     """Of the moves that are possible alone, each that still is when its turn comes; then once more."""
@@ -96,14 +96,14 @@ def test_orders_take_out_what_they_can_one_after_the_other_until_nothing_can_go(
     assert set(ends_of(Told(faithful), seed, orders=6)) == expected
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_what_a_few_pairs_take_for_faithful_is_run_everywhere_and_started_again():
     judge = Told(holds_one, seems=lambda edges: True)
     assert set(ends_of(judge, orders=8)) == set(TRUE)
     assert len(judge.counterexamples) == 1
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_ends_that_hold_are_kept_where_others_start_again():
     """Those that seem to hold without tok->logits do not; other orders ended well the first time."""
     logits = frozenset({SMALL[-1]})
@@ -112,13 +112,13 @@ def test_ends_that_hold_are_kept_where_others_start_again():
     assert len(judge.counterexamples) == 1
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_judge_that_learns_nothing_of_what_failed_breaks_its_promise():
     with pytest.raises(BrokenPromise, match="a pair that fails in one batch fails in another"):
         ends_of(Told(holds_one, seems=lambda edges: True, learns=False))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_equal_sets_are_run_once_and_none_are_not_run():
     judge: Any = Told(holds_one)
     kept = torch.tensor([[True] * 7, [False] * 7, [True] * 7])
@@ -127,7 +127,7 @@ def test_equal_sets_are_run_once_and_none_are_not_run():
     assert elimination._reproduces(judge, SMALL, kept[:0]).tolist() == [] and len(judge.run) == 2
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_each_move_that_takes_something_out_and_leaves_a_faithful_set_is_possible():
     judge: Any = Told(holds_one)
     moves = removals(GRAPH, SMALL)
@@ -139,7 +139,7 @@ def test_each_move_that_takes_something_out_and_leaves_a_faithful_set_is_possibl
         assert row == [bool(each & move) and holds_one(each - move) for move in gone]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_end_is_a_set_from_which_no_move_leads_to_a_faithful_one():
     for end in ends_of(Told(holds_one), orders=8):
         assert holds_one(end) and not any(map(holds_one, without(end)))

@@ -174,7 +174,7 @@ class Count:
         return self.says(masks)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("at_once", "widths"), [(4, [1, 2, *[4] * 10]), (1, [1] * 43), (100, [1, 2, 4, 8, 16, 32])])
 def test_acdc_runs_ever_more_decisions_at_once_while_edges_go(monkeypatch, at_once, widths):
     graph = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
@@ -269,7 +269,7 @@ def test_so_many_masks_are_run_in_one_call_while_a_share_goes(monkeypatch):
     assert not found.scores.any()
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_tie_goes_by_the_order_of_edges_and_a_loss_at_the_threshold_is_within(monkeypatch):
     """Half of all edges go at once: of edges that are alike, the first half."""
     exists = edge_exists(MODEL.graph)
@@ -396,7 +396,7 @@ def test_scores_are_means_over_all_inputs_whatever_runs_at_once(method, config):
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_of_several_processes_each_runs_the_inputs_whose_ablated_values_it_has():
     asked, model = [], copy.copy(MODEL)
 

@@ -47,7 +47,7 @@ def judge_of(off: dict[frozenset[Edge], float], **more: Any) -> Any:
 # Truths
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_gap_is_of_the_edge_that_does_least_and_of_what_the_circuit_leaves_over():
     every = frozenset({ONE, TWO, THREE})
     off = {every: 0.001, every - {ONE}: 0.5, every - {TWO}: 0.2, every - {THREE}: 0.9}
@@ -55,7 +55,7 @@ def test_a_gap_is_of_the_edge_that_does_least_and_of_what_the_circuit_leaves_ove
     assert (found.kept, found.dropped) == pytest.approx((0.2, 0.001))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("margin", "gap", "smallest"),
     [
@@ -70,7 +70,7 @@ def test_a_margin_is_the_smallest_of_the_verdicts_and_of_both_ends_of_the_gap(ma
     assert margin_of(judge_of({}, margin=margin), gap) == pytest.approx(smallest)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("off", "refused"), [(0.0025, False), (0.00251, True), (math.nan, True), (math.inf, True)])
 def test_all_structural_edges_are_off_by_no_more_than_a_quarter_of_the_tolerance(off, refused):
     judge = judge_of({frozenset({ONE, THREE}): off})
@@ -86,7 +86,7 @@ def test_all_structural_edges_are_off_by_no_more_than_a_quarter_of_the_tolerance
     )
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_program_that_no_edge_matters_to_is_refused():
     judge = judge_of({frozenset({ONE}): 0.0, frozenset(): 0.009})
     with pytest.raises(DegenerateProgram) as caught:
@@ -119,7 +119,7 @@ def searched(monkeypatch, found: dict[frozenset[Edge], list[frozenset[Edge]] | N
     return truth_module._search(judge_of({}, **more), sorted(C), 5), asked
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_all_circuits_are_unique_or_ambiguous(monkeypatch):
     assert searched(monkeypatch, {C: [A]})[0] == ("unique", [A], 17)
     assert searched(monkeypatch, {C: [A, B]})[0] == ("ambiguous", [A, B], 17)
@@ -127,7 +127,7 @@ def test_all_circuits_are_unique_or_ambiguous(monkeypatch):
         searched(monkeypatch, {C: []})
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_where_elimination_ends_some_are_proved_or_none(monkeypatch):
     (status, circuits, choices), asked = searched(monkeypatch, {C: None, A: [A], B: None}, ends=[A, B])
     assert (status, circuits, choices) == ("minimal", [A], 0)
@@ -136,7 +136,7 @@ def test_where_elimination_ends_some_are_proved_or_none(monkeypatch):
     assert (status, set(circuits), len(circuits), choices) == ("minimal", {A, B}, 2, 0)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_where_nothing_is_proved_ends_within_others_are_handed_back_and_each_removal_is_measured(monkeypatch):
     run = list[torch.Tensor]()
     moves = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])
@@ -180,7 +180,7 @@ def test_a_list_is_complete_where_all_were_enumerated(truth, status, complete):
     assert replace(truth("hist", "zero").certificate, status=status).complete == complete
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_edge_that_depends_on_what_varies_is_not_inert():
     agree = torch.zeros(len(GRAPH.sources), len(GRAPH.destinations), dtype=torch.bool)
     asked = list[Any]()
@@ -210,7 +210,7 @@ def test_a_folder_is_found_by_its_path_and_a_program_by_its_name(tmp_path, monke
         find("other")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_known_program_is_what_was_compiled_and_certified(monkeypatch):
     program = catalogue()["first_token"]
     given = known(program)
@@ -233,7 +233,7 @@ def test_a_sample_of_a_domain_is_no_whole_one():
     assert certify(compile_program(catalogue()["hist"]), "zero").certificate.exhaustive
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_folder_is_loaded_with_the_truths_that_it_has(monkeypatch):
     asked = list[Any]()
     exported = SimpleNamespace(name="name", doc="doc", model="model", dataset="data", truth=lambda ablation: ablation)
@@ -244,7 +244,7 @@ def test_a_folder_is_loaded_with_the_truths_that_it_has(monkeypatch):
     assert asked == [Path("folder")]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_trained_model_is_loaded_and_shows_its_progress_where_it_is_asked_to(monkeypatch):
     asked = list[Any]()
     loaded = SimpleNamespace(model="model", dataset="data", truth=lambda ablation, progress: (ablation, progress))
@@ -263,7 +263,7 @@ def test_a_trained_model_is_loaded_and_shows_its_progress_where_it_is_asked_to(m
 
 
 @pytest.fixture
-def stand_ins(truth, monkeypatch):
+def fakes(truth, monkeypatch):
     """A method that returns the true circuit of `hist`, what it is called with, and how its subject was loaded."""
     found, called = truth("hist", "zero"), list[Any]()
 
@@ -289,12 +289,12 @@ def stand_ins(truth, monkeypatch):
     return called
 
 
-@pytest.mark.stand_ins
-def test_all_ablations_are_certified_before_a_method_is_run_on_each(stand_ins):
+@pytest.mark.fakes
+def test_all_ablations_are_certified_before_a_method_is_run_on_each(fakes):
     program = catalogue()["hist"]
     found = recover_under(program, ["zero", "mean"], method="mine", seed=4, progress=True)
     runs = [(("model", "data", ablation), {"seed": 4, "progress": True}) for ablation in ("zero", "mean")]
-    assert stand_ins == [("mine", {}), (program, True), "zero", "mean", *runs]
+    assert fakes == [("mine", {}), (program, True), "zero", "mean", *runs]
     for each, ablation in zip(found, ("zero", "mean"), strict=True):
         assert (each.name, each.doc, each.method, each.seed) == ("name", "doc", "mine", 4)
         assert each.assessment.found.ablation == each.discovery.circuit.ablation == ablation
@@ -302,8 +302,8 @@ def test_all_ablations_are_certified_before_a_method_is_run_on_each(stand_ins):
         assert each.seconds.keys() == {"compile", "truth", "discover"}
 
 
-@pytest.mark.stand_ins
-def test_a_recovery_without_more_is_of_our_method_at_seed_0_without_progress(stand_ins):
+@pytest.mark.fakes
+def test_a_recovery_without_more_is_of_our_method_at_seed_0_without_progress(fakes):
     program = catalogue()["hist"]
     for found in (recover(program, "zero"), *recover_under(program, ["zero"])):
         assert (found.method, found.seed) == ("edge-pruning-minimax", 0)
@@ -313,17 +313,17 @@ def test_a_recovery_without_more_is_of_our_method_at_seed_0_without_progress(sta
         "zero",
         (("model", "data", "zero"), {"seed": 0, "progress": False}),
     ]
-    assert stand_ins == one * 2
+    assert fakes == one * 2
 
 
-@pytest.mark.stand_ins
-def test_a_recovery_asks_for_all_that_it_is_asked(stand_ins):
+@pytest.mark.fakes
+def test_a_recovery_asks_for_all_that_it_is_asked(fakes):
     recover(catalogue()["hist"], "mean", method="mine", seed=3, progress=True)
-    assert stand_ins[0] == ("mine", {}) and stand_ins[-1] == (("model", "data", "mean"), {"seed": 3, "progress": True})
+    assert fakes[0] == ("mine", {}) and fakes[-1] == (("model", "data", "mean"), {"seed": 3, "progress": True})
 
 
-@pytest.mark.stand_ins
-def test_a_discovery_that_takes_longer_than_it_is_given_is_refused(stand_ins, monkeypatch):
+@pytest.mark.fakes
+def test_a_discovery_that_takes_longer_than_it_is_given_is_refused(fakes, monkeypatch):
     monkeypatch.setattr(recover_module, "find_method", lambda name, more: lambda *given, **asked: time.sleep(30))
     with pytest.raises(MethodError, match=r"mine ran longer than the 0\.1 s that it is given"):
         recover(catalogue()["hist"], "zero", method="mine", seconds=0.1)

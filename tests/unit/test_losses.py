@@ -104,7 +104,7 @@ def test_units_are_of_as_many_inputs_as_fit_and_of_one_at_least(monkeypatch, roo
     assert per_input("squared") == pytest.approx([0.25 / variance, 5.0 / 2 / variance])
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_pairs_are_drawn_by_the_generator_each_input_once():
     data = replace(DATA, tokens=torch.zeros(50, 1).long(), group=torch.arange(50) % 2)
     one, same, other = (draw_pairs(data, 20, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
@@ -306,7 +306,7 @@ class Together:
         self.agreed.append(value)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_what_rounding_may_tell_apart_is_that_of_the_first_process():
     model = copy.copy(MODEL)
     model.ranks = Together()

@@ -233,7 +233,7 @@ def steps(monkeypatch):
     return gives
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_model_is_loaded_checked_and_compared(steps):
     assert load_model("name", precision="bfloat16", device="cpu") == ("our model", ["a"])
     config = steps.noted[2][1][1]
@@ -262,14 +262,14 @@ def test_a_model_is_loaded_checked_and_compared(steps):
     assert config.model_type == "own"
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_single_precision_is_loaded_unless_asked_for_otherwise(steps):
     load_model("name")
     assert steps.noted[3][2]["dtype"] == torch.float32
     assert steps.noted[7] == ("to", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("check", [True, False])
 def test_with_an_adapter_logits_are_taken_before_it_is_merged(steps, check):
     steps.adapted = True
@@ -289,7 +289,7 @@ def test_models_of_other_kinds_and_without_a_tokenizer_are_refused(steps):
     assert said(load_model, "name", device="cpu") == "Expected a tokenizer in 'name'; it has none"
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_several_processes_share_a_model_out(steps, monkeypatch):
     ranks = SimpleNamespace(several=True)
     load_model("name", device="cpu", ranks=ranks)

@@ -479,7 +479,7 @@ def test_the_remedy_for_an_aggregate_of_what_has_no_mean_is_that_of_aggregates()
         program(build).evaluate(("a", "b"))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_error_beyond_any_expression_is_one_of_the_output():
     with pytest.raises(InterpreterError, match="raises in its output of mine, on input "):
         program(lambda: rasp.Map(lambda x: x, rasp.tokens)).evaluate_all([None], ("a",))  # pyright: ignore

@@ -281,7 +281,7 @@ def checked(monkeypatch):
 CIRCUITS = {edges: [9.0] * edges + [-9.0] * (8 - edges) for edges in range(9)}
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("wrong", "edges", "second_stays"),
     [
@@ -324,7 +324,7 @@ def stages_until(run, stage):
     return run.done
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_circuit_that_no_pair_shows_wrong_is_not_learned_anew(checked):
     run = begin(replace(OURS, ending=None))
     stages_until(run, Stage.CHECK)
@@ -334,7 +334,7 @@ def test_a_circuit_that_no_pair_shows_wrong_is_not_learned_anew(checked):
     assert torch.equal(run.masks.log_alpha, before)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("joint", [True, False])
 def test_what_a_final_check_leaves_is_the_circuit(checked, joint):
     run = begin(with_settings(replace(OURS, ending=None), {"joint_removals": joint, "masked": "edges"}))
@@ -472,7 +472,7 @@ def test_a_discovery_is_what_a_run_finds_with_each_of_its_steps(monkeypatch, pro
     assert torch.equal(again.scores, prune_edges(MODEL, DATA, "resample", seed=0, config=config).scores)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_discovery_that_learns_anew_shows_so(monkeypatch, checked):
     monkeypatch.setattr(engine, "tqdm", Bar)
     checked.counts = [1, 0, 0]

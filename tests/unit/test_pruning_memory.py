@@ -177,7 +177,7 @@ def until(end, *, rounded=True, wrong=False, first=0, most=100):
     return None
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_without_a_rule_learning_ends_with_the_last_step():
     end = Ending(None, 4, Standing(), uncertain_until=0, may_start_over=True)
     assert until(end) == (3, Verdict.END)
@@ -185,14 +185,14 @@ def test_without_a_rule_learning_ends_with_the_last_step():
     assert end.state()["numbers"].tolist() == [0, 0, 0]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_circuit_that_stays_is_doubted_and_then_the_end():
     _, end = ending()
     assert until(end) == (5, Verdict.DOUBT)
     assert until(end, first=6) == (10, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_circuit_that_has_changed_has_to_stay_again_and_another_than_was_doubted_is_doubted():
     masks, end = ending()
     assert until(end) == (5, Verdict.DOUBT)
@@ -201,7 +201,7 @@ def test_a_circuit_that_has_changed_has_to_stay_again_and_another_than_was_doubt
     assert until(end, first=12) == (16, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_the_last_step_is_the_end_whatever_else_would_follow():
     _, end = ending(steps=6)
     assert until(end) == (5, Verdict.END)
@@ -209,13 +209,13 @@ def test_the_last_step_is_the_end_whatever_else_would_follow():
     assert until(end) == (4, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_without_a_second_look_the_first_that_stays_is_the_end():
     _, end = ending(second_look=False)
     assert until(end) == (5, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("certainty", "rounded", "step"), [(4.0, True, 3), (3.9, True, 5), (4.0, False, 5)])
 def test_certain_rounded_masks_end_sooner(certainty, rounded, step):
     masks, end = ending(second_look=False)
@@ -223,7 +223,7 @@ def test_certain_rounded_masks_end_sooner(certainty, rounded, step):
     assert until(end, rounded=rounded) == (step, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("until_step", "step"), [(2, 5), (1, 4), (0, 3)])
 def test_certainty_counts_from_the_step_at_which_the_pressure_is_full(until_step, step):
     masks, end = ending(second_look=False, uncertain_until=until_step, patience=90)
@@ -231,7 +231,7 @@ def test_certainty_counts_from_the_step_at_which_the_pressure_is_full(until_step
     assert until(end) == (step, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_certainty_counts_from_the_last_step_that_was_not_certain():
     masks, end = ending(second_look=False, patience=90)
     masks.certainty = 9.0
@@ -242,7 +242,7 @@ def test_certainty_counts_from_the_last_step_that_was_not_certain():
     assert until(end, first=3) == (5, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_uncertain_step_before_the_pressure_is_full_changes_nothing():
     masks, end = ending(second_look=False, patience=90, uncertain_until=6)
     masks.certainty = 1.0
@@ -251,7 +251,7 @@ def test_an_uncertain_step_before_the_pressure_is_full_changes_nothing():
     assert until(end, first=1) == (9, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_doubted_circuit_that_is_certain_has_to_be_so_again():
     masks, end = ending(patience=90)
     masks.certainty = 9.0
@@ -259,7 +259,7 @@ def test_a_doubted_circuit_that_is_certain_has_to_be_so_again():
     assert until(end, first=4) == (6, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_wrong_circuit_starts_over_once_and_what_was_doubted_before_does_not_count():
     _, end = ending()
     assert until(end) == (5, Verdict.DOUBT)
@@ -269,7 +269,7 @@ def test_a_wrong_circuit_starts_over_once_and_what_was_doubted_before_does_not_c
     assert until(end, first=16, wrong=True) == (20, Verdict.END)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("steps", "verdict"), [(10, Verdict.DOUBT), (11, Verdict.START_OVER), (14, Verdict.START_OVER)]
 )
@@ -278,7 +278,7 @@ def test_a_wrong_circuit_starts_over_before_half_of_the_steps_alone(steps, verdi
     assert until(end, wrong=True) == (5, verdict)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(("may", "asked"), [(False, True), (True, False)])
 def test_nothing_starts_over_where_it_may_not(may, asked):
     _, end = ending(may_start_over=may, start_over=asked)
@@ -286,7 +286,7 @@ def test_nothing_starts_over_where_it_may_not(may, asked):
     assert end.state()["numbers"].tolist() == [5, 5, 0]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_ending_holds_what_it_needs_to_go_on_and_nothing_that_it_could_not_have():
     masks, end = ending(uncertain_until=7)
     assert torch.equal(end.state()["standing"], masks.circuit)

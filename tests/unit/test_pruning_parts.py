@@ -185,7 +185,7 @@ def draw_of(masks, values, *, rounded=False):
     return Draw(masks._assemble(values), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), values, rounded)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_target_presses_by_both_multipliers_on_the_sparsity_of_edges_masks():
     """The target is 0.6 * 3 / (0.5 * 12) = 0.3, edges' masks sum to 6 and 4 of 8, and nodes' do not count."""
     masks = masks_at(LOG_ALPHA, "edges and nodes")

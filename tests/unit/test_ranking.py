@@ -57,7 +57,7 @@ class Missing(CircuitLoss):
         return self.graph.total - masks.flatten(1).sum(1)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("seed", range(2))
 def test_a_loss_at_the_tolerance_is_within_it_and_no_circuit_is_run_beyond(seed):
     """From no edges at all, though the first of them would live alone, to all of them."""

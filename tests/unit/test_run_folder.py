@@ -85,7 +85,7 @@ def own_run(subject, config=ASKED):
     return run, steps
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_run_leaves_what_was_asked_for_a_line_a_step_and_what_was_found(subject, tmp_path):
     found = prune(ASKED, tmp_path / "run", device="cpu", check=False, save_every=4)
     assert subject.asked == (
@@ -127,7 +127,7 @@ def test_a_run_leaves_what_was_asked_for_a_line_a_step_and_what_was_found(subjec
     assert read_config(out) == ASKED
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_run_within_a_tolerance_is_judged_by_its_loss(subject, tmp_path, monkeypatch):
     begun, begin = [], pruning_run.Pruning
     monkeypatch.setattr(pruning_run, "Pruning", lambda *given, **more: begun.append(given) or begin(*given, **more))
@@ -144,7 +144,7 @@ def test_a_run_within_a_tolerance_is_judged_by_its_loss(subject, tmp_path, monke
     }
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_run_is_polished_where_it_is_asked_for(subject, tmp_path, monkeypatch):
     asked, polish_in = [], pruning_run.polish_in
 
@@ -175,7 +175,7 @@ def test_a_run_is_polished_where_it_is_asked_for(subject, tmp_path, monkeypatch)
 # Going on
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     "config", [ASKED, replace(ASKED, pruning=with_settings(MINIMAX, {"steps": 4, "batch_size": 3}))]
 )
@@ -204,7 +204,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(subject, tmp_path, monkey
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_lines_after_the_checkpoint_are_made_again_and_without_one_all_are(subject, tmp_path):
     prune(ASKED, tmp_path / "run")
     whole = contents(tmp_path / "run")
@@ -228,7 +228,7 @@ def test_lines_after_the_checkpoint_are_made_again_and_without_one_all_are(subje
         prune(ASKED, tmp_path / "run", resume=True)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_what_was_asked_for_is_written_once(subject, tmp_path):
     """By whatever versions a run is gone on with, its folder has those that it began with."""
     prune(ASKED, tmp_path / "run")
@@ -263,7 +263,7 @@ class Bar:
         self.updates += 1
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("progress", [True, False])
 def test_what_a_run_does_is_shown(subject, tmp_path, monkeypatch, progress):
     monkeypatch.setattr(pruning_run, "tqdm", Bar)
@@ -277,7 +277,7 @@ def test_what_a_run_does_is_shown(subject, tmp_path, monkeypatch, progress):
     assert Bar.made[-1].given["initial"] == STEPS
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_the_stages_after_learning_are_shown_and_learning_anew_has_as_many_steps(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning_run, "tqdm", Bar)
     plan = iter([Stage.CHECK, Stage.LEARN_ANEW, Stage.LEARN_ANEW, Stage.DONE])
@@ -322,7 +322,7 @@ class Ranks:
         self.waits += 1
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_process_that_is_not_the_first_writes_nothing(subject, tmp_path, monkeypatch):
     ranks = Ranks(first=False, shared=[])
     monkeypatch.setattr(pruning_run, "join", lambda: ranks)
@@ -335,7 +335,7 @@ def test_a_process_that_is_not_the_first_writes_nothing(subject, tmp_path, monke
     assert all(torch.equal(one, other) for one, other in zip(ranks.shared[len(values) :], values, strict=True))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_processes_that_stand_elsewhere_are_refused(subject, tmp_path, monkeypatch):
     prune(ASKED, tmp_path / "run")
     ranks = Ranks(agrees=False)
@@ -351,7 +351,7 @@ def test_processes_that_stand_elsewhere_are_refused(subject, tmp_path, monkeypat
 # What is refused
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_folder_that_holds_a_run_or_other_files_is_no_new_one(subject, tmp_path):
     prune(ASKED, tmp_path / "run")
     (tmp_path / "other").mkdir()
@@ -368,7 +368,7 @@ def test_a_folder_that_holds_a_run_or_other_files_is_no_new_one(subject, tmp_pat
         prune(ASKED, tmp_path / "file" / "run")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -390,7 +390,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(subject, tmp_path, change, 
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_run_of_another_method_is_not_gone_on_with(subject, tmp_path):
     prune(ASKED, tmp_path / "run")
     with pytest.raises(RunError) as error:
@@ -401,7 +401,7 @@ def test_a_run_of_another_method_is_not_gone_on_with(subject, tmp_path):
     )
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("what", ["weights", "task"])
 def test_a_model_and_a_task_are_those_that_a_run_began_with(subject, tmp_path, what):
     prune(ASKED, tmp_path / "run")
@@ -432,7 +432,7 @@ def test_a_folder_that_holds_no_run_has_no_config(tmp_path):
 # Evaluations
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
 def test_an_evaluation_is_of_the_circuit_and_of_the_full_model(subject, tmp_path, ablation):
     out = tmp_path / "run"
@@ -460,7 +460,7 @@ def test_an_evaluation_is_of_the_circuit_and_of_the_full_model(subject, tmp_path
     assert said["task"] == "gp" and said["metric"] == pruning_run.metric_of("gp")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_circuit_of_another_folder_is_measured_in_the_place_of_the_runs(subject, tmp_path):
     prune(ASKED, tmp_path / "run")
     none = SavedCircuit(Circuit(GRAPH, "resample", frozenset(GRAPH.edges[:2])), model="some/model")
@@ -492,14 +492,14 @@ def test_a_circuit_of_another_folder_is_measured_in_the_place_of_the_runs(subjec
         assert str(error.value) == said
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_an_evaluation_waits_for_nobody(subject, tmp_path):
     prune(ASKED, tmp_path / "run")
     with locked(tmp_path / "run"), pytest.raises(Busy, match="another process has an evaluation in"):
         evaluate_run(tmp_path / "run")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_only_the_first_process_keeps_an_evaluation(subject, tmp_path, monkeypatch):
     prune(ASKED, tmp_path / "run")
     ranks = Ranks(first=False)

@@ -91,7 +91,7 @@ def comparison(rows: list[int]) -> Any:
     return verifying._Comparison(compiled, torch.tensor(rows))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_difference_is_a_share_of_the_scale_or_of_the_value_if_that_is_larger():
     compare = comparison([2, 1])
     ours, theirs = torch.tensor([[[4.0, 1.0]], [[100.0, 2.0]]]), np.array([[[4.0, 1.5]], [[101.0, 2.0]]])
@@ -113,14 +113,14 @@ def test_a_difference_is_a_share_of_the_scale_or_of_the_value_if_that_is_larger(
     assert (nowhere.relative, nowhere.text) == (0, "")
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_place_is_counted_from_bos():
     ours, theirs = torch.zeros(1, 3), np.array([[0.0, 0.0, 1.0]])
     found = comparison([1])("here", ours, theirs, scale=1.0, where=torch.ones(1, 3, dtype=torch.bool))
     assert "and ours 0 on input [b c], position 2 counted from BOS" in found.text
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_differs_infinitely(value):
     for ours, theirs in ((value, 1.0), (1.0, value)):
@@ -137,7 +137,7 @@ def mismatches(wanted: Any, value: Any, *, categorical: bool = False, rounding: 
     return verifying._mismatches(compiled, 1, ["BOS", "anything", value, "PAD"], "PyTorch", rounding)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("wanted", "value", "rounding", "same"),
     [
@@ -156,14 +156,14 @@ def test_numbers_are_the_same_within_the_tolerance_or_rounding(wanted, value, ro
     assert mismatches(wanted, value, rounding=rounding) == ([] if same else [said])
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_values_of_a_categorical_program_are_the_same_or_not():
     assert mismatches("b", "b", categorical=True) == []
     assert mismatches("b", "c", categorical=True) == ["input [a b] position 1: RASP 'b', PyTorch 'c'"]
     assert mismatches(1, 1.001, categorical=True) == ["input [a b] position 1: RASP 1, PyTorch 1.001"]
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("most", "numbers", "sizes"),
     [

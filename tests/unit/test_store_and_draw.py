@@ -151,7 +151,7 @@ def test_a_missing_folder_is_reported(tmp_path):
         write_atomically(tmp_path / "no" / "file.txt", lambda stream: stream.write(b""))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, "task\udcff.jsonl"], ids=["nan", "inf", "-inf", "half a character"]
 )

@@ -164,7 +164,7 @@ def test_masked_runs_of_a_compiled_model_are_those_of_a_loop_over_edges(causal, 
             torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_runs_may_each_have_inputs_and_ablated_values_of_their_own_and_positions_be_asked_for():
     model = model_of(small())
     masks = drawn(3, len(model.graph.sources), len(model.graph.destinations))
@@ -296,7 +296,7 @@ def test_values_that_change_places_between_positions_columns_or_sources_have_oth
     assert not torch.equal(one, other)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_model_that_is_handed_out_passes_all_on():
     class Echo:
         graph = model_of(small()).graph

@@ -17,7 +17,7 @@ from edgeprune.methods.settings import with_settings
 from edgeprune.subject import RunConfig, Subject, digest_of_tensors, load_subject
 from edgeprune.tasks import Sizes
 
-pytestmark = pytest.mark.stand_ins
+pytestmark = pytest.mark.fakes
 
 ASKED = RunConfig(model="some/model", task="ioi")
 

@@ -97,7 +97,7 @@ def two(edges: frozenset[Edge]) -> float:
     return 0.25 if any(circuit <= edges for circuit in TRUE) else 2.0
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize("at_once", [1, 3, 512])
 def test_true_circuits_are_found_smallest_first_and_nothing_that_holds_one_is_run(monkeypatch, at_once):
     monkeypatch.setattr(subsets_module, "_AT_ONCE", at_once)
@@ -111,7 +111,7 @@ def test_true_circuits_are_found_smallest_first_and_nothing_that_holds_one_is_ru
     assert {*loss.limits} == {1.0} and max(loss.sizes) == min(at_once, max(loss.sizes))
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("inside", "outside", "tolerance", "margin", "many"),
     [
@@ -130,13 +130,13 @@ def test_a_loss_at_the_tolerance_is_within_it_and_the_margin_is_the_smallest_dis
     assert (len(found.circuits), found.margin) == (many, margin)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_the_empty_circuit_is_true_where_it_is_faithful():
     found = true_circuits(Loss(GRAPH, lambda edges: 0.0), SMALL, TOLERANCE)  # pyright: ignore
     assert found.circuits == [frozenset()] and (found.runs, found.margin) == (1, TOLERANCE)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_progress_is_shown_where_it_is_asked_for(capsys, monkeypatch):
     shown = list[Any]()
 
@@ -163,7 +163,7 @@ def test_progress_is_shown_where_it_is_asked_for(capsys, monkeypatch):
         assert (said["total"], said["disable"], done) == (many, disable, many)
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_judge_of_losses_says_what_is_within_its_tolerance():
     loss = Loss(GRAPH, lambda edges: len(edges) / 4)
     judge = LossJudge(loss, TOLERANCE)  # pyright: ignore

@@ -80,7 +80,7 @@ def test_what_a_check_refuses_is_listed_a_line_each(monkeypatch):
     assert str(caught.value) == f"hist, zero: a true circuit has edges that can carry nothing: {named}"
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 @pytest.mark.parametrize(
     ("code", "found", "said"),
     [

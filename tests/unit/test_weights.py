@@ -47,7 +47,7 @@ def test_each_array_is_tracrs_own_in_its_place(two):
         np.testing.assert_array_equal(layer.output, params[f"{name}/mlp/linear_2"]["w"])
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_weights_are_single_precision_whatever_tracrs_are(two):
     params = {
         name: {part: np.array(array, np.float64) for part, array in entry.items()}
@@ -78,7 +78,7 @@ def test_a_causal_mask_is_that_of_the_program():
     assert extract_weights(noncausal.assembled).causal is False
 
 
-@pytest.mark.stand_ins
+@pytest.mark.fakes
 def test_a_bias_which_tracr_never_writes_is_refused(two):
     params = {name: dict(entry) for name, entry in two.assembled.params.items()}
     name = "transformer/layer_0/mlp/linear_1"
