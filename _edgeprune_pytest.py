@@ -20,8 +20,8 @@ import pytest
 if TYPE_CHECKING:
     from edgeprune.errors import EdgePruneError
     from edgeprune.graph import Ablation
-    from tracr_bridge.program import Program
-    from tracr_bridge.suite import Suite
+    from tracr_bridge.compile.program import Program
+    from tracr_bridge.recovery.pytest_checks import Suite
 
 _DECLARES = "rasp_program"
 _LARGEST = 2**22
@@ -114,7 +114,7 @@ def _suite(config: pytest.Config) -> "Suite":
 
         from edgeprune.errors import UnknownMethod
         from edgeprune.user_code import told
-        from tracr_bridge.suite import Suite
+        from tracr_bridge.recovery.pytest_checks import Suite
 
         torch.set_num_threads(1)  # compiled models are too small for threads to pay
         try:
@@ -135,7 +135,7 @@ def _load(config: pytest.Config, path: Path) -> "dict[str, Program]":
     Raises:
         ProgramFileError: it holds none, or cannot be imported.
     """
-    from tracr_bridge.catalogue import load_file
+    from tracr_bridge.compile.catalogue import load_file
 
     loaded = config.stash.setdefault(_LOADED, {})
     if path.resolve() not in loaded:
@@ -151,7 +151,7 @@ def _find(config: pytest.Config, name: str) -> "Program":
         ProgramFileError: a file that may declare it cannot be imported.
     """
     from edgeprune.errors import UnknownProgram
-    from tracr_bridge.catalogue import load_program
+    from tracr_bridge.compile.catalogue import load_program
 
     own = sorted(file for file in _program_files(config) if file.parent != _shipped())
     if ".py" in name:
@@ -229,11 +229,12 @@ def _declares_programs(path: Path) -> bool:
     direct, modules = set[str](), set[str]()
     for node in nodes:
         match node:
-            case ast.ImportFrom(module="tracr_bridge" | "tracr_bridge.program", names=names, level=0):
+            case ast.ImportFrom(module="tracr_bridge" | "tracr_bridge.compile.program", names=names, level=0):
                 direct |= {each.asname or _DECLARES for each in names if each.name in (_DECLARES, "*")}
+            case ast.ImportFrom(module="tracr_bridge.compile", names=names, level=0):
                 modules |= {each.asname or each.name for each in names if each.name == "program"}
             case ast.Import(names=names):
-                ours = [each for each in names if each.name in ("tracr_bridge", "tracr_bridge.program")]
+                ours = [each for each in names if each.name in ("tracr_bridge", "tracr_bridge.compile.program")]
                 modules |= {each.asname or each.name for each in ours} | ({"tracr_bridge"} if ours else set())
             case _:
                 pass
@@ -364,7 +365,7 @@ class Check(pytest.Item):
         """The message alone where it says everything, else the traceback."""
         from edgeprune.errors import EdgePruneError
         from edgeprune.user_code import told
-        from tracr_bridge.suite import CheckFailed
+        from tracr_bridge.recovery.pytest_checks import CheckFailed
 
         if isinstance(excinfo.value, CheckFailed | EdgePruneError):
             return told(excinfo.value, "\n")
@@ -387,7 +388,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _asked(config: pytest.Config, what: str, usage: str) -> Callable[..., Any]:
-    from tracr_bridge.hand_written import Asked
+    from tracr_bridge.recovery.fixtures import Asked
 
     return Asked(getattr(_suite(config), what), usage)
 
@@ -413,7 +414,7 @@ def recover(request: pytest.FixtureRequest) -> Callable[..., Any]:
 @pytest.fixture
 def program() -> None:
     """The program of a test that is marked `programs(name, ...)`, which runs once for each name."""
-    from tracr_bridge.hand_written import USAGE
+    from tracr_bridge.recovery.fixtures import USAGE
 
     pytest.fail(f"Expected {USAGE}; the test has no such mark", pytrace=False)
 
@@ -423,7 +424,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("programs")
     if marker is None:
         return
-    from tracr_bridge.hand_written import USAGE, misuse
+    from tracr_bridge.recovery.fixtures import USAGE, misuse
 
     if fault := misuse(marker, metafunc, partial(_find, metafunc.config)):
         pytest.fail(f"{metafunc.definition.nodeid}: Expected {USAGE}; {fault}", pytrace=False)

@@ -14,8 +14,8 @@ from edgeprune.ablation import Ablator
 from edgeprune.graph import Ablation
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.loss import Objective
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.compile import Compiled, compile_program
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.compile.compile import Compiled, compile_program
 
 PROGRAMS = ("hist", "reverse", "sort_freq", "shuffle_dyck1")
 ROUNDS = 60

@@ -18,11 +18,11 @@ from edgeprune.ablation import Ablator
 from edgeprune.errors import DegenerateProgram
 from edgeprune.graph import ABLATIONS, Ablation, Edge
 from edgeprune.masks import mask_of
-from edgeprune.metrics import ATOL
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.compile import Compiled, compile_program
-from tracr_bridge.known import certify
-from tracr_bridge.truth import Truth
+from edgeprune.metrics.distances import ATOL
+from tracr_bridge.certify.truth import Truth
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.compile.compile import Compiled, compile_program
+from tracr_bridge.recovery.known_models import certify
 
 
 @torch.no_grad()

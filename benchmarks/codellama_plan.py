@@ -19,8 +19,8 @@ from steps import masks_run
 from transformers import LlamaConfig
 
 from edgeprune.graph import Graph
-from edgeprune.plan import GIGABYTE, Question, plan
-from edgeprune.step_cost import load_config, step_cost
+from edgeprune.runs.plan import GIGABYTE, Question, plan
+from edgeprune.runs.step_cost import load_config, step_cost
 
 GPUS = ((80.0, None), (80.0, 8), (40.0, None), (24.0, None))
 """Gigabytes of each, and how many; None is as few as it takes."""

@@ -20,12 +20,12 @@ from typing import Final
 import torch
 from transformers import GPT2LMHeadModel
 
-from edgeprune.answers import Answers
 from edgeprune.data import Dataset
-from edgeprune.formats import read_eap_ig, scores_by_edge, write_eap_ig
+from edgeprune.files.other_tools import read_eap_ig, scores_by_edge, write_eap_ig
 from edgeprune.methods.eap import attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.method import Discovery
+from edgeprune.metrics.answers import Answers
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.tasks import Encoded
 

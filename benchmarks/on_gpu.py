@@ -31,16 +31,16 @@ from steps import masks_run, measure, random_run
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from edgeprune.files.store import write_text
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning
 from edgeprune.models.load import KINDS
 from edgeprune.models.sharded import shard
 from edgeprune.models.transformer import Transformer
 from edgeprune.parallel import ALONE, Ranks
-from edgeprune.pruning_run import evaluate_run, prune
-from edgeprune.step_cost import step_cost
-from edgeprune.store import write_text
-from edgeprune.subject import RunConfig
+from edgeprune.runs.config import RunConfig
+from edgeprune.runs.prune import evaluate_run, prune
+from edgeprune.runs.step_cost import step_cost
 from edgeprune.tasks import Sizes
 from edgeprune.toys import ToyConfig
 from edgeprune.toys.train import train_toy

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from edgeprune.errors import DegenerateProgram
 from edgeprune.graph import ABLATIONS, Ablation
 from edgeprune.methods import METHODS
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import certify
-from tracr_bridge.recover import assess
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.known_models import certify
+from tracr_bridge.recovery.recover import assess
 
 
 def measure(name: str, ablations: list[Ablation], method: str, seeds: int) -> list[dict[str, Any]]:

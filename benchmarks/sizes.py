@@ -22,13 +22,13 @@ from typing import Final
 import torch
 from tqdm import tqdm
 
-from edgeprune.compare import ACDC, POLISHED, PRUNING, Comparison, Row, compare
 from edgeprune.masks import edge_exists
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.settings import with_settings
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
-from edgeprune.subject import RunConfig
+from edgeprune.runs.compare import ACDC, POLISHED, PRUNING, Comparison, Row, compare
+from edgeprune.runs.config import RunConfig
 from edgeprune.tasks import Sizes
 from edgeprune.toys import LESSONS
 from edgeprune.toys.train import TASK, train_toy

@@ -23,15 +23,15 @@ from typing import Final
 import torch
 from tqdm import tqdm
 
+from edgeprune.cli.main import main as edgeprune
+from edgeprune.files.store import load_circuit
 from edgeprune.graph import Ablation
-from edgeprune.store import load_circuit
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.cli import main as edgeprune
-from tracr_bridge.export import export
-from tracr_bridge.exported import Exported
-from tracr_bridge.recover import assess
-from tracr_bridge.task_file import MOST
-from tracr_bridge.transplant import Family
+from tracr_bridge.checkpoints.export import export
+from tracr_bridge.checkpoints.read_back import Exported
+from tracr_bridge.checkpoints.task_file import MOST
+from tracr_bridge.checkpoints.transplant import Family
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.recovery.recover import assess
 
 ABLATIONS: Final[tuple[Ablation, ...]] = ("mean", "resample")
 

@@ -27,18 +27,18 @@ from typing import Any, Final
 import torch
 from tqdm import tqdm
 
+from edgeprune.files.store import write_json
 from edgeprune.masks import circuit_mask
 from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERANCE
 from edgeprune.methods.settings import with_settings
-from edgeprune.pruning_run import prune
-from edgeprune.store import write_json
-from edgeprune.subject import RunConfig
+from edgeprune.runs.config import RunConfig
+from edgeprune.runs.prune import prune
 from edgeprune.tasks import Sizes
 from edgeprune.toys import LESSONS
 from edgeprune.toys.train import TASK, train_toy
-from tracr_bridge.trained import Loaded, Trained, load_trained
-from tracr_bridge.truth import Truth
+from tracr_bridge.certify.trained_models import Loaded, Trained, load_trained
+from tracr_bridge.certify.truth import Truth
 
 TOLERANCES: Final = (0.01, 0.1, 1.0)
 """Nats, of the mean over examples."""

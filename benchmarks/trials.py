@@ -27,10 +27,10 @@ from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
 from edgeprune.methods.edge_pruning.optimizer import AdamConfig
 from edgeprune.methods.edge_pruning.pressure import Penalty
 from edgeprune.methods.settings import with_settings
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import certify
-from tracr_bridge.recover import assess
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.known_models import certify
+from tracr_bridge.recovery.recover import assess
 
 MINIMAX = configurations.MINIMAX
 THROUGH_Z = replace(MINIMAX, gradient=ThroughZ(mask_samples=64, explored=0.1), final_check=None)

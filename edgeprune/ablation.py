@@ -9,7 +9,7 @@ from torch import Tensor
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
-from edgeprune.model import MaskedModel, Sources, Tokens
+from edgeprune.masked_model import MaskedModel, Sources, Tokens
 from edgeprune.parallel import ranks_of
 
 ZERO: Final = (

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edgeprune.answers import Answers
-from edgeprune.model import MaskedModel, OnlyMasked
+from edgeprune.masked_model import MaskedModel, OnlyMasked
+from edgeprune.metrics.answers import Answers
 
 _AT_ONCE: Final = 64
 """Inputs that the full model runs on at a time."""

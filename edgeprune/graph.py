@@ -314,12 +314,12 @@ class Circuit:
         return DataFrame(rows, columns=["edge", "source", "destination", "port"])
 
     def save(self, path: str | Path) -> None:
-        """Write the circuit as JSON (`edgeprune/circuit.schema.json`).
+        """Write the circuit as JSON (`edgeprune/files/circuit.schema.json`).
 
         Raises:
             UnwritableFile: it cannot be written there.
         """
-        from edgeprune.store import save_circuit
+        from edgeprune.files.store import save_circuit
 
         save_circuit(self, Path(path))
 
@@ -331,14 +331,14 @@ class Circuit:
             CircuitFileError: the file holds none.
             RunError: the run in the folder has not ended.
         """
-        from edgeprune.folders import circuit_file
-        from edgeprune.store import load_circuit
+        from edgeprune.files.folders import circuit_file
+        from edgeprune.files.store import load_circuit
 
         return load_circuit(circuit_file(Path(path)))
 
     def _repr_svg_(self) -> str:
         """What a notebook shows."""
-        from edgeprune.draw import as_svg, draw_comparison
+        from edgeprune.pictures.draw import as_svg, draw_comparison
 
         title = f"{len(self)} of {self.graph.total:,} edges, {self.ablation} ablation"
         return as_svg(draw_comparison(self.graph, self.edges, None, title))

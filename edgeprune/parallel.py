@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from edgeprune.errors import EdgePruneError, RunError
-from edgeprune.folders import clear, locked
+from edgeprune.files.folders import clear, locked
 
 
 @contextmanager

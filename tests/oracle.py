@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from edgeprune.graph import Graph
-from tracr_bridge.weights import Weights
+from tracr_bridge.compile.weights import Weights
 
 
 def sources_and_output(weights: Weights, graph: Graph, ids, mask, ablated):

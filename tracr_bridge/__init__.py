@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tracr_bridge.optimised import keep_asserts_of_haiku
+from tracr_bridge.compile.optimised import keep_asserts_of_haiku
 
 if TYPE_CHECKING:
-    from tracr_bridge.program import Program as Program
-    from tracr_bridge.program import rasp_program as rasp_program
+    from tracr_bridge.compile.program import Program as Program
+    from tracr_bridge.compile.program import rasp_program as rasp_program
 
 __all__ = ["Program", "rasp_program"]
 
@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     # Tracr brings JAX: whoever only wants the command's help need not wait for it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tracr_bridge import program
+    from tracr_bridge.compile import program
 
     return getattr(program, name)

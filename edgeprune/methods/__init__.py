@@ -9,6 +9,7 @@ from typing import Any, Final
 from edgeprune.data import Dataset
 from edgeprune.errors import UnknownMethod
 from edgeprune.graph import Ablation
+from edgeprune.masked_model import MaskedModel, OnlyMasked
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.baselines import SingleEdgeConfig, ablate_each, draw_scores
 from edgeprune.methods.custom import load_method
@@ -21,7 +22,6 @@ from edgeprune.methods.hisp import HispConfig, score_nodes
 from edgeprune.methods.method import Discovery as Discovery
 from edgeprune.methods.method import Method as Method
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
-from edgeprune.model import MaskedModel, OnlyMasked
 
 METHODS: Final[Mapping[str, Method]] = {
     MINIMAX.name: partial(prune_edges, config=MINIMAX),

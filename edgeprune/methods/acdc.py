@@ -22,11 +22,11 @@ from tqdm import tqdm
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Edge, Graph
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edge_exists
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.loss import Loss
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.model import MaskedModel
 
 
 @dataclass(frozen=True, kw_only=True)

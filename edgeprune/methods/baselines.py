@@ -9,10 +9,10 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edge_exists, without_each
 from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.model import MaskedModel
 
 _ROWS = 8192
 """Masked inputs in one forward."""

@@ -12,8 +12,8 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import promise
 from edgeprune.graph import Ablation, Graph
+from edgeprune.masked_model import MaskedModel
 from edgeprune.methods.loss import DISTANCES, Loss, Objective, Over
-from edgeprune.model import MaskedModel
 from edgeprune.parallel import ranks_of
 
 _ROOM: Final = 2**28

@@ -20,9 +20,9 @@ from torch import Tensor
 from edgeprune.data import Dataset
 from edgeprune.errors import MethodError, UnknownMethod
 from edgeprune.graph import Ablation, Circuit, Graph
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edge_exists
 from edgeprune.methods.method import Discovery, Method, Record, Snapshot, keep_above
-from edgeprune.model import MaskedModel
 from edgeprune.user_code import at, place_of
 
 

@@ -37,9 +37,9 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import EMBEDDINGS, Ablation
+from edgeprune.masked_model import MaskedModel, Sources
 from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.model import MaskedModel, Sources
 from edgeprune.parallel import ranks_of
 
 

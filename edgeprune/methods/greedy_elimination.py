@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edge_exists, live, without_each
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.loss import Loss
 from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.methods.settings import out_of_range, refuse
-from edgeprune.model import MaskedModel
 
 _TOGETHER: Final = 256
 """Masks in one call."""

@@ -19,9 +19,9 @@ from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Ablation, Graph
+from edgeprune.masked_model import MaskedModel
 from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.model import MaskedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from edgeprune.data import Batch, Dataset
-from edgeprune.metrics import (
+from edgeprune.metrics.distances import (
     ATOL,
     kl_divergence,
     largest_difference,

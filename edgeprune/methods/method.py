@@ -11,8 +11,8 @@ from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Graph
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import LearnedMask, live_circuit
-from edgeprune.model import MaskedModel
 
 _SNAPSHOTS: Final = 100
 """How many of a run's steps are kept, at the most and evenly spread; of what is learned anew, as many again."""

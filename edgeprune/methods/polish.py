@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from edgeprune.checkpoint import Allowed, check_state
 from edgeprune.errors import ConfigError
+from edgeprune.files.checkpoint import Allowed, check_state
 from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.groups import SUBSETS, groups, masks_without, removals
 from edgeprune.masks import edge_exists, edges_of, live, without_each

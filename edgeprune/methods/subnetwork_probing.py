@@ -14,6 +14,7 @@ from typing import Final
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edge_exists
 from edgeprune.methods.edge_pruning.config import LossConfig, MaskConfig, PruningConfig
 from edgeprune.methods.edge_pruning.engine import prune_edges
@@ -22,7 +23,6 @@ from edgeprune.methods.edge_pruning.optimizer import AdamConfig
 from edgeprune.methods.edge_pruning.pressure import Penalty
 from edgeprune.methods.hisp import edge_scores
 from edgeprune.methods.method import Discovery, keep_above
-from edgeprune.model import MaskedModel
 
 EDGES: Final = PruningConfig(
     name="subnetwork-probing",

@@ -6,6 +6,7 @@ from functools import partial
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import circuit_mask
 from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.configurations import TOLERANCE
@@ -15,7 +16,6 @@ from edgeprune.methods.loss import Over
 from edgeprune.methods.method import Discovery, Method
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, polish
 from edgeprune.methods.settings import with_settings
-from edgeprune.model import MaskedModel
 
 _ALL = 2**20
 """Inputs that circuits are judged on, or all where there are fewer."""

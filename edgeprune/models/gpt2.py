@@ -21,7 +21,7 @@ from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.models.transformer import Block, Stream, Transformer, frozen
 from edgeprune.parallel import ALONE, Ranks
-from edgeprune.wide_stream import Written
+from edgeprune.streams.by_source import Written
 
 _FUSED = {name: partial(F.gelu, approximate="tanh") for name in ("gelu_new", "gelu_pytorch_tanh")}
 """The same functions as Hugging Face's, in one operation."""

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from edgeprune.graph import Graph
 from edgeprune.models.transformer import Block, Stream, Transformer, frozen
 from edgeprune.parallel import ALONE, Ranks
-from edgeprune.wide_stream import Weights, Written
+from edgeprune.streams.by_source import Weights, Written
 
 Rotation = tuple[Float[Tensor, "pos d_head"], Float[Tensor, "pos d_head"]]
 """Cosines and sines."""

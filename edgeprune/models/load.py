@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from edgeprune.errors import EdgePruneError, ModelError
-from edgeprune.models.files import check_adapter, check_config, check_loaded, merge_adapter
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.guard import check_same, make_prompts, their_logits
 from edgeprune.models.llama import LlamaModel
 from edgeprune.models.sharded import shard
 from edgeprune.models.transformer import Transformer
+from edgeprune.models.unsupported import check_adapter, check_config, check_loaded, merge_adapter
 from edgeprune.parallel import ALONE, Ranks
 
 Precision = Literal["float32", "bfloat16"]

@@ -18,10 +18,10 @@ from torch.func import functional_call
 
 from edgeprune.fingerprints import Level, bits_of, salt, scrambled
 from edgeprune.graph import Graph, Node
-from edgeprune.model import Mask, Outputs, Positions, Sources, Tokens
+from edgeprune.masked_model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.models.sharded import gathering, sharded, whole
 from edgeprune.parallel import ALONE, Ranks
-from edgeprune.wide_stream import Norm, PlainStream, WideStream
+from edgeprune.streams.by_source import Norm, PlainStream, WideStream
 
 _ROOM: Final = 2**28
 """Numbers in the stack of a forward without gradients; more masks than fit are run one after the other."""

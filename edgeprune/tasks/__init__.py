@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from edgeprune.answers import Metric
 from edgeprune.errors import ConfigError, TaskError
+from edgeprune.metrics.answers import Metric
 from edgeprune.tasks import boolean_expressions, gendered_pronoun, greater_than, ioi
 from edgeprune.tasks.encode import Encoded as Encoded
 from edgeprune.tasks.encode import Encoder as Encoder

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from edgeprune.answers import Answers, Metric
 from edgeprune.data import Dataset, LazyTarget
 from edgeprune.errors import ExampleError, TaskError
-from edgeprune.model import MaskedModel
+from edgeprune.masked_model import MaskedModel
+from edgeprune.metrics.answers import Answers, Metric
 from edgeprune.tasks.example import Example, Prediction
 from edgeprune.tasks.splitting import Pieces, Splitter, not_one_token
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeprune.errors import ExampleError, TaskError
-from edgeprune.store import parse_json, read_text
+from edgeprune.files.store import parse_json, read_text
 from edgeprune.tasks.example import Example, Place
 
 SPLITS: Final = ("train", "validation", "test")

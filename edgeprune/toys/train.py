@@ -20,9 +20,9 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from edgeprune.errors import ConfigError, RunError
-from edgeprune.folders import new_folder
+from edgeprune.files.folders import new_folder
+from edgeprune.files.store import UnwritableFile, write_text
 from edgeprune.models.load import without_bars
-from edgeprune.store import UnwritableFile, write_text
 from edgeprune.tasks.example import Example
 from edgeprune.toys import LESSONS
 from edgeprune.toys.lesson import Lesson, ToyConfig

@@ -5,8 +5,8 @@ import torch
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Edge
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import mask_of
-from edgeprune.model import MaskedModel
 
 
 def knockout(model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int) -> Circuit:

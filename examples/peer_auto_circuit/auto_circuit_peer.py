@@ -29,11 +29,11 @@ from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.graph import Ablation, Circuit, Graph, Node
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edges_of
 from edgeprune.methods import Discovery
 from edgeprune.methods.method import keep_above
-from edgeprune.model import MaskedModel
-from tracr_bridge.weights import Weights
+from tracr_bridge.compile.weights import Weights
 
 THRESHOLD = 0.01
 """Score above which an edge is kept, and ACDC's tau: that of the toolkit's own `eap` and `acdc`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from tracr_bridge.weights import Weights
+from tracr_bridge.compile.weights import Weights
 
 
 class CompiledTransformer(HookedTransformer):

@@ -8,8 +8,8 @@ from auto_circuit.utils.graph_utils import patch_mode
 from auto_circuit_peer import METHODS, cells, prepare
 
 from edgeprune.masks import edge_exists
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.compile import compile_program
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.compile.compile import compile_program
 
 
 @pytest.mark.parametrize("ablation", ["zero", "resample"])

@@ -13,11 +13,11 @@ from auto_circuit.utils.graph_utils import patch_mode, set_all_masks, train_mask
 from auto_circuit.utils.tensor_ops import batch_avg_answer_diff, batch_avg_answer_val
 from auto_circuit_peer import THRESHOLD, cells, edge_attribution_patching, prepare
 
+from edgeprune.evaluation.measures import roc
 from edgeprune.graph import Ablation, Edge
-from edgeprune.measures import roc
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import certify
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.known_models import certify
 
 NOISE = 1e-4
 """Score below which a gradient counts as zero."""

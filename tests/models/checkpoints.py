@@ -5,9 +5,9 @@ import os
 import pytest
 from filelock import FileLock
 
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.export import export
-from tracr_bridge.exported import Exported, load_exported
+from tracr_bridge.checkpoints.export import export
+from tracr_bridge.checkpoints.read_back import Exported, load_exported
+from tracr_bridge.compile.catalogue import catalogue, load_program
 
 FAMILIES = ("gpt2", "llama")
 

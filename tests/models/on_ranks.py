@@ -15,8 +15,7 @@ from tiny import llama_config
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from edgeprune.compare import Comparison, compare
-from edgeprune.evaluate import evaluate
+from edgeprune.evaluation.evaluate import evaluate
 from edgeprune.graph import ABLATIONS
 from edgeprune.masks import edge_exists
 from edgeprune.methods import find_method
@@ -31,10 +30,11 @@ from edgeprune.models.llama import LlamaModel
 from edgeprune.models.load import KINDS
 from edgeprune.models.sharded import shard
 from edgeprune.parallel import join
-from edgeprune.pruning_run import evaluate_run, prune
-from edgeprune.step_cost import run_step
-from edgeprune.subject import RunConfig, load_subject
-from edgeprune.sweep import sweep
+from edgeprune.runs.compare import Comparison, compare
+from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.prune import evaluate_run, prune
+from edgeprune.runs.step_cost import run_step
+from edgeprune.runs.sweep import sweep
 from edgeprune.tasks import Sizes
 
 PRUNING = with_settings(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tracr_bridge.cli import main
+from edgeprune.cli.main import main
 
 
 def begin(arguments, said):

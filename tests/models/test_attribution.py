@@ -8,11 +8,11 @@ import pytest
 import torch
 from naive_attribution import VARIANTS, golden_model, golden_pairs, naive_scores
 
-from edgeprune.answers import Answers
-from edgeprune.formats import write_eap_ig
+from edgeprune.files.other_tools import write_eap_ig
 from edgeprune.graph import Circuit, Edge
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
+from edgeprune.metrics.answers import Answers
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.tasks import Encoded
 

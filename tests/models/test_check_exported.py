@@ -9,7 +9,7 @@ from checkpoints import FAMILIES, checkpoint, checkpoints
 from test_check_certificate import change, check
 
 from edgeprune.graph import ABLATIONS
-from tracr_bridge.certificate_folder import save_certificate
+from tracr_bridge.certify.certificate_folder import save_certificate
 
 CASES = checkpoints(quick=("induction",))
 

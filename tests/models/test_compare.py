@@ -12,22 +12,22 @@ import pytest
 import torch
 from test_pruning_run import QUICK, save_model
 
-from edgeprune import compare as comparing
 from edgeprune.ablation import ZERO
-from edgeprune.compare import METHODS, Comparison, compare
-from edgeprune.compare_table import MINIMAX, Row, cells, draw
+from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, EdgePruneError, ModelError, RunError, TaskError, UnknownMethod
-from edgeprune.evaluate import SPARSITY, Evaluation
+from edgeprune.evaluation.evaluate import SPARSITY, Evaluation
+from edgeprune.files.store import UnwritableFile, load_circuit, load_saved
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods import METHODS as REGISTRY
 from edgeprune.methods import Discovery
 from edgeprune.methods.settings import with_settings
-from edgeprune.store import UnwritableFile, load_circuit, load_saved
-from edgeprune.subject import RunConfig, load_subject
+from edgeprune.runs import compare as comparing
+from edgeprune.runs.compare import METHODS, Comparison, compare
+from edgeprune.runs.compare_table import MINIMAX, Row, cells, draw
+from edgeprune.runs.config import RunConfig, load_subject
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
-from tracr_bridge.cli import main
 
 OWN = """
 def find(model, dataset, ablation, seed=0):

@@ -8,8 +8,8 @@ from tiny import gpt2, gpt2_config, llama, llama_config
 from tokenizing import byte_pairs, like_gpt2, like_llama2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edgeprune.cli.main import main
 from edgeprune.models.load import without_bars
-from tracr_bridge.cli import main
 
 
 def saved(folder, make, config, tokenizer, **more):

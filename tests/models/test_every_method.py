@@ -8,15 +8,15 @@ import torch
 from tiny import FAMILIES, families, tokens
 
 from edgeprune.ablation import Ablator
-from edgeprune.answers import Answers
 from edgeprune.graph import ABLATIONS
+from edgeprune.masked_model import OnlyMasked
 from edgeprune.masks import edge_exists
 from edgeprune.methods import METHODS
 from edgeprune.methods.acdc import AcdcConfig, remove_greedily
 from edgeprune.methods.eap import EapConfig, attribution_patching
 from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.method import Discovery
-from edgeprune.model import OnlyMasked
+from edgeprune.metrics.answers import Answers
 from edgeprune.tasks import Encoded
 
 INPUTS, LENGTH = 6, 5

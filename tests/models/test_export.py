@@ -16,27 +16,28 @@ from hypothesis import strategies as st
 from tracr.rasp import rasp
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from edgeprune.cli.main import main
 from edgeprune.errors import CircuitMismatch, DegenerateProgram, ModelError, UnsupportedProgram
+from edgeprune.files.store import CircuitFileError, UnwritableFile
 from edgeprune.graph import ABLATIONS, Circuit, Edge
 from edgeprune.masks import mask_of
 from edgeprune.methods import METHODS
-from edgeprune.metrics import ATOL
+from edgeprune.metrics.distances import ATOL
 from edgeprune.models.load import KINDS
-from edgeprune.store import CircuitFileError, UnwritableFile
-from tracr_bridge import export as exporting
-from tracr_bridge import rasp_program, recover
-from tracr_bridge.behaviours import minimal_circuits
-from tracr_bridge.bench import Run, named_subject, run_subject
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.cli import main
-from tracr_bridge.compile import compile_program
-from tracr_bridge.export import export
-from tracr_bridge.exported import load_exported
-from tracr_bridge.judge import Judge
-from tracr_bridge.known import find, known
-from tracr_bridge.strategies import rasp_programs
-from tracr_bridge.transplant import LARGE, transplant
-from tracr_bridge.truth import is_true
+from tracr_bridge import rasp_program
+from tracr_bridge.bench.run import Run, named_subject, run_subject
+from tracr_bridge.certify.behaviours import minimal_circuits
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.certify.truth import is_true
+from tracr_bridge.checkpoints import export as exporting
+from tracr_bridge.checkpoints.export import export
+from tracr_bridge.checkpoints.read_back import load_exported
+from tracr_bridge.checkpoints.transplant import LARGE, transplant
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.random_programs.strategies import rasp_programs
+from tracr_bridge.recovery import recover
+from tracr_bridge.recovery.known_models import find, known
 
 QUICK = ("induction", "depth", "share_of_others")
 """Positions that are read, several heads a layer, and a number for an output."""
@@ -413,7 +414,7 @@ def test_a_circuit_that_is_not_true_here_is_refused(tmp_path, monkeypatch):
     made.model.weights.transformer.h[0].mlp.c_proj.weight.data.zero_()
     with pytest.raises(ModelError, match="true on this machine too; one is not under resample"):
         made.truth("resample")
-    monkeypatch.setattr("tracr_bridge.exported.is_true", lambda *_: False)
+    monkeypatch.setattr("tracr_bridge.checkpoints.read_back.is_true", lambda *_: False)
     subject, runs = named_subject(str(made.folder)), [Run("zero", "acdc", 0), Run("mean", "acdc", 0)]
     rows = list(run_subject(subject, runs, 60.0))
     assert [row["outcome"] for row in rows] == ["broken", "broken"] and "on this machine" in rows[0]["reason"]

@@ -10,13 +10,13 @@ from checkpoints import FAMILIES, checkpoint
 from edgeprune.errors import ModelError, UnsupportedProgram
 from edgeprune.graph import Circuit
 from edgeprune.models.load import KINDS
-from tracr_bridge import export as exporting
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.compile import compile_program
-from tracr_bridge.judge import Judge
-from tracr_bridge.model import structural_mask
-from tracr_bridge.transplant import Transplant, transplant
-from tracr_bridge.truth import Truth
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.certify.truth import Truth
+from tracr_bridge.checkpoints import export as exporting
+from tracr_bridge.checkpoints.transplant import Transplant, transplant
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.model import structural_mask
 
 NAME = "next_to"
 

@@ -9,18 +9,18 @@ from checkpoints import checkpoint, checkpoints
 from safetensors.torch import load, save
 
 from edgeprune.ablation import group_means
+from edgeprune.cli.main import main
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
+from edgeprune.files.store import load_circuit
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, UNCHECKED
 from edgeprune.methods.edge_pruning.engine import ENGINE, Pruning, Stage
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import with_settings
-from edgeprune.store import load_circuit
-from edgeprune.subject import RunConfig, load_subject
+from edgeprune.runs.config import RunConfig, load_subject
 from edgeprune.tasks import Sizes
-from tracr_bridge import recover
-from tracr_bridge.cli import main
-from tracr_bridge.task_file import MOST, task_text
+from tracr_bridge.checkpoints.task_file import MOST, task_text
+from tracr_bridge.recovery import recover
 
 WHOLE = ("--train", str(MOST), "--validation", "8", "--test", str(MOST))
 CASES = checkpoints(quick=("induction",))

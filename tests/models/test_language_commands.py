@@ -8,13 +8,13 @@ import torch
 from test_pruning_run import save_model
 
 from edgeprune.ablation import ZERO
-from edgeprune.formats import ANY_FAMILY, NO_ABLATION, NO_GRAPH, NO_ORIGIN, NO_SCORES
+from edgeprune.cli.main import main
+from edgeprune.files.other_tools import ANY_FAMILY, NO_ABLATION, NO_GRAPH, NO_ORIGIN, NO_SCORES
+from edgeprune.files.store import load_circuit, save_circuit
 from edgeprune.graph import Circuit, Graph
 from edgeprune.methods.edge_pruning.configurations import FIXED, MINIMAX, PAPER
 from edgeprune.methods.settings import settings
-from edgeprune.pruning_run import read_config
-from edgeprune.store import load_circuit, save_circuit
-from tracr_bridge.cli import main
+from edgeprune.runs.prune import read_config
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_device_without_memory_is_one_line(capsys, model, tmp_path, monkeypatc
     def fills_up(*_given, **_settings):
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
-    monkeypatch.setattr("edgeprune.pruning_run.prune", fills_up)
+    monkeypatch.setattr("edgeprune.runs.prune.prune", fills_up)
     status, _, error = run(capsys, "prune", *options(model, tmp_path / "run"))
     assert (status, error.count("\n")) == (2, 1) and "out of memory on the device" in error
 

@@ -12,18 +12,19 @@ from tokenizing import whole_words
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from edgeprune import pruning_run, subject
-from edgeprune.answers import Answers
+from edgeprune.cli.main import main
 from edgeprune.errors import ModelError, TaskError
+from edgeprune.metrics.answers import Answers
 from edgeprune.models import files, guard
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.guard import LONGEST, TOLERANCE, check_same, make_prompts, their_logits
 from edgeprune.models.llama import LlamaModel
 from edgeprune.models.load import KINDS, load_model
-from edgeprune.subject import RunConfig, load_subject
+from edgeprune.runs import config as subject
+from edgeprune.runs import prune as pruning_run
+from edgeprune.runs.config import RunConfig, load_subject
 from edgeprune.tasks import Encoded, Sizes
-from tracr_bridge import trained
-from tracr_bridge.cli import main
+from tracr_bridge.certify import trained_models as trained
 
 GPT2, LLAMA = FAMILIES
 

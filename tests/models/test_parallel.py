@@ -18,12 +18,12 @@ from tiny import FAMILIES
 
 from edgeprune import parallel
 from edgeprune.errors import ModelError, RunError
+from edgeprune.files.store import load_saved
 from edgeprune.models import load as loading
 from edgeprune.models.load import load_model
 from edgeprune.parallel import ALONE, Ranks, join
-from edgeprune.pruning_run import prune
-from edgeprune.step_cost import step_cost
-from edgeprune.store import load_saved
+from edgeprune.runs.prune import prune
+from edgeprune.runs.step_cost import step_cost
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 HERE = Path(__file__).parent

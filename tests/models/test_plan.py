@@ -10,20 +10,20 @@ from allocating import most_allocated
 from tiny import SCALED_ROTATIONS, gpt2_config, llama_config
 from transformers import AutoModelForCausalLM
 
-from edgeprune import plan as planning
-from edgeprune import wide_stream
-from edgeprune.answers import Answers
+from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, ModelError
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.polish import PolishConfig, last_round
+from edgeprune.metrics.answers import Answers
 from edgeprune.models.load import KINDS
-from edgeprune.plan import Question, plan
-from edgeprune.step_cost import load_config, step_cost
+from edgeprune.runs import plan as planning
+from edgeprune.runs.plan import Question, plan
+from edgeprune.runs.step_cost import load_config, step_cost
+from edgeprune.streams import by_source as wide_stream
+from edgeprune.streams.by_source import mixing_as_on
 from edgeprune.tasks import Encoded
-from edgeprune.wide_stream import mixing_as_on
-from tracr_bridge.cli import main
 
 SHAPES = {
     "gpt2": gpt2_config(n_layer=3, n_head=4, n_embd=48, vocab_size=1000, max_position_embeddings=64),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_pruning_run import QUICK, save_model
 
-from edgeprune import polish_run
+from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.groups import masks_without, removals
@@ -21,10 +21,10 @@ from edgeprune.methods.edge_pruning.within import FewestWithin
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step, last_round, polish
 from edgeprune.methods.settings import with_settings
 from edgeprune.models.transformer import Transformer
-from edgeprune.pruning_run import prune
-from edgeprune.subject import RunConfig, load_subject
+from edgeprune.runs import polish as polish_run
+from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.prune import prune
 from edgeprune.tasks import Sizes
-from tracr_bridge.cli import main
 
 CONFIG = PolishConfig()
 

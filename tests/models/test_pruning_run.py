@@ -17,12 +17,12 @@ import torch
 from tiny import FAMILIES, Family
 from tokenizing import byte_pairs, sentence_pieces
 
-from edgeprune import pruning_run, wide_stream
-from edgeprune import subject as subjects
 from edgeprune.ablation import Ablator
+from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, RunError, TaskError
-from edgeprune.evaluate import evaluate
-from edgeprune.folders import Busy, locked
+from edgeprune.evaluation.evaluate import evaluate
+from edgeprune.files.folders import Busy, locked
+from edgeprune.files.store import UnwritableFile, load_saved, save_circuit
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists
 from edgeprune.methods.eap import EapConfig, attribution_patching
@@ -30,13 +30,14 @@ from edgeprune.methods.eap_ig import EapIgConfig, integrate_gradients
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import with_settings
-from edgeprune.pruning_run import evaluate_run, prune, read_config
-from edgeprune.store import UnwritableFile, load_saved, save_circuit
-from edgeprune.subject import RunConfig, load_subject
-from edgeprune.sweep import sweep
+from edgeprune.runs import config as subjects
+from edgeprune.runs import prune as pruning_run
+from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.prune import evaluate_run, prune, read_config
+from edgeprune.runs.sweep import sweep
+from edgeprune.streams import by_source as wide_stream
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
-from tracr_bridge.cli import main
 
 STEPS = 30
 QUICK = with_settings(
@@ -125,7 +126,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(config, whole, tmp_path, l
     run = (
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from test_pruning_run import QUICK; from edgeprune.tasks import Sizes\n"
-        "from edgeprune.pruning_run import prune; from edgeprune.subject import RunConfig\n"
+        "from edgeprune.runs.prune import prune; from edgeprune.runs.config import RunConfig\n"
         "sizes = Sizes(train=8, validation=4, test=6)\n"
         f"config = RunConfig(model={config.model!r}, task='gp', sizes=sizes, pruning=QUICK)\n"
         f"prune(config, Path({str(tmp_path / 'run')!r}), save_every=7)\n"

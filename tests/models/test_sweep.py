@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 from test_pruning_run import QUICK, save_model
 
-from edgeprune import sweep as sweeping
+from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, RunError
-from edgeprune.evaluate import Evaluation
+from edgeprune.evaluation.evaluate import Evaluation
+from edgeprune.files.store import load_circuit
 from edgeprune.graph import Circuit, Graph
-from edgeprune.store import load_circuit
-from edgeprune.subject import RunConfig
-from edgeprune.sweep import Point, knee_of, summarise, sweep
+from edgeprune.runs import sweep as sweeping
+from edgeprune.runs.config import RunConfig
+from edgeprune.runs.sweep import Point, knee_of, summarise, sweep
 from edgeprune.tasks import Sizes
-from tracr_bridge.cli import main
 
 GRAPH = Graph.transformer(embeddings=("embed",), layers=1, heads=2)
 
@@ -68,7 +68,7 @@ def test_a_sweep_makes_a_folder_a_run_and_goes_on_where_it_was(config, tmp_path,
     def no_step(*_):
         raise AssertionError("nothing is left to run")
 
-    monkeypatch.setattr("edgeprune.pruning_run.Pruning.advance", no_step)
+    monkeypatch.setattr("edgeprune.runs.prune.Pruning.advance", no_step)
     again = sweep(config, [0.3, 0.6], 2, tmp_path)
     assert again == found
 

@@ -10,9 +10,9 @@ import torch
 from tokenizing import byte_pairs, like_gpt2, like_llama2, like_t5, like_words, whole_words
 
 from edgeprune import tasks
-from edgeprune.answers import Answers
 from edgeprune.data import LazyTarget
 from edgeprune.errors import ExampleError, TaskError
+from edgeprune.metrics.answers import Answers
 from edgeprune.tasks import Encoded, Encoder, Example, Sizes, divide, encode, is_file, metric_of
 from edgeprune.tasks.encode import Row, encoded
 from edgeprune.tasks.example import Place, Prediction

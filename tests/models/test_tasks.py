@@ -11,9 +11,9 @@ from tiny import gpt2, gpt2_config
 from tokenizing import byte_pairs, sentence_pieces, whole_words
 
 from edgeprune import tasks
-from edgeprune.answers import Answers
 from edgeprune.data import LazyTarget
 from edgeprune.errors import ConfigError, TaskError
+from edgeprune.metrics.answers import Answers
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.tasks import TASKS, Encoder, Example, Sizes, make_examples, metric_of
 from edgeprune.tasks.words import MEN, NAMES, WOMEN

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoints import FAMILIES, checkpoint
 
-from tracr_bridge.catalogue import catalogue
+from tracr_bridge.compile.catalogue import catalogue
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "told_size.json").read_text())

@@ -8,17 +8,17 @@ from random import Random
 import pytest
 import torch
 
+from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, ModelError, RunError
+from edgeprune.files.store import UnwritableFile
 from edgeprune.graph import Node
 from edgeprune.models.load import load_model
-from edgeprune.store import UnwritableFile
 from edgeprune.tasks import Encoder, Sizes, make_examples
 from edgeprune.tasks.example import Example
 from edgeprune.tasks.ioi import TEMPLATES
 from edgeprune.tasks.words import NAMES, PLACES
 from edgeprune.toys import LESSONS, ToyConfig
 from edgeprune.toys.train import TASK, train_toy
-from tracr_bridge.cli import main
 
 FEW = ToyConfig(layers=1, heads=2, width=8, steps=3, batch_size=16)
 

@@ -10,21 +10,22 @@ import torch
 from test_pruning_run import save_model
 from tiny import FAMILIES, families, tokens
 
+from edgeprune.cli.main import main
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, ModelError, TaskError
+from edgeprune.files.store import load_saved
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import edge_exists, edges_of, live, mask_of
 from edgeprune.methods.settings import with_settings
-from edgeprune.store import load_saved
-from edgeprune.subject import digest_of_tensors
-from tracr_bridge import subsets, trained
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.cli import main
-from tracr_bridge.recover import assess, methods_for
-from tracr_bridge.report import as_json, truth_json
-from tracr_bridge.subsets import LossJudge, live_subsets
-from tracr_bridge.trained import Loaded, Trained
-from tracr_bridge.truth import Gap
+from edgeprune.runs.config import digest_of_tensors
+from tracr_bridge.certify import subsets
+from tracr_bridge.certify import trained_models as trained
+from tracr_bridge.certify.subsets import LossJudge, live_subsets
+from tracr_bridge.certify.trained_models import Loaded, Trained
+from tracr_bridge.certify.truth import Gap
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.recovery.recover import assess, methods_for
+from tracr_bridge.recovery.summary import as_json, truth_json
 
 INPUTS, UNSCORED, LENGTH = 3, 2, 4
 TASK = '{"clean": "John gave<predict> John</predict>", "corrupted": "Mark gave"}\n'

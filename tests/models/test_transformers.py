@@ -12,17 +12,17 @@ from tiny import SCALED_ROTATIONS, families, gpt2, llama, llama_config, tokens
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from edgeprune import wide_stream
 from edgeprune.ablation import group_means
-from edgeprune.answers import Answers
 from edgeprune.errors import ModelError
 from edgeprune.graph import Graph
 from edgeprune.masks import edge_exists
+from edgeprune.metrics.answers import Answers
 from edgeprune.models import llama as llama_adapter
 from edgeprune.models import transformer as adapter
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.llama import LlamaModel
 from edgeprune.models.transformer import Transformer
+from edgeprune.streams import by_source as wide_stream
 from edgeprune.tasks import Encoded
 
 ROTATED = {"rtol": 1e-4, "atol": 1e-5}

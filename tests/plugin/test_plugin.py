@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracr_bridge.verify import verify
+from tracr_bridge.compile.verify import verify
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -180,15 +180,15 @@ def test_a_file_that_does_not_import_and_call_it_is_not_run(pytester, run, kind)
     ("before", "after"),
     [
         ("from tracr_bridge import rasp_program", "from tracr_bridge import rasp_program as declare"),
-        ("from tracr_bridge import rasp_program", "from tracr_bridge.program import rasp_program as declare"),
+        ("from tracr_bridge import rasp_program", "from tracr_bridge.compile.program import rasp_program as declare"),
         ("from tracr_bridge import rasp_program", "import tracr_bridge"),
         ("from tracr_bridge import rasp_program", "import tracr_bridge as bridge"),
-        ("from tracr_bridge import rasp_program", "import tracr_bridge.program"),
+        ("from tracr_bridge import rasp_program", "import tracr_bridge.compile.program"),
     ],
 )
 def test_a_file_that_imports_and_calls_it_under_another_name_is_collected(pytester, run, before, after):
     name = {"declare": "declare", "tracr_bridge": "tracr_bridge.rasp_program", "bridge": "bridge.rasp_program"}.get(
-        after.split()[-1], "tracr_bridge.program.rasp_program"
+        after.split()[-1], "tracr_bridge.compile.program.rasp_program"
     )
     pytester.makepyfile(**{"programs/is_a": PROGRAM.replace(before, after).replace("@rasp_program", f"@{name}")})
     run("--collect-only", "-q").stdout.fnmatch_lines(["programs/is_a.py::is_a::verify"])

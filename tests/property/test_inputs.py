@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tracr_bridge.verify import VALUE_ATOL
+from tracr_bridge.compile.verify import VALUE_ATOL
 
 NAMES = ["reverse", "xproportion", "detect_pattern", "induction", "sort_unique", "shuffle_dyck1"]
 

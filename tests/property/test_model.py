@@ -11,8 +11,8 @@ from oracle import sources_and_output
 
 from edgeprune.ablation import Ablator
 from edgeprune.masks import edge_exists, mask_of
-from tracr_bridge.model import TracrModel
-from tracr_bridge.weights import Weights, extract_weights
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.weights import Weights, extract_weights
 
 # One head a layer and several, numerical and categorical, bidirectional and causal.
 NAMES = ["reverse", "xproportion", "detect_pattern", "induction"]

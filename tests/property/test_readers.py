@@ -19,23 +19,24 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from _edgeprune_pytest import _declares_programs
-from edgeprune import compare, pruning_run
-from edgeprune.checkpoint import restore_from
-from edgeprune.compare_table import Row
 from edgeprune.errors import EdgePruneError
-from edgeprune.evaluate import Evaluation
-from edgeprune.folders import circuit_file
-from edgeprune.formats import read_eap_ig, read_edge_pruning
+from edgeprune.evaluation.evaluate import Evaluation
+from edgeprune.files.checkpoint import restore_from
+from edgeprune.files.folders import circuit_file
+from edgeprune.files.other_tools import read_eap_ig, read_edge_pruning
+from edgeprune.files.schemas import load
+from edgeprune.files.store import LARGEST, load_saved
+from edgeprune.files.true_circuits import load_true
 from edgeprune.graph import Graph
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning, problem_of
-from edgeprune.schemas import load
-from edgeprune.store import LARGEST, load_saved
-from edgeprune.subject import RunConfig
+from edgeprune.runs import compare
+from edgeprune.runs import prune as pruning_run
+from edgeprune.runs.compare_table import Row
+from edgeprune.runs.config import RunConfig
 from edgeprune.tasks.jsonl import read_examples
-from edgeprune.true_circuits import load_true
-from tracr_bridge.exported import digest_of, digest_of_file, read_content
-from tracr_bridge.results import read_rows
+from tracr_bridge.bench.results import read_rows
+from tracr_bridge.checkpoints.read_back import digest_of, digest_of_file, read_content
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
 EDGES = ["tok->a0.h0.q", "a0.h0->logits"]

@@ -21,13 +21,13 @@ from edgeprune.errors import DegenerateProgram
 from edgeprune.graph import ABLATIONS, Edge
 from edgeprune.groups import removals
 from edgeprune.masks import mask_of
-from tracr_bridge import behaviours, truth
-from tracr_bridge.behaviours import minimal_circuits
-from tracr_bridge.elimination import eliminate
-from tracr_bridge.judge import Judge, JudgedModel
-from tracr_bridge.model import TracrModel
-from tracr_bridge.truth import derive_truth, is_faithful, is_true
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from tracr_bridge.certify import behaviours, truth
+from tracr_bridge.certify.behaviours import minimal_circuits
+from tracr_bridge.certify.elimination import eliminate
+from tracr_bridge.certify.faithfulness import Judge, JudgedModel
+from tracr_bridge.certify.truth import derive_truth, is_faithful, is_true
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 MOST = 7
 """Edges whose subsets are all run, at the most; 10 where there is time."""

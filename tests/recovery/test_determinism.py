@@ -7,7 +7,7 @@ import os
 import pytest
 
 from edgeprune.methods import find_method
-from tracr_bridge.sample import draw_programs
+from tracr_bridge.random_programs.draw import draw_programs
 
 
 def discover(program, true):
@@ -42,7 +42,7 @@ import json
 from pathlib import Path
 
 from edgeprune.methods import find_method
-from tracr_bridge.sample import draw_programs
+from tracr_bridge.random_programs.draw import draw_programs
 
 EXPECTED = json.loads(Path("expected.json").read_text())
 

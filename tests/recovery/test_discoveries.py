@@ -14,7 +14,7 @@ from edgeprune.methods.edge_pruning.final_check import FinalCheck
 from edgeprune.methods.edge_pruning.gradient import ThroughZ
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import with_settings
-from edgeprune.metrics import ATOL, largest_difference
+from edgeprune.metrics.distances import ATOL, largest_difference
 
 PATIENT = {"steps": 900, "certain_for": 900}
 

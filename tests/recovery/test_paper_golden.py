@@ -7,8 +7,8 @@ import pytest
 from pruning import prune_compiled
 
 from edgeprune.methods.edge_pruning.configurations import COMPILED
-from tracr_bridge import recover
-from tracr_bridge.catalogue import catalogue
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.recovery import recover
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "paper.json").read_text())
 """Whether the circuit found at seed 0 is exact, and edges in all (`benchmarks/recover.py --method edge-pruning`)."""

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from tracr.rasp import rasp
 
 from edgeprune.errors import DegenerateProgram
+from edgeprune.files.store import load_circuit, save_circuit
 from edgeprune.masks import circuit_mask, mask_of
 from edgeprune.methods import find_method
-from edgeprune.store import load_circuit, save_circuit
-from tracr_bridge.compile import compile_program
-from tracr_bridge.coverage import CONSTRUCTS, constructs
-from tracr_bridge.judge import Judge
-from tracr_bridge.known import certify
-from tracr_bridge.program import expressions_of
-from tracr_bridge.recover import assess
-from tracr_bridge.sample import draw_programs
-from tracr_bridge.strategies import inputs_for, program_from, rasp_programs
-from tracr_bridge.suite import refused
-from tracr_bridge.verify import verify
-from tracr_bridge.writer import Writer
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.constructs import CONSTRUCTS, constructs
+from tracr_bridge.compile.program import expressions_of
+from tracr_bridge.compile.verify import verify
+from tracr_bridge.random_programs.draw import draw_programs
+from tracr_bridge.random_programs.expressions import Writer
+from tracr_bridge.random_programs.strategies import inputs_for, program_from, rasp_programs
+from tracr_bridge.recovery.known_models import certify
+from tracr_bridge.recovery.pytest_checks import refused
+from tracr_bridge.recovery.recover import assess
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 few = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=SLOW)

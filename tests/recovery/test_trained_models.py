@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgeprune.cli.main import main
 from edgeprune.toys import LESSONS
 from edgeprune.toys.train import TASK, train_toy
-from tracr_bridge.cli import main
 
 SORTING = {"embed->a0.h0.q", "embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->logits"}
 """What the account of Bagiński and Kolly's model implies: its head's queries, keys and values, and what it writes."""

@@ -5,10 +5,10 @@ import torch
 
 from edgeprune import ablation
 from edgeprune.ablation import ZERO, Ablator, group_means, noted, rows_at_once
-from edgeprune.answers import Answers
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Graph
+from edgeprune.metrics.answers import Answers
 from edgeprune.parallel import Ranks
 
 

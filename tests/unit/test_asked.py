@@ -9,7 +9,7 @@ import pytest
 import torch
 from pruning import compiled_paper, minimax
 
-from edgeprune import pruning_run
+from edgeprune.cli.main import main
 from edgeprune.data import LazyTarget
 from edgeprune.errors import EdgePruneError
 from edgeprune.methods.edge_pruning.configurations import TOLERANCE
@@ -18,18 +18,19 @@ from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import NODES, probe_nodes
 from edgeprune.methods.within_tolerance import methods_within
-from edgeprune.subject import RunConfig
+from edgeprune.runs import prune as pruning_run
+from edgeprune.runs.config import RunConfig
 from edgeprune.tasks import Sizes
-from tracr_bridge import bench as benching
-from tracr_bridge import check_certificate, report
-from tracr_bridge import recover as recovering
-from tracr_bridge import suite as suites
-from tracr_bridge import verify as verifying
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.cli import main
-from tracr_bridge.compile import compile_program
-from tracr_bridge.suite import Suite
-from tracr_bridge.verify import verify
+from tracr_bridge.bench import run as benching
+from tracr_bridge.certify import check_certificate
+from tracr_bridge.certify.summary import truth_json
+from tracr_bridge.compile import verify as verifying
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.verify import verify
+from tracr_bridge.recovery import pytest_checks as suites
+from tracr_bridge.recovery import recover as recovering
+from tracr_bridge.recovery.pytest_checks import Suite
 
 NAME = "first_token"
 
@@ -146,10 +147,10 @@ def test_a_method_that_learns_draws_from_its_seed_alone(compiled, drawn_from, me
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_is_printed_of_a_sample_says_that_it_is_one(truth, whole):
     verification = verifying.Verification(equal=True, inputs=30, exhaustive=whole, max_abs_diff=0.0, mismatches=())
-    assert report.verification_json(verification, "it")["exhaustive"] == whole
+    assert verifying.verification_json(verification, "it")["exhaustive"] == whole
     found = truth(NAME, "zero")
     found = replace(found, certificate=replace(found.certificate, exhaustive=whole))
-    assert report.truth_json(found, "it")["certificate"]["exhaustive"] == whole
+    assert truth_json(found, "it")["certificate"]["exhaustive"] == whole
 
 
 @pytest.mark.parametrize("row", [6, 7])

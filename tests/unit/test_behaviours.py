@@ -10,13 +10,13 @@ from edgeprune.data import Dataset
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.groups import masks_without, removals
 from edgeprune.masks import mask_of
-from edgeprune.metrics import ATOL
-from tracr_bridge import behaviours
-from tracr_bridge.behaviours import minimal_circuits
-from tracr_bridge.judge import Judge
-from tracr_bridge.model import TracrModel
-from tracr_bridge.units import in_order
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from edgeprune.metrics.distances import ATOL
+from tracr_bridge.certify import behaviours
+from tracr_bridge.certify.behaviours import minimal_circuits
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.certify.node_order import in_order
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 
 def judge_of(compiled, name: str, ablation="zero") -> Judge:

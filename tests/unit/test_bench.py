@@ -15,20 +15,21 @@ import pytest
 import torch
 
 from edgeprune.ablation import ZERO
+from edgeprune.cli.main import main
 from edgeprune.errors import EdgePruneError, UnsupportedProgram
-from edgeprune.folders import Busy, locked
+from edgeprune.files.folders import Busy, locked
+from edgeprune.files.store import UnwritableFile
 from edgeprune.masks import edge_exists
 from edgeprune.methods import METHODS, Discovery, configuration
-from edgeprune.store import UnwritableFile
-from tracr_bridge import bench, leaderboard
-from tracr_bridge.bench import Run, WorkerDied, drawn_subject, named_subject, sweep
-from tracr_bridge.catalogue import load_file
-from tracr_bridge.certificate_folder import save_certificate
-from tracr_bridge.cli import main
-from tracr_bridge.leaderboard import table
-from tracr_bridge.results import Rate, Results, ResultsError, code_digest, distribution, mean, rates, read_rows
-from tracr_bridge.sample import draw_programs
-from tracr_bridge.truth import Gap
+from tracr_bridge.bench import leaderboard
+from tracr_bridge.bench import run as bench
+from tracr_bridge.bench.leaderboard import table
+from tracr_bridge.bench.results import Rate, Results, ResultsError, code_digest, distribution, mean, rates, read_rows
+from tracr_bridge.bench.run import Run, WorkerDied, drawn_subject, named_subject, sweep
+from tracr_bridge.certify.certificate_folder import save_certificate
+from tracr_bridge.certify.truth import Gap
+from tracr_bridge.compile.catalogue import load_file
+from tracr_bridge.random_programs.draw import draw_programs
 
 ROW = {
     "program": "p",
@@ -447,7 +448,7 @@ def test_bench_prints_rates_and_says_where_results_are(capsys, tmp_path, monkeyp
     result = json.loads(capsys.readouterr().out)
     assert sum(rate["runs"] for rate in result["rates"]) + result["refused"] == 2
     assert all(rate["exact"] == rate["runs"] for rate in result["rates"])
-    monkeypatch.setattr("tracr_bridge.bench.run_subject", None)  # nothing is run again
+    monkeypatch.setattr("tracr_bridge.bench.run.run_subject", None)  # nothing is run again
     assert main(arguments) == 0
     assert "leaderboard.md" in capsys.readouterr().out.replace("\n", "")
 

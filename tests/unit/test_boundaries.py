@@ -15,6 +15,7 @@ from test_peers import build, random_weights
 
 from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedProgram
+from edgeprune.files.store import SavedCircuit
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import HardConcrete, LearnedMask, mask_of
 from edgeprune.methods.circuit_loss import CircuitLoss
@@ -25,23 +26,22 @@ from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Objective
 from edgeprune.methods.method import keep_above
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step
-from edgeprune.metrics import largest_difference
-from edgeprune.outcome import outcome, sparsity_reached
-from edgeprune.store import SavedCircuit
-from tracr_bridge import program as program_module
-from tracr_bridge import truth as truth_module
-from tracr_bridge import verify as verifying
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.certificate_folder import save_certificate
-from tracr_bridge.check_certificate import main as check
-from tracr_bridge.compile import compile_program
-from tracr_bridge.judge import Judge
-from tracr_bridge.known import certify
-from tracr_bridge.model import TracrModel
-from tracr_bridge.subsets import LossJudge, true_circuits
-from tracr_bridge.truth import Certificate, Gap, derive_truth, gap_of, margin_of
-from tracr_bridge.verify import verify
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from edgeprune.metrics.distances import largest_difference
+from edgeprune.runs.outcome import outcome, sparsity_reached
+from tracr_bridge.certify import truth as truth_module
+from tracr_bridge.certify.certificate_folder import save_certificate
+from tracr_bridge.certify.check_certificate import main as check
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.certify.subsets import LossJudge, true_circuits
+from tracr_bridge.certify.truth import Certificate, Gap, derive_truth, gap_of, margin_of
+from tracr_bridge.compile import program as program_module
+from tracr_bridge.compile import verify as verifying
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.verify import verify
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
+from tracr_bridge.recovery.known_models import certify
 
 
 def writes(*amounts: float) -> tuple[TracrModel, Dataset]:
@@ -294,7 +294,7 @@ def test_a_sample_of_pairs_of_a_whole_domain_is_no_whole_one_either(compiled, mo
     program = compiled("xproportion")
     pairs = int((torch.bincount(program.dataset.group) ** 2).sum())
     for budget, whole in ((pairs, True), (pairs - 1, False)):
-        monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", budget)
+        monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", budget)
         found = certify(program, "resample")
         assert (found.certificate.exhaustive, found.certificate.pairs) == (whole, budget)
         save_certificate(found, program, tmp_path / str(budget))

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from edgeprune.errors import UnsupportedProgram
+from edgeprune.files.store import load_circuit, versions
 from edgeprune.graph import edge_names
-from edgeprune.store import load_circuit, versions
-from tracr_bridge import certificate_folder
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.certificate_folder import save_certificate
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import certify
+from tracr_bridge.certify import certificate_folder
+from tracr_bridge.certify.certificate_folder import save_certificate
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.known_models import certify
 
 
 def said(folder) -> dict[str, Any]:

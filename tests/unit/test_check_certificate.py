@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from edgeprune.cli.main import main
 from edgeprune.errors import DegenerateProgram
+from edgeprune.files.store import UnwritableFile, load_circuit
 from edgeprune.graph import ABLATIONS, Circuit, Graph
 from edgeprune.masks import mask_of
-from edgeprune.store import UnwritableFile, load_circuit
-from tracr_bridge import certificate_folder, check_certificate
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.certificate_folder import save_certificate
-from tracr_bridge.cli import main
+from tracr_bridge.certify import certificate_folder, check_certificate
+from tracr_bridge.certify.certificate_folder import save_certificate
+from tracr_bridge.compile.catalogue import catalogue
 
 CHECKER = Path(certificate_folder.__file__).with_name("check_certificate.py")
 

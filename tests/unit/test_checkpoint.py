@@ -8,8 +8,8 @@ import torch
 from linear import WEIGHTS, Linear, data
 from safetensors.torch import save_file
 
-from edgeprune.checkpoint import Allowed, check_state, part, read_state, restore_from, write_state
 from edgeprune.errors import RunError
+from edgeprune.files.checkpoint import Allowed, check_state, part, read_state, restore_from, write_state
 from edgeprune.masks import edge_exists
 from edgeprune.methods.edge_pruning.configurations import BY_NAME, MINIMAX, PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning, Stage, circuit_loss, problem_of
@@ -264,7 +264,9 @@ def test_what_is_written_is_read_and_what_cannot_be_read_is_said(tmp_path):
 
 def test_no_more_is_read_than_a_state_can_be(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("edgeprune.checkpoint.read_bytes", lambda path, *, most: asked.append((path, most)) or b"")
+    monkeypatch.setattr(
+        "edgeprune.files.checkpoint.read_bytes", lambda path, *, most: asked.append((path, most)) or b""
+    )
     with pytest.raises(ValueError, match=r"."):
         read_state(tmp_path / "state")
     assert asked == [(tmp_path / "state", 2**34)]

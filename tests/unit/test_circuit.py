@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 
 from edgeprune.errors import CircuitMismatch, GraphError, RunError
+from edgeprune.files.store import CircuitFileError, load_circuit
 from edgeprune.graph import Circuit, Edge, Graph, Node
-from edgeprune.store import CircuitFileError, load_circuit
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
 SHARED = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeprune.formats import MADE_SCORES, MERGED, NO_ABLATION, NO_ORIGIN, NO_WIDTH
-from edgeprune.store import load_circuit, load_saved
-from tracr_bridge.cli import main
+from edgeprune.cli.main import main
+from edgeprune.files.other_tools import MADE_SCORES, MERGED, NO_ABLATION, NO_ORIGIN, NO_WIDTH
+from edgeprune.files.store import load_circuit, load_saved
 
 ONE = """
 from tracr.rasp import rasp
@@ -42,7 +42,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 def test_a_program_is_certified_and_saved_without_what_language_models_need(tmp_path):
     code = (
-        "import sys; from tracr_bridge.cli import main\n"
+        "import sys; from edgeprune.cli.main import main\n"
         f"main(['truth', 'first_token', '--json', '--save', {str(tmp_path / 'saved')!r}])\n"
         "print('transformers' in sys.modules)"
     )
@@ -52,7 +52,7 @@ def test_a_program_is_certified_and_saved_without_what_language_models_need(tmp_
 
 def test_help_teaches_and_imports_nothing_heavy():
     code = (
-        "import sys; from tracr_bridge.cli import main\n"
+        "import sys; from edgeprune.cli.main import main\n"
         "try: main(['--help'])\n"
         "finally: print(sorted({'jax', 'torch', 'tracr', 'numpy', 'matplotlib', 'ray'} & set(sys.modules)))"
     )
@@ -330,7 +330,7 @@ def test_what_a_file_prints_does_not_mix_with_the_json(capsys, tmp_path):
 
 def test_a_length_of_another_type_is_one_line(program_file):
     # In a process of its own, as types are checked at run time in this one.
-    command = [sys.executable, "-m", "tracr_bridge.cli", "truth", program_file(more=", min_seq_len=1.0")]
+    command = [sys.executable, "-m", "edgeprune.cli.main", "truth", program_file(more=", min_seq_len=1.0")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.endswith("min_seq_len is 1.0; it is a whole number\n")
@@ -354,7 +354,7 @@ def test_a_seed_out_of_range_is_one_line(capsys, seed):
 
 @pytest.mark.parametrize("option", ["--picture", "--report", "--save"])
 def test_a_result_that_could_not_be_written_is_refused_before_the_work(capsys, monkeypatch, option):
-    monkeypatch.setattr("tracr_bridge.recover.recover", None)
+    monkeypatch.setattr("tracr_bridge.recovery.recover.recover", None)
     status, _, err = run(capsys, "recover", "reverse", "--json", option, "/no/such/folder/p.svg")
     assert status == 2
     assert "Expected a file in an existing, writable folder; got '/no/such/folder/p.svg'" in err

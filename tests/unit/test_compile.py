@@ -13,11 +13,11 @@ from tracr.rasp import rasp
 
 from edgeprune.errors import UnsupportedProgram
 from edgeprune.user_code import places_of
-from tracr_bridge import compile as compile_module
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.compile import compile_program
-from tracr_bridge.program import Program
-from tracr_bridge.verify import verify
+from tracr_bridge.compile import compile as compile_module
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.program import Program
+from tracr_bridge.compile.verify import verify
 
 
 def program(build) -> Program:

@@ -6,10 +6,10 @@ from operator import eq
 import pytest
 from tracr.rasp import rasp
 
+from edgeprune.cli.tables import print_matrix
 from tracr_bridge import rasp_program
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.coverage import CONSTRUCTS, constructs, shape
-from tracr_bridge.report import print_matrix
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.constructs import CONSTRUCTS, constructs, shape
 
 
 @pytest.fixture(scope="module")

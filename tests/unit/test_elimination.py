@@ -10,8 +10,8 @@ from test_subsets import GRAPH, SMALL, TRUE, every
 from edgeprune.errors import BrokenPromise
 from edgeprune.graph import Edge
 from edgeprune.groups import removals
-from tracr_bridge import elimination
-from tracr_bridge.elimination import eliminate
+from tracr_bridge.certify import elimination
+from tracr_bridge.certify.elimination import eliminate
 
 
 class Told:

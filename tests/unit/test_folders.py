@@ -12,10 +12,10 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import save_file
 
-from edgeprune import folders
 from edgeprune.errors import RunError
-from edgeprune.folders import LOCK, Busy, circuit_file, clear, is_unused, locked, new_folder, unfinished
-from edgeprune.store import UnwritableFile
+from edgeprune.files import folders
+from edgeprune.files.folders import LOCK, Busy, circuit_file, clear, is_unused, locked, new_folder, unfinished
+from edgeprune.files.store import UnwritableFile
 
 
 def test_a_folder_is_made_locked_for_others_and_left_without_a_trace(tmp_path):
@@ -31,7 +31,7 @@ def test_a_folder_is_made_locked_for_others_and_left_without_a_trace(tmp_path):
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
-    code = "import os, sys; from pathlib import Path; from edgeprune.folders import locked\n"
+    code = "import os, sys; from pathlib import Path; from edgeprune.files.folders import locked\n"
     code += "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
     assert os.listdir(tmp_path) == [LOCK] and is_unused(tmp_path)
@@ -91,7 +91,7 @@ def test_two_do_not_make_one_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_goes_with_the_next_folder(tmp_path):
-    code = "import os, sys; from pathlib import Path; from edgeprune.folders import new_folder\n"
+    code = "import os, sys; from pathlib import Path; from edgeprune.files.folders import new_folder\n"
     code += "with new_folder(Path(sys.argv[1])) as folder: (folder / 'model').touch(); os.kill(os.getpid(), 9)"
     for name in ("one", "two"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)

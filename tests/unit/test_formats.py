@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeprune import formats
 from edgeprune.errors import GraphError
-from edgeprune.formats import (
+from edgeprune.files import other_tools as formats
+from edgeprune.files.other_tools import (
     MADE_SCORES,
     MERGED,
     NO_ABLATION,
@@ -31,8 +31,8 @@ from edgeprune.formats import (
     write_eap_ig,
     write_edge_pruning,
 )
+from edgeprune.files.store import CircuitFileError, SavedCircuit
 from edgeprune.graph import Circuit, Edge, Graph, Node
-from edgeprune.store import CircuitFileError, SavedCircuit
 
 ONE = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
 TWO = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.answers import Answers
 from edgeprune.data import Dataset, LazyTarget
 from edgeprune.methods import find_method
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import certify
-from tracr_bridge.suite import Suite
+from edgeprune.metrics.answers import Answers
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.known_models import certify
+from tracr_bridge.recovery.pytest_checks import Suite
 
 NAME = "hist"
 

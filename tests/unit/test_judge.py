@@ -6,7 +6,7 @@ import torch
 from edgeprune.data import Dataset
 from edgeprune.graph import Edge, Graph
 from edgeprune.masks import mask_of
-from tracr_bridge.judge import CLOSE, Judge
+from tracr_bridge.certify.faithfulness import CLOSE, Judge
 
 GRAPH = Graph((Edge.parse("tok->logits").source,), (Edge.parse("tok->logits").destination,))
 EDGE = GRAPH.edges[0]
@@ -143,14 +143,14 @@ def test_what_one_mask_failed_on_is_run_first_for_the_next():
 
 
 def test_more_pairs_than_are_run_are_said_to_be_a_sample(monkeypatch):
-    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 50)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", 50)
     off = torch.zeros(20, 20)
     judge = judge_of(off, "resample")
     assert (judge.exhaustive, judge.pairs, judge.total_pairs) == (False, 50, 400)
     assert judge_of(off).exhaustive
     again = judge_of(off, "resample")
     assert torch.equal(judge.rows_of_pairs, again.rows_of_pairs)
-    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 400)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", 400)
     all_pairs = judge_of(off, "resample")
     assert all_pairs.exhaustive
     assert len({tuple(pair) for pair in all_pairs.rows_of_pairs.T.tolist()}) == 400
@@ -221,7 +221,7 @@ SIZES = {"as they are": {}, "odd ones": {"_PAIRS": 100, "_ROWS": 9000}, "many": 
 def test_each_of_1024_pairs_is_run_however_they_are_cut_into_chunks(monkeypatch, ablation, sizes):
     """A mask for each pair, which is wrong there and nowhere else."""
     for name, size in sizes.items():
-        monkeypatch.setattr(f"tracr_bridge.judge.{name}", size)
+        monkeypatch.setattr(f"tracr_bridge.certify.faithfulness.{name}", size)
     count = 32 if ablation == "resample" else 1024
     judge = Judge(OffOnOne(count, many=ablation == "resample"), dataset(count), ablation, atol=ATOL)
     assert (judge.pairs, judge.exhaustive) == (1024, True)
@@ -245,13 +245,13 @@ def test_a_mask_alone_is_run_on_the_pair_at_each_end_of_a_chunk(number):
 
 @pytest.mark.parametrize(("over", "exhaustive"), [(-1, True), (0, True), (1, False)])
 def test_pairs_at_the_budget_are_all_run_and_one_more_is_a_sample(monkeypatch, over, exhaustive):
-    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 20**2 - over)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", 20**2 - over)
     judge = judge_of(torch.zeros(20, 20), "resample")
     assert judge.exhaustive == exhaustive and judge.pairs == (400 if exhaustive else 399)
 
 
 def test_a_sample_of_pairs_has_no_two_inputs_of_different_lengths(monkeypatch):
-    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 40)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", 40)
     of_two = dataset(20)
     of_two.group[1::2] = 1
     judge = Judge(Stub(torch.zeros(20, 20)), of_two, "resample", atol=ATOL)
@@ -310,7 +310,7 @@ def test_under_resampling_inputs_are_compared_with_those_of_their_own_length():
 
 @pytest.mark.parametrize("chunk", [1024, 300, 7])
 def test_each_pair_that_is_close_is_run_again_in_double_precision(monkeypatch, chunk):
-    monkeypatch.setattr("tracr_bridge.judge._PAIRS", chunk)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness._PAIRS", chunk)
     masks = torch.arange(-1, 256).float()[:, None, None]
     for single, double in ((ATOL - 1e-4, ATOL + 1e-4), (ATOL + 1e-4, ATOL - 1e-4)):
         judge = Judge(OffOnOne(16, many=True, off=(single, double)), dataset(16), "resample", atol=ATOL)
@@ -319,7 +319,7 @@ def test_each_pair_that_is_close_is_run_again_in_double_precision(monkeypatch, c
 
 
 def test_close_calls_of_several_masks_on_more_pairs_than_a_chunk_holds_are_all_decided(monkeypatch):
-    monkeypatch.setattr("tracr_bridge.judge._PAIRS", 7)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness._PAIRS", 7)
     for wrong in range(16):
         off = torch.full((16, 16), ATOL - 1e-4, dtype=torch.float64)
         off[wrong, wrong] = ATOL + 1e-4
@@ -331,7 +331,7 @@ def test_close_calls_of_several_masks_on_more_pairs_than_a_chunk_holds_are_all_d
 @pytest.mark.parametrize("ablation", ["zero", "resample"])
 @pytest.mark.parametrize("budget", [10**6, 50])
 def test_pairs_come_in_an_order_of_the_seed_whatever_else_is_drawn(monkeypatch, ablation, budget):
-    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", budget)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", budget)
 
     def order(seed: int | None) -> list[list[int]]:
         more = {} if seed is None else {"seed": seed}
@@ -365,7 +365,7 @@ def test_a_mask_that_fails_by_much_is_run_no_further_than_where_it_does(number, 
 
 @pytest.mark.parametrize(("first", "rows"), [(10, 10), (3, 3), (168, 168), (1000, 300)])
 def test_a_few_pairs_are_those_of_the_first_chunks(monkeypatch, first, rows):
-    monkeypatch.setattr("tracr_bridge.judge._FIRST", first)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness._FIRST", first)
     judge = judge_of(torch.zeros(300, 300))
     assert judge.seems_to_reproduce(EMPTY).tolist() == [True] and judge.rows == rows
 

@@ -14,16 +14,16 @@ from test_truth import nearly_cancelling
 from edgeprune.errors import BrokenPromise, DegenerateProgram, MethodError, UnknownProgram, UnsupportedProgram
 from edgeprune.graph import Circuit, CircuitMismatch, Edge, Graph
 from edgeprune.methods import Discovery
-from tracr_bridge import known as known_module
-from tracr_bridge import recover as recover_module
-from tracr_bridge import truth as truth_module
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.compile import compile_program
-from tracr_bridge.coverage import constructs
-from tracr_bridge.known import Known, certify, find, known
-from tracr_bridge.recover import assess, methods_for, recover, recover_under
-from tracr_bridge.trained import Trained
-from tracr_bridge.truth import Gap, derive_truth, gap_of, inert_edges, margin_of
+from tracr_bridge.certify import truth as truth_module
+from tracr_bridge.certify.trained_models import Trained
+from tracr_bridge.certify.truth import Gap, derive_truth, gap_of, inert_edges, margin_of
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.constructs import constructs
+from tracr_bridge.recovery import known_models as known_module
+from tracr_bridge.recovery import recover as recover_module
+from tracr_bridge.recovery.known_models import Known, certify, find, known
+from tracr_bridge.recovery.recover import assess, methods_for, recover, recover_under
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
 ONE, TWO, THREE = (Edge.parse(name) for name in ("tok->m0", "pos->m0", "m0->logits"))
@@ -237,7 +237,9 @@ def test_a_sample_of_a_domain_is_no_whole_one():
 def test_a_folder_is_loaded_with_the_truths_that_it_has(monkeypatch):
     asked = list[Any]()
     exported = SimpleNamespace(name="name", doc="doc", model="model", dataset="data", truth=lambda ablation: ablation)
-    monkeypatch.setattr("tracr_bridge.exported.load_exported", lambda folder: asked.append(folder) or exported)
+    monkeypatch.setattr(
+        "tracr_bridge.checkpoints.read_back.load_exported", lambda folder: asked.append(folder) or exported
+    )
     given = known(Path("folder"))
     assert (given.name, given.doc, given.model, given.dataset) == ("name", "doc", "model", "data")
     assert given.subject is exported and given.truth("mean") == "mean" and given.constructs == ()
@@ -248,7 +250,9 @@ def test_a_folder_is_loaded_with_the_truths_that_it_has(monkeypatch):
 def test_a_trained_model_is_loaded_and_shows_its_progress_where_it_is_asked_to(monkeypatch):
     asked = list[Any]()
     loaded = SimpleNamespace(model="model", dataset="data", truth=lambda ablation, progress: (ablation, progress))
-    monkeypatch.setattr("tracr_bridge.trained.load_trained", lambda subject: asked.append(subject) or loaded)
+    monkeypatch.setattr(
+        "tracr_bridge.certify.trained_models.load_trained", lambda subject: asked.append(subject) or loaded
+    )
     subject = Trained(model="somewhere", task="task.jsonl", tolerance=0.5)
     for progress in (False, True):
         given = known(subject, progress=progress)

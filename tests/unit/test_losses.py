@@ -9,13 +9,13 @@ import torch
 from test_peers import build, random_weights
 
 from edgeprune.ablation import Ablator
-from edgeprune.answers import Answers
 from edgeprune.data import Dataset
 from edgeprune.errors import BrokenPromise
 from edgeprune.masks import edge_exists
 from edgeprune.methods import circuit_loss
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.loss import Objective, draw_pairs
+from edgeprune.metrics.answers import Answers
 
 # Losses of outputs
 

@@ -20,7 +20,7 @@ from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import DISTANCES, Objective, draw_pairs
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
-from edgeprune.metrics import ATOL
+from edgeprune.metrics.distances import ATOL
 
 
 def draw_batch(dataset, size):

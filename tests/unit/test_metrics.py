@@ -7,15 +7,15 @@ import pytest
 import torch
 from tracr.rasp import rasp
 
-from edgeprune import metrics
-from edgeprune.answers import Answers
 from edgeprune.data import Dataset
-from edgeprune.evaluate import evaluate
+from edgeprune.evaluation.evaluate import evaluate
+from edgeprune.evaluation.measures import Behaviour, highest
 from edgeprune.graph import Graph
 from edgeprune.masks import edge_exists
-from edgeprune.measures import Behaviour, highest
 from edgeprune.methods.loss import Objective
-from edgeprune.metrics import (
+from edgeprune.metrics import distances as metrics
+from edgeprune.metrics.answers import Answers
+from edgeprune.metrics.distances import (
     kl_divergence,
     largest_difference,
     logit_difference,
@@ -23,10 +23,10 @@ from edgeprune.metrics import (
     scored_mean,
     squared_error,
 )
-from tracr_bridge.compile import compile_program
-from tracr_bridge.program import Program
-from tracr_bridge.verify import verify
-from tracr_bridge.weights import HeadWeights, LayerWeights
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.program import Program
+from tracr_bridge.compile.verify import verify
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights
 
 GRAPH = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
 
@@ -99,7 +99,7 @@ def test_divergences_over_large_vocabularies_are_those_of_the_whole_and_so_are_t
     weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     gradient = torch.autograd.grad((weights * expected).sum(), outputs)[0]
     for numbers in (1, 30, 10**6):
-        monkeypatch.setattr("edgeprune.metrics._AT_ONCE", numbers)
+        monkeypatch.setattr("edgeprune.metrics.distances._AT_ONCE", numbers)
         found = kl_divergence(outputs, target, scored)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad((weights * found).sum(), outputs)[0], gradient)

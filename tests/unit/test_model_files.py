@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgeprune.errors import ModelError, TaskError
-from edgeprune.models import files, load
-from edgeprune.models.files import check_adapter, check_config, check_loaded, merge_adapter
+from edgeprune.models import load, unsupported
 from edgeprune.models.load import Kind, find_device, load_model, without_bars
+from edgeprune.models.unsupported import check_adapter, check_config, check_loaded, merge_adapter
 from edgeprune.parallel import ALONE
 
 
@@ -32,9 +32,9 @@ MERGED = "merge it (peft's merge_and_unload, then save_pretrained)"
 
 def test_an_adapter_asks_for_peft_and_for_a_model_beside_it(tmp_path, monkeypatch):
     name, found = str(tmp_path), []
-    monkeypatch.setattr(files, "find_adapter_config_file", lambda name: found.append(name))
+    monkeypatch.setattr(unsupported, "find_adapter_config_file", lambda name: found.append(name))
     assert check_adapter(name) is False and found == [name]
-    monkeypatch.setattr(files, "find_adapter_config_file", lambda name: "adapter_config.json")
+    monkeypatch.setattr(unsupported, "find_adapter_config_file", lambda name: "adapter_config.json")
     asked = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked.append(name))
     assert said(check_adapter, name) == (

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tracr_bridge import bench, on_ray
-from tracr_bridge.bench import Run, WorkerDied, named_subject, sweep
-from tracr_bridge.cli import main
-from tracr_bridge.on_ray import ClusterError
-from tracr_bridge.results import read_rows
+from edgeprune.cli.main import main
+from tracr_bridge.bench import on_ray
+from tracr_bridge.bench import run as bench
+from tracr_bridge.bench.on_ray import ClusterError
+from tracr_bridge.bench.results import read_rows
+from tracr_bridge.bench.run import Run, WorkerDied, named_subject, sweep
 
 ray = pytest.importorskip("ray")
 

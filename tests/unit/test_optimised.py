@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tracr_bridge import certificate_folder
+from tracr_bridge.certify import certificate_folder
 
 SCRIPT = """
 import sys
@@ -20,13 +20,13 @@ from tracr.compiler import compiling
 from tracr.rasp import rasp
 
 from edgeprune.errors import BrokenPromise
-from tracr_bridge import truth
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.certificate_folder import save_certificate
-from tracr_bridge.judge import Judge
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import certify
-from tracr_bridge.weights import extract_weights
+from tracr_bridge.certify import truth
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.certify.certificate_folder import save_certificate
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.known_models import certify
+from tracr_bridge.compile.weights import extract_weights
 
 assert False, "asserts are left out"
 compiled = compile_program(catalogue()["xproportion"])
@@ -58,8 +58,8 @@ refused(lambda: extract_weights(model))
 
 TOO_LATE = """
 import haiku
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.compile import compile_program
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import compile_program
 
 compile_program(catalogue()["xproportion"])
 """

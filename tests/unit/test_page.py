@@ -13,15 +13,15 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from edgeprune.ablation import Ablator
+from edgeprune.cli.main import main
+from edgeprune.files.store import SavedCircuit, save_circuit
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import mask_of
-from edgeprune.store import SavedCircuit, save_circuit
-from tracr_bridge import circuit_page
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.cli import main
-from tracr_bridge.compile import compile_program
-from tracr_bridge.page import _view, write_page
-from tracr_bridge.recover import recover_under
+from edgeprune.pictures import page as circuit_page
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery.page import _view, write_page
+from tracr_bridge.recovery.recover import recover_under
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OPTIONS = (

@@ -12,7 +12,6 @@ import pytest
 import torch
 from oracle import sources_and_output
 
-from edgeprune import compare as comparing
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
@@ -29,11 +28,12 @@ from edgeprune.methods.greedy_elimination import GreedyConfig, eliminate
 from edgeprune.methods.hisp import HispConfig, edge_scores, score_nodes
 from edgeprune.methods.loss import Objective, draw_pairs
 from edgeprune.methods.method import sizes
+from edgeprune.methods.ranking import keep_most
 from edgeprune.methods.settings import with_settings
 from edgeprune.methods.subnetwork_probing import EDGES, NODES, probe_nodes
-from edgeprune.ranking import keep_most
-from tracr_bridge.model import TracrModel
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from edgeprune.runs import compare as comparing
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 VOCAB, LENGTH, D_MODEL = 3, 2, 5
 STEP = 1e-4

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from edgeprune.draw import MOST_EDGES, draw_comparison
 from edgeprune.graph import Circuit, Edge, Graph, Node, compare
+from edgeprune.pictures.draw import MOST_EDGES, draw_comparison
 
 GRAPHS = {
     "compiled": Graph.transformer(embeddings=("tok", "pos"), layers=3, heads=2),

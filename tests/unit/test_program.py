@@ -23,11 +23,11 @@ from edgeprune.errors import (
     UnsupportedProgram,
 )
 from edgeprune.user_code import places_of
-from tracr_bridge import program as program_module
-from tracr_bridge.catalogue import catalogue, load_file, load_program
-from tracr_bridge.compile import compile_program
-from tracr_bridge.program import Program, expressions_of, function_of, is_finite, is_hashable, rasp_program
-from tracr_bridge.verify import verify
+from tracr_bridge.compile import program as program_module
+from tracr_bridge.compile.catalogue import catalogue, load_file, load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.program import Program, expressions_of, function_of, is_finite, is_hashable, rasp_program
+from tracr_bridge.compile.verify import verify
 
 REQUIRED = {
     *("reverse", "xproportion", "length", "hist", "sort", "sort_unique", "sort_freq", "pair_balance"),

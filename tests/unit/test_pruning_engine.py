@@ -18,8 +18,8 @@ from edgeprune.methods.edge_pruning.engine import Pruning, Stage, circuit_loss, 
 from edgeprune.methods.edge_pruning.gradient import Estimate, LikelihoodRatio
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import draw_pairs
+from edgeprune.methods.ranking import keep_most
 from edgeprune.methods.settings import with_settings
-from edgeprune.ranking import keep_most
 
 MODEL = Linear(WEIGHTS)
 DATA = data(MODEL)

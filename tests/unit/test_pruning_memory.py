@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from edgeprune.checkpoint import Allowed
+from edgeprune.files.checkpoint import Allowed
 from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig, Counterexamples
 from edgeprune.methods.edge_pruning.ending import Converged, Ending, Verdict
 from edgeprune.methods.edge_pruning.optimizer import Adam, AdamConfig

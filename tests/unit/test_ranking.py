@@ -8,7 +8,7 @@ import torch
 from edgeprune.graph import Edge, Graph
 from edgeprune.masks import edge_exists, live
 from edgeprune.methods.circuit_loss import CircuitLoss
-from edgeprune.ranking import keep_most, keep_most_alive, keep_within
+from edgeprune.methods.ranking import keep_most, keep_most_alive, keep_within
 
 GRAPH = Graph.transformer(embeddings=("embed",), layers=2, heads=2)
 

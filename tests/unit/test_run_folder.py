@@ -10,19 +10,19 @@ import pytest
 import torch
 from linear import EXISTS, GRAPH, WEIGHTS, Linear, data
 
-from edgeprune import pruning_run
 from edgeprune.errors import ConfigError, RunError
-from edgeprune.evaluate import Evaluation
-from edgeprune.folders import Busy, locked
+from edgeprune.evaluation.evaluate import Evaluation
+from edgeprune.files.folders import Busy, locked
+from edgeprune.files.store import SavedCircuit, UnwritableFile, load_saved, save_circuit, versions
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERANCE
 from edgeprune.methods.edge_pruning.engine import Pruning, Stage, circuit_loss, problem_of
 from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import ALONE
-from edgeprune.pruning_run import evaluate_run, evaluation_file, prune, read_config
-from edgeprune.store import SavedCircuit, UnwritableFile, load_saved, save_circuit, versions
-from edgeprune.subject import RunConfig
+from edgeprune.runs import prune as pruning_run
+from edgeprune.runs.config import RunConfig
+from edgeprune.runs.prune import evaluate_run, evaluation_file, prune, read_config
 from edgeprune.tasks import Sizes
 
 STEPS = 6

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tracr_bridge import verify as verifying
-from tracr_bridge.verify import LAYER_ATOL, VALUE_ATOL
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from tracr_bridge.compile import verify as verifying
+from tracr_bridge.compile.verify import LAYER_ATOL, VALUE_ATOL
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 
 def entry(shape: tuple[int, int], row: int, column: int, value: float = 1.0) -> np.ndarray:

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from edgeprune.errors import RunError
-from edgeprune.schemas import Listed, checked, load, parse
+from edgeprune.files.schemas import Listed, checked, load, parse
 
 
 @checked_dataclass(frozen=True)
@@ -107,7 +107,7 @@ def test_what_is_nested_too_deeply_to_be_looked_at_is_said_to_be(monkeypatch):
     def too_deep(found):
         raise RecursionError
 
-    monkeypatch.setattr("edgeprune.schemas.asdict", too_deep)
+    monkeypatch.setattr("edgeprune.files.schemas.asdict", too_deep)
     with pytest.raises(ValueError, match=r"^it is nested too deeply$"):
         parse(Outer, GOOD)
 

@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgeprune.cli.main import main
 from edgeprune.graph import Circuit
 from edgeprune.methods import METHODS, find_method
 from edgeprune.methods.circuit_loss import CircuitLoss
-from tracr_bridge import elimination, judge, truth, verify
-from tracr_bridge import known as known_module
-from tracr_bridge.bench import Run, named_subject, sweep
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.cli import main
-from tracr_bridge.compile import compile_program
-from tracr_bridge.known import known
-from tracr_bridge.recover import recover, recover_under
-from tracr_bridge.suite import CheckFailed, Suite
+from tracr_bridge.bench.run import Run, named_subject, sweep
+from tracr_bridge.certify import elimination, truth
+from tracr_bridge.certify import faithfulness as judge
+from tracr_bridge.compile import verify
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.recovery import known_models as known_module
+from tracr_bridge.recovery.known_models import known
+from tracr_bridge.recovery.pytest_checks import CheckFailed, Suite
+from tracr_bridge.recovery.recover import recover, recover_under
 
 NAME = "first_token"
 RECORDER = "recorded_seeds:records"
@@ -98,7 +100,7 @@ def test_the_seed_of_bench_is_that_of_programs_and_not_of_methods(seeds, tmp_pat
         drawn.append((count, seed))
         return []
 
-    monkeypatch.setattr("tracr_bridge.sample.draw_programs", draw)
+    monkeypatch.setattr("tracr_bridge.random_programs.draw.draw_programs", draw)
     asked = ["bench", *(random or [NAME]), "--seed", "5", "--method", RECORDER, "--ablation", "zero", "--jobs", "1"]
     main([*asked, "--out", str(tmp_path / "out"), "--json"])
     capsys.readouterr()

@@ -17,10 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeprune.draw import UnknownFormat, draw_comparison, save_figure
 from edgeprune.errors import RunError
-from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, Node, compare
-from edgeprune.store import (
+from edgeprune.files.store import (
     LARGEST,
     SCHEMA,
     CircuitFileError,
@@ -40,6 +38,8 @@ from edgeprune.store import (
     write_json,
     write_text,
 )
+from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, Node, compare
+from edgeprune.pictures.draw import UnknownFormat, draw_comparison, save_figure
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
 
@@ -99,7 +99,7 @@ def test_a_name_may_be_as_long_as_the_system_has_it_and_no_longer(tmp_path):
 
 
 def test_files_that_are_no_code_come_with_the_package():
-    root = SCHEMA.parents[1]
+    root = SCHEMA.parents[2]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     for package in ("edgeprune", "tracr_bridge", "programs"):
         for file in (root / package).rglob("*"):
@@ -475,6 +475,6 @@ def test_versions_are_of_what_runs_and_of_what_is_not_installed_it_is_said(monke
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("edgeprune.store.version", missing)
+    monkeypatch.setattr("edgeprune.files.store.version", missing)
     again = versions.__wrapped__()
     assert again == {name: found["python"] if name == "python" else "not installed" for name in found}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from oracle import sources_and_output
 
-from edgeprune import wide_stream
 from edgeprune.graph import Edge
-from edgeprune.model import OnlyMasked
-from edgeprune.stream import Stream, Wiring, align, project
-from edgeprune.wide_stream import PlainStream, WideStream, mixing_as_on
-from tracr_bridge.model import TracrModel, structural_mask
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from edgeprune.masked_model import OnlyMasked
+from edgeprune.streams import by_source as wide_stream
+from edgeprune.streams.by_column import Stream, Wiring, align, project
+from edgeprune.streams.by_source import PlainStream, WideStream, mixing_as_on
+from tracr_bridge.compile.model import TracrModel, structural_mask
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 
 def drawn(*shape, seed=0, dtype=torch.float32):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from edgeprune import subject as subjects
 from edgeprune.errors import ConfigError, ModelError, RunError, TaskError
-from edgeprune.evaluate import Evaluation
+from edgeprune.evaluation.evaluate import Evaluation
 from edgeprune.methods.edge_pruning.configurations import COMPILED, MINIMAX, PAPER, TOLERANCE
 from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio
 from edgeprune.methods.settings import with_settings
-from edgeprune.subject import RunConfig, Subject, digest_of_tensors, load_subject
+from edgeprune.runs import config as subjects
+from edgeprune.runs.config import RunConfig, Subject, digest_of_tensors, load_subject
 from edgeprune.tasks import Sizes
 
 pytestmark = pytest.mark.fakes

@@ -10,8 +10,8 @@ import torch
 from edgeprune.errors import ModelError
 from edgeprune.graph import Edge, Graph
 from edgeprune.masks import mask_of
-from tracr_bridge import subsets as subsets_module
-from tracr_bridge.subsets import LossJudge, live_subsets, true_circuits
+from tracr_bridge.certify import subsets as subsets_module
+from tracr_bridge.certify.subsets import LossJudge, live_subsets, true_circuits
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
 SHARED = Graph.transformer(embeddings=("embed",), layers=1, heads=4, kv_heads=2)

@@ -16,9 +16,9 @@ from edgeprune.graph import Circuit, Edge
 from edgeprune.masks import edge_exists
 from edgeprune.methods import Discovery, find_method
 from edgeprune.methods.custom import time_limit
-from tracr_bridge import suite as suite_module
-from tracr_bridge.catalogue import load_program
-from tracr_bridge.suite import CheckFailed, Suite
+from tracr_bridge.compile.catalogue import load_program
+from tracr_bridge.recovery import pytest_checks as suite_module
+from tracr_bridge.recovery.pytest_checks import CheckFailed, Suite
 
 NAME = "hist"
 

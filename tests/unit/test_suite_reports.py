@@ -13,11 +13,11 @@ from test_suite import NAME
 from edgeprune.errors import ProgramFileError, UnknownAblation, UnknownProgram
 from edgeprune.graph import Circuit, edge_names
 from edgeprune.user_code import places_of
-from tracr_bridge import catalogue as catalogue_module
-from tracr_bridge import suite as suite_module
-from tracr_bridge.catalogue import catalogue, load_file, load_program
-from tracr_bridge.recover import assess, effects
-from tracr_bridge.suite import CheckFailed, Suite, refused
+from tracr_bridge.compile import catalogue as catalogue_module
+from tracr_bridge.compile.catalogue import catalogue, load_file, load_program
+from tracr_bridge.recovery import pytest_checks as suite_module
+from tracr_bridge.recovery.pytest_checks import CheckFailed, Suite, refused
+from tracr_bridge.recovery.recover import assess, effects
 
 
 def counted(monkeypatch, name) -> list[Any]:

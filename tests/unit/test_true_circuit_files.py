@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.cli.main import main
 from edgeprune.errors import EdgePruneError
-from edgeprune.formats import NO_CERTIFICATE, ONE_CIRCUIT
+from edgeprune.files.other_tools import NO_CERTIFICATE, ONE_CIRCUIT
+from edgeprune.files.store import CircuitFileError, SavedCircuit, load_saved, save_circuit
+from edgeprune.files.true_circuits import load_true, nearest
 from edgeprune.graph import Circuit, CircuitMismatch, Edge, Graph
-from edgeprune.store import CircuitFileError, SavedCircuit, load_saved, save_circuit
-from edgeprune.true_circuits import load_true, nearest
-from tracr_bridge.cli import main
-from tracr_bridge.exported import _certificate
-from tracr_bridge.report import certificate_json, saved_truth
-from tracr_bridge.truth import Gap
+from tracr_bridge.certify.summary import certificate_json, saved_truth
+from tracr_bridge.certify.truth import Gap
+from tracr_bridge.checkpoints.read_back import _certificate
 
 SCORE = Path(__file__).parents[2] / "examples" / "verify_your_tool" / "score.py"
 

@@ -14,22 +14,23 @@ from tracr.rasp import rasp
 
 from edgeprune import groups
 from edgeprune.ablation import Ablator
+from edgeprune.cli.main import main
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, UnsupportedProgram
 from edgeprune.graph import ABLATIONS, Circuit, Edge, Graph
 from edgeprune.masks import mask_of
-from tracr_bridge import behaviours, elimination, rasp_program
-from tracr_bridge import recover as recover_module
-from tracr_bridge import truth as truth_module
-from tracr_bridge.catalogue import catalogue, load_program
-from tracr_bridge.cli import main
-from tracr_bridge.compile import compile_program
-from tracr_bridge.judge import Judge
-from tracr_bridge.known import certify
-from tracr_bridge.model import TracrModel
-from tracr_bridge.recover import assess, effects
-from tracr_bridge.truth import derive_truth, gap_of, inert_edges, is_faithful, is_true
-from tracr_bridge.weights import HeadWeights, LayerWeights, Weights
+from tracr_bridge import rasp_program
+from tracr_bridge.certify import behaviours, elimination
+from tracr_bridge.certify import truth as truth_module
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.certify.truth import derive_truth, gap_of, inert_edges, is_faithful, is_true
+from tracr_bridge.compile.catalogue import catalogue, load_program
+from tracr_bridge.compile.compile import compile_program
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
+from tracr_bridge.recovery import recover as recover_module
+from tracr_bridge.recovery.known_models import certify
+from tracr_bridge.recovery.recover import assess, effects
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "truth.json").read_text())
 
@@ -212,7 +213,7 @@ def test_an_order_of_elimination_that_a_few_pairs_misled_starts_again(compiled, 
     budgets(monkeypatch)
     monkeypatch.setattr(elimination, "_take_out", counted)
     monkeypatch.setattr(truth_module, "minimal_circuits", give_up)
-    monkeypatch.setattr("tracr_bridge.judge._FIRST", 1)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness._FIRST", 1)
     eliminated = certify(compiled("rare_pattern"), "resample").certificate
     assert rounds[0] == elimination.ORDERS
     assert len(rounds) > 1
@@ -360,7 +361,7 @@ def test_an_empty_circuit_is_refused_as_nothing_could_fail_on_it(compiled):
 
 
 def test_a_sample_of_pairs_is_said_to_be_one(compiled, monkeypatch):
-    monkeypatch.setattr("tracr_bridge.judge.PAIR_BUDGET", 500)
+    monkeypatch.setattr("tracr_bridge.certify.faithfulness.PAIR_BUDGET", 500)
     certificate = certify(compiled("hist"), "resample").certificate
     assert (certificate.pairs, certificate.exhaustive) == (500, False)
 

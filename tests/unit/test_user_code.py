@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from edgeprune.cli.main import main
 from edgeprune.errors import InvalidProgram, MethodError
 from edgeprune.user_code import at, place_of, told
-from tracr_bridge.cli import main
 
 PROGRAM = '''
 from tracr.rasp import rasp

@@ -10,13 +10,13 @@ from tracr.compiler import lib
 from tracr.rasp import rasp
 
 from edgeprune.errors import UnsupportedProgram
-from tracr_bridge import verify as verifying
-from tracr_bridge.catalogue import catalogue
-from tracr_bridge.compile import Compiled, compile_program
-from tracr_bridge.model import TracrModel
-from tracr_bridge.program import Program
-from tracr_bridge.verify import LAYER_ATOL, compile_and_verify, verify
-from tracr_bridge.weights import extract_weights
+from tracr_bridge.compile import verify as verifying
+from tracr_bridge.compile.catalogue import catalogue
+from tracr_bridge.compile.compile import Compiled, compile_program
+from tracr_bridge.compile.model import TracrModel
+from tracr_bridge.compile.program import Program
+from tracr_bridge.compile.verify import LAYER_ATOL, compile_and_verify, verify
+from tracr_bridge.compile.weights import extract_weights
 
 VERIFIED = ["reverse", "xproportion", "shuffle_dyck1"]
 

@@ -10,9 +10,9 @@ import pytest
 from tracr.compiler import compiling
 from tracr.rasp import rasp
 
-from tracr_bridge.compile import Compiled, compile_program
-from tracr_bridge.program import Program
-from tracr_bridge.weights import HeadWeights, LayerWeights, extract_weights
+from tracr_bridge.compile.compile import Compiled, compile_program
+from tracr_bridge.compile.program import Program
+from tracr_bridge.compile.weights import HeadWeights, LayerWeights, extract_weights
 
 
 def two_heads():

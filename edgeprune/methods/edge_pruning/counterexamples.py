@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edgeprune.checkpoint import Allowed
+from edgeprune.files.checkpoint import Allowed
 from edgeprune.methods.loss import Pairs
 from edgeprune.methods.settings import out_of_range, refuse
 

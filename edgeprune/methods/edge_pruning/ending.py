@@ -7,7 +7,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from edgeprune.checkpoint import Allowed
+from edgeprune.files.checkpoint import Allowed
 from edgeprune.masks import LearnedMask
 from edgeprune.methods.settings import out_of_range, refuse
 

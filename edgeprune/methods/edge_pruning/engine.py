@@ -17,6 +17,7 @@ from tqdm import tqdm
 from edgeprune.data import Dataset
 from edgeprune.errors import RunError
 from edgeprune.graph import Ablation
+from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import LearnedMask, live, mask_of
 from edgeprune.methods.circuit_loss import CircuitLoss
 from edgeprune.methods.edge_pruning.config import PruningConfig
@@ -31,8 +32,7 @@ from edgeprune.methods.edge_pruning.standing import ENGINE, Stage, check_standin
 from edgeprune.methods.edge_pruning.within import FewestWithin
 from edgeprune.methods.loss import Pairs, draw_pairs
 from edgeprune.methods.method import Discovery, Trace
-from edgeprune.model import MaskedModel
-from edgeprune.ranking import keep_within
+from edgeprune.methods.ranking import keep_within
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from edgeprune.ablation import rows_at_once
 from edgeprune.graph import Edge
 from edgeprune.groups import Removals, masks_without, removals
+from edgeprune.masked_model import Mask
 from edgeprune.masks import edges_of, live
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs, draw_pairs
-from edgeprune.model import Mask
 
 Known = Int[Tensor, "2 known"]
 """Pairs, as `Pairs`, that showed some mask to be wrong."""

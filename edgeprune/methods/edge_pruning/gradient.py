@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeprune.data import Batch
+from edgeprune.masked_model import Mask
 from edgeprune.masks import Draw, LearnedMask
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs
 from edgeprune.methods.settings import refuse
-from edgeprune.model import Mask
 
 
 @dataclass(frozen=True)

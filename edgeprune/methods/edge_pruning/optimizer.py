@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from edgeprune.checkpoint import Allowed
+from edgeprune.files.checkpoint import Allowed
 from edgeprune.methods.settings import out_of_range, refuse
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from edgeprune.ablation import Ablator
 from edgeprune.data import Batch, Dataset
 from edgeprune.graph import Ablation, Graph
+from edgeprune.masked_model import Mask, MaskedModel
 from edgeprune.methods.loss import Loss, Objective, Over, Pairs
-from edgeprune.model import Mask, MaskedModel
 
 
 @dataclass(frozen=True)

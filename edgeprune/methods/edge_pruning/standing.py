@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from edgeprune.checkpoint import Allowed, check_state, part
+from edgeprune.files.checkpoint import Allowed, check_state, part
 from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.ending import Ending
 from edgeprune.methods.edge_pruning.optimizer import Adam

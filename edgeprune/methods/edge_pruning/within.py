@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgeprune.checkpoint import Allowed
+from edgeprune.files.checkpoint import Allowed
 
 
 class FewestWithin:

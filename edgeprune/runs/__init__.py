@@ -1,0 +1,1 @@
+"""Work on a language model, in folders that can be stopped and resumed: prune, sweep, compare; and what it costs."""

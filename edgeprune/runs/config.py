@@ -1,0 +1,215 @@
+"""What a run is about: a language model, and a task in its tokens."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import accumulate
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgeprune.data import Dataset
+from edgeprune.errors import ConfigError, ModelError, RunError, TaskError
+from edgeprune.evaluation.evaluate import Evaluation, evaluate
+from edgeprune.files.schemas import parse
+from edgeprune.graph import Ablation
+from edgeprune.masked_model import Mask
+from edgeprune.methods.edge_pruning.config import PruningConfig
+from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER
+from edgeprune.methods.edge_pruning.gradient import ThroughZ
+from edgeprune.metrics.distances import ATOL
+from edgeprune.models.load import Precision, load_model
+from edgeprune.models.sharded import whole
+from edgeprune.models.transformer import Transformer
+from edgeprune.parallel import join
+from edgeprune.runs.polish import goal_of
+from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
+
+_MEASURED: Final = 32
+"""Inputs that a circuit is measured on at a time, in one part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What is asked for; the same again gives the same circuit."""
+
+    model: str
+    """A name on the Hugging Face hub, or a folder."""
+
+    task: str
+    """A name of `tasks.TASKS`, or a file of examples."""
+
+    ablation: Ablation = "resample"
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+    """Of masks, and of the order in which examples come."""
+
+    data_seed: int = 0
+    """Of the examples, so that runs of several seeds are about the same ones."""
+
+    precision: Precision = "float32"
+    parts: int = 1
+    """Parts that a batch is run in, one after the other: memory for a part, gradients of the whole."""
+
+    pruning: PruningConfig = PAPER
+
+    polish: bool = False
+    """Whether what was learned is polished: edges taken out, and exchanged, on trial (`methods/polish.py`)."""
+
+    @property
+    def method(self) -> str:
+        """The name of what finds the circuit."""
+        return f"{self.pruning.name}-polished" if self.polish else self.pruning.name
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.parts <= self.pruning.batch_size:
+            raise ConfigError(f"Expected parts from 1 to batch_size, {self.pruning.batch_size}; got {self.parts}")
+        loss = self.pruning.loss
+        if self.parts > 1 and "worst" in (loss.loss, loss.criterion) and isinstance(self.pruning.gradient, ThroughZ):
+            raise ConfigError("Expected a loss that is a mean over inputs, as a batch runs in parts; got the worst")
+        if self.precision == "bfloat16" and self.pruning.loss.loss == "worst":
+            raise ConfigError(
+                f"Expected float32 for {self.pruning.name}: bfloat16 rounds by more than outputs may differ, {ATOL:g}"
+            )
+        if self.polish:
+            goal_of(self.pruning, 1)
+        _check_readable(self.pruning)
+
+
+def _check_readable(pruning: PruningConfig) -> None:
+    """Refuse a configuration that could not be read back from a run's folder, or has other parts than its name says."""
+    named = BY_NAME.get(pruning.name)
+    try:
+        written = json.loads(json.dumps(asdict(pruning)))
+        readable = named is not None and _parts(named) == _parts(pruning) and parse(PruningConfig, written) == pruning
+    except (TypeError, ValueError):  # a setting that JSON has not, or of another type
+        readable = False
+    if not readable:
+        raise ConfigError(f"Expected settings of {' or '.join(BY_NAME)}, with all of its parts; got {pruning.name!r}")
+
+
+def _parts(pruning: PruningConfig) -> dict[str, type]:
+    own = {each.name: getattr(pruning, each.name) for each in fields(pruning)}
+    return {name: type(value) for name, value in own.items() if is_dataclass(value)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and a task in its tokens; on several processes, the same on each."""
+
+    model: Transformer
+    splits: dict[str, Dataset]
+    digests: dict[str, str]
+    """Short names for the model's weights and for the task in its tokens: what a run is about."""
+
+    parts: int = 1
+    """Parts that a batch is run in: inputs to be measured come so many times fewer together."""
+
+    def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
+        """What a circuit does on a split; means are those of the training split.
+
+        Raises:
+            RunError: that is no number.
+        """
+        means_of = self.splits["train"] if ablation == "mean" else None
+        found = evaluate(
+            self.model,
+            self.splits[split],
+            ablation,
+            mask,
+            means_of=means_of,
+            batch_size=math.ceil(_MEASURED / self.parts),
+            progress=progress,
+        )
+        if not all(map(math.isfinite, asdict(found).values())):
+            raise RunError(f"Expected a circuit whose outputs can be measured; got {asdict(found)}: try float32")
+        return found
+
+
+def load_subject(
+    config: RunConfig, splits: Sequence[str], *, device: str = "auto", check: bool = True, progress: bool = False
+) -> Subject:
+    """The model that a run is about, and splits of its task with the model's logits.
+
+    Of processes that `torchrun` started, each calls this, and has the model sharded among them.
+
+    Args:
+        config: what it is about.
+        splits: of the task.
+        device: where the model runs.
+        check: as `load_model`'s.
+        progress: show progress bars on standard error, if that is a terminal.
+
+    Raises:
+        ModelError: the model cannot be loaded, or gives NaN.
+        TaskError: the task cannot be had, or does not fit the model's tokenizer.
+        RunError: another process has stopped.
+    """
+    ranks = join()
+    model, tokenizer = load_model(config.model, precision=config.precision, device=device, ranks=ranks, check=check)
+    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
+    examples = make_examples(config.task, encoder, config.sizes, seed=config.data_seed)
+    # All splits are padded alike, as means of one of them stand in for values of another.
+    together = encoder.encode([example for split in examples.values() for example in split], metric_of(config.task))
+    ends = list(accumulate(len(split) for split in examples.values()))
+    encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
+    _check_means(config, encoded)
+    _check_counterparts(config, encoded)
+    digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
+    datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
+    _check_numbers(config, datasets)
+    return Subject(model, datasets, digests, config.parts)
+
+
+def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
+    """Mean ablation has something to average over, whatever the length."""
+    known = set(encoded["train"].length.tolist())
+    for split, each in encoded.items():
+        if config.ablation == "mean" and (more := sorted(set(each.length.tolist()) - known)):
+            raise TaskError(
+                f"Expected training examples of every length, which mean ablation averages over; the {split} split has "
+                f"one of {more[0]} tokens, and the training split none: ask for more training examples"
+            )
+
+
+def _check_numbers(config: RunConfig, datasets: Mapping[str, Dataset]) -> None:
+    """The full model has something to be compared with; weights that are NaN are found before, unless not checked."""
+    for split, each in datasets.items():
+        if isinstance(each.target, Tensor) and not bool(each.target.isfinite().all()):
+            raise ModelError(
+                f"Expected a model whose logits are numbers; {config.model!r} itself gives NaN or infinity on the "
+                f"{split} split of {config.task!r}, with nothing pruned: its weights are damaged, or "
+                f"{config.precision} is too narrow"
+            )
+
+
+def _check_counterparts(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
+    """Resample ablation has something to put in place of what is removed."""
+    train = encoded["train"]
+    if config.ablation == "resample" and torch.equal(train.tokens, train.counterparts):
+        raise TaskError(
+            "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all of "
+            "the training split are the same: give others, or --ablation zero or mean"
+        )
+
+
+def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """All that the examples of a task are to a model."""
+    return {
+        f"{split}.{name}": value
+        for split, each in encoded.items()
+        for name, value in {**vars(each), **vars(each.answers)}.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A short name for tensors with names."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
+        found.update(whole(value).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

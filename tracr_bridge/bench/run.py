@@ -1,0 +1,361 @@
+"""Runs methods on programs and checkpoints, many at a time, and notes how each run went.
+
+Every run is one row of a results file (`results.py`), written once it is known: a sweep that was stopped goes on where
+it was.
+"""
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, Final
+
+from tqdm import tqdm
+
+from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
+from edgeprune.evaluation.measures import Behaviour, best_threshold, nodes_of, overlap, roc
+from edgeprune.files.folders import clear, locked
+from edgeprune.files.store import UnwritableFile, versions, write_text
+from edgeprune.graph import ABLATIONS, Ablation, Circuit
+from edgeprune.methods import Discovery, configuration, find_method
+from edgeprune.methods.custom import time_limit
+from edgeprune.user_code import told
+from tracr_bridge.bench.results import Results, Row, code_digest, digest, row_key
+from tracr_bridge.certify.truth import Truth
+from tracr_bridge.compile.program import Program
+from tracr_bridge.random_programs.strategies import DrawnProgram, program_from
+from tracr_bridge.recovery.known_models import Known, find, known
+from tracr_bridge.recovery.recover import assess
+
+_KEPT_WARM: Final = 100
+"""Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
+
+_begun = count(1)
+
+
+class WorkerDied(EdgePruneError):
+    """A process of a sweep that ended before its work did."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What another process can load: by its name on the command line, or by its text if it was drawn."""
+
+    name: str
+    text: str
+    """The file that declares a program, or `circuit.json` of a checkpoint."""
+
+    drawn: bool
+
+    def load(self) -> Known:
+        """The model with its true circuits.
+
+        Raises:
+            EdgePruneError: it cannot be loaded.
+        """
+        return known(program_from(self.text) if self.drawn else find(self.name))
+
+
+def named_subject(spec: str) -> Subject:
+    """The program, or the folder of a checkpoint, that the command line names `spec`.
+
+    Raises:
+        EdgePruneError: there is none.
+    """
+    found = find(spec)
+    if isinstance(found, Program):
+        return Subject(spec, found.source, drawn=False)
+    from tracr_bridge.checkpoints.read_back import read_content
+
+    name = os.path.normpath(found)
+    name = name if os.sep in name else os.path.join(os.curdir, name)  # without, it may be a program's
+    return Subject(name, json.dumps(read_content(found)), drawn=False)
+
+
+def drawn_subject(program: DrawnProgram) -> Subject:
+    """A random program, named by its text."""
+    return Subject(f"drawn_{digest(program.source)}", program.source, drawn=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run on a program."""
+
+    ablation: Ablation
+    method: str
+    seed: int
+
+
+def sweep(
+    subjects: Sequence[Subject],
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    jobs: int,
+    seconds: float = math.inf,
+    progress: bool = False,
+    ray: str | None = None,
+) -> list[Row]:
+    """A row for each program and run, those of an earlier sweep in the same folder among them.
+
+    Args:
+        subjects: what to recover.
+        runs: under which ablation, by which method, at which seed.
+        out: a folder: `results.jsonl`, and in `failures/` every drawn program that was not recovered, as a file.
+        jobs: processes; with one, everything runs in this one.
+        seconds: how long one discovery may take.
+        progress: show a progress bar on standard error, if that is a terminal.
+        ray: the address of a Ray cluster that runs it instead of processes here; `on_ray` says what that needs.
+
+    Raises:
+        UnknownMethod: there is no such method.
+        ResultsError: the folder holds results that are none of ours.
+        UnwritableFile: the folder cannot be written.
+        WorkerDied: a process ended before its work did.
+        ClusterError: the Ray cluster cannot be used.
+    """
+    for method in dict.fromkeys(run.method for run in runs):
+        find_method(method)
+    with locked(out, "results"):
+        clear(out, out / "failures")
+        return _sweep(subjects, runs, out, jobs=jobs, seconds=seconds, progress=progress, ray=ray)
+
+
+def _sweep(
+    subjects: Sequence[Subject],
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    jobs: int,
+    seconds: float,
+    progress: bool,
+    ray: str | None,
+) -> list[Row]:
+    """What `sweep` does once the folder is its own."""
+    results = Results(out)
+    wanted: dict[Subject, dict[tuple[Any, ...], Run]] = {
+        subject: {row_key(_head(subject, run)): run for run in runs} for subject in subjects
+    }
+    left = {
+        subject: [run for run in keyed.values() if not results.has(_head(subject, run))]
+        for subject, keyed in wanted.items()
+    }
+    by_text = {(subject.name, digest(subject.text)): subject for subject in subjects}
+    work = [(subject, todo) for subject, todo in left.items() if todo]
+    total = sum(map(len, wanted.values()))
+    bar = tqdm(
+        total=total, initial=total - sum(map(len, left.values())), desc="runs", disable=None if progress else True
+    )
+    with bar:
+        for row in _rows(work, jobs, seconds, ray):
+            results.append(row)
+            subject = by_text[row["program"], row["text"]]
+            if subject.drawn and row["outcome"] in ("inexact", "failed", "broken"):
+                _save_failure(subject, out / "failures")
+            bar.update()
+    return [results.rows[key] for keyed in wanted.values() for key in keyed]
+
+
+def _save_failure(subject: Subject, folder: Path) -> None:
+    """Write a drawn program as a file."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UnwritableFile(f"Expected a folder for programs; got {str(folder)!r}: {error.strerror}") from error
+    named = subject.text.replace("def drawn(", f"def {subject.name}(")  # to stand in a corpus with others
+    write_text(folder / f"{subject.name}.py", named)
+
+
+Work = Sequence[tuple[Subject, list[Run]]]
+
+
+def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Row]:
+    """The rows of all work, each as soon as it is known; with one job, from this process."""
+    if ray is not None:
+        from tracr_bridge.bench import on_ray
+
+        yield from on_ray.rows(work, seconds, ray)
+        return
+    if jobs == 1:
+        for subject, todo in work:
+            yield from run_subject(subject, todo, seconds)
+        return
+    context = get_context("spawn")
+    queue = context.SimpleQueue()  # which has sent what was put there, even if the process dies at once
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_queue, initargs=(queue,)) as pool:
+        try:
+            yield from _received(queue, [pool.submit(_send_rows, *each, seconds) for each in work])
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):  # told to stop: what is running sends no row any more
+            for process in list(pool._processes.values()):  # pyright: ignore[reportPrivateUsage]
+                process.kill()
+            raise
+        finally:  # whoever stops here waits for what is running, and not for all that is left
+            pool.shutdown(cancel_futures=True)
+
+
+def _received(queue: Any, futures: list[Future[None]]) -> Iterator[Row]:
+    """What arrives in the queue, until all is done.
+
+    Raises:
+        WorkerDied: a process ended before its work did; what it had sent has been handed on.
+    """
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+        while not queue.empty():
+            yield queue.get()
+        try:
+            for future in done:
+                future.result()
+        except BrokenProcessPool as error:
+            raise WorkerDied("A process of the sweep was ended from outside, or by a method: run it again") from error
+
+
+_queue: list[Any] = []
+"""Where this process sends rows; filled as it starts."""
+
+
+def _keep_queue(queue: Any) -> None:
+    _queue.append(queue)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A sweep that is killed cannot tell its processes, which would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "runs in a process of a sweep"
+    parent.join()
+    os._exit(1)
+
+
+def _send_rows(subject: Subject, todo: list[Run], seconds: float) -> None:
+    """Send the rows of a program one by one; all are in the queue before this returns."""
+    for row in run_subject(subject, todo, seconds):
+        _queue[0].put(row)
+
+
+# One program
+
+
+def _head(subject: Subject, run: Run) -> Row:
+    return {
+        "program": subject.name,
+        "text": digest(subject.text),
+        "ablation": run.ablation,
+        "method": run.method,
+        "seed": run.seed,
+        "code": code_digest(run.method),
+        "versions": versions(),
+        "config": configuration(run.method),
+    }
+
+
+def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterator[Row]:
+    """The rows of one program, each as soon as it is known; what goes wrong is an outcome, not an end."""
+    import jax
+    import torch
+
+    torch.set_num_threads(1)
+    if next(_begun) % _KEPT_WARM == 0:
+        jax.clear_caches()
+    heads = {run: _head(subject, run) for run in todo}
+    made_of: dict[str, Any] = {}
+    start = time.perf_counter()
+    try:
+        given = subject.load()
+        made_of["constructs"] = list(given.constructs)
+    except Exception as error:  # whatever a user's program does
+        outcome = "refused" if isinstance(error, DegenerateProgram) else "broken"
+        reason = told(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
+        ended: Row = {"outcome": outcome, "reason": reason, "seconds": {"compile": _since(start)}}
+        yield from (head | ended for head in heads.values())
+        return
+    for ablation in ABLATIONS:
+        runs = [run for run in todo if run.ablation == ablation]
+        start = time.perf_counter()
+        truth = _certified(given, ablation) if runs else Row()
+        certifying = _since(start)
+        for run in runs:
+            found = _run(given, truth, run, seconds) if isinstance(truth, Truth) else dict(truth)
+            found["seconds"] = {"certify": certifying} | found.get("seconds", {})
+            yield heads[run] | made_of | found
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 3)
+
+
+def _certified(given: Known, ablation: Ablation) -> Truth | Row:
+    """The truth, or how a run without one ended."""
+    try:
+        return given.truth(ablation)
+    except DegenerateProgram as refused:
+        return {"outcome": "refused", "reason": str(refused)}
+    except EdgePruneError as error:  # a checkpoint whose circuit is not true on this machine
+        return {"outcome": "broken", "reason": told(error)}
+
+
+def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:
+    """How a method fared, against the truth as it was certified, whatever other methods found."""
+    start = time.perf_counter()
+    try:
+        with time_limit(limit, run.method):
+            found = find_method(run.method)(given.model, given.dataset, run.ablation, seed=run.seed)
+        took = _since(start)
+        return _row(given, truth, found) | {"seconds": {"discover": took}}
+    except Exception as error:  # a method of one's own that breaks its contract, or one of ours that breaks down
+        reason = told(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
+        return {"outcome": "failed", "reason": reason, "seconds": {"discover": _since(start)}}
+
+
+def _row(given: Known, truth: Truth, found: Discovery) -> Row:
+    """What was found, beside what is true."""
+    assessment = assess(truth, found.circuit)
+    comparison, reference, gap = assessment.comparison, assessment.reference, truth.certificate.gap.kept
+    row: Row = {
+        "outcome": "exact" if comparison.exact else "inexact",
+        "proof": assessment.proof,
+        "status": assessment.truth.certificate.status,
+        "edges": given.model.graph.total,
+        "structural": len(truth.structural),
+        "true": len(reference),
+        "found": len(found.circuit),
+        "missing": sorted(map(str, comparison.missing)),
+        "extra": sorted(map(str, comparison.extra)),
+        "gap": gap if math.isfinite(gap) else None,
+    }
+    return row | _measured(given, found, reference)
+
+
+def _measured(given: Known, found: Discovery, reference: Circuit) -> Row:
+    """What `measures` says of it; None for what is not a number."""
+    edges = overlap(found.circuit.edges, reference.edges)
+    nodes = overlap(*(nodes_of(reference.graph, each) for each in (found.circuit.edges, reference.edges)))
+    best = best_threshold(found.strength, reference)
+    behaviour = Behaviour(given.model, given.dataset, reference.ablation)
+    cpr, cmd = behaviour.areas(found.scores, signed=found.signed)
+    measured = {
+        "precision": edges.precision,
+        "recall": edges.recall,
+        "iou": edges.iou,
+        "node_precision": nodes.precision,
+        "node_recall": nodes.recall,
+        "node_iou": nodes.iou,
+        "auroc": roc(found.strength, reference).area,
+        "best_threshold_iou": best.iou,
+        "best_threshold_exact": float(best.exact),
+        "completeness": behaviour.completeness(found.circuit),
+        "minimality": behaviour.minimality(found.circuit),
+        "faithfulness": behaviour.of(found.circuit),
+        "cpr": cpr,
+        "cmd": cmd,
+    }
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in measured.items()}

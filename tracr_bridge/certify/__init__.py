@@ -1,0 +1,1 @@
+"""True circuits, and the certificates that say how far they are proved."""

@@ -1,0 +1,1 @@
+"""Programs as Hugging Face checkpoints with known circuits, written and read back."""

@@ -1,0 +1,1 @@
+"""The commands of `edgeprune` that need Tracr: programs, truth, recovery."""

@@ -1,0 +1,1 @@
+"""RASP programs, compiled by Tracr and carried into PyTorch, with proof that nothing changed on the way."""

@@ -1,0 +1,1 @@
+"""Random RASP programs, drawn by Hypothesis."""

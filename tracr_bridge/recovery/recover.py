@@ -1,0 +1,179 @@
+"""Discover a circuit of a model and compare it with the truth."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+
+from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
+from edgeprune.masks import mask_of
+from edgeprune.methods import Discovery, Method, find_method
+from edgeprune.methods.custom import time_limit
+from tracr_bridge.certify.faithfulness import Judge
+from tracr_bridge.certify.truth import Truth, gap_of, is_true, margin_of
+from tracr_bridge.compile.program import Program
+from tracr_bridge.recovery.known_models import known
+
+if TYPE_CHECKING:
+    from tracr_bridge.recovery.known_models import Asked
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A circuit that was found, beside what is true."""
+
+    found: Circuit
+    reference: Circuit
+    """The true circuit that it is compared with: of several, the one from which it differs in the fewest edges."""
+
+    comparison: Comparison
+    truth: Truth
+    """With the circuit found among the true ones, if it was proved to be one that was not listed."""
+
+    proof: Literal["listed", "proved"] | None
+    """Why the circuit found is true: the certificate lists it, or it was proved itself; None where it is not exact."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a method found on a model, beside what is true."""
+
+    name: str
+    """The model's."""
+
+    doc: str
+    """What it computes."""
+
+    method: str
+    seed: int
+    discovery: Discovery
+    assessment: Assessment
+    seconds: Mapping[str, float]
+    """Wall-clock seconds of each phase run: compile (and verify, or load), truth, discover."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the circuit found is the true one, or, where several are true, is one of them."""
+        return self.assessment.comparison.exact
+
+
+def recover(
+    subject: "Asked",
+    ablation: Ablation,
+    *,
+    method: str = "edge-pruning-minimax",
+    seed: int = 0,
+    seconds: float = math.inf,
+    progress: bool = False,
+) -> Recovery:
+    """See `recover_under`, with one ablation."""
+    return recover_under(subject, [ablation], method=method, seed=seed, seconds=seconds, progress=progress)[0]
+
+
+def recover_under(
+    subject: "Asked",
+    ablations: Sequence[Ablation],
+    *,
+    method: str = "edge-pruning-minimax",
+    seed: int = 0,
+    seconds: float = math.inf,
+    progress: bool = False,
+) -> list[Recovery]:
+    """Compile and verify a program, certify its true circuits, discover them with `method`, and compare.
+
+    The method gets the model and its inputs, and nothing of the truth.
+
+    Args:
+        subject: what to recover: a program, the folder of a checkpoint that `export` wrote, or a trained model.
+        ablations: what removed edges carry, a recovery for each; all are certified before anything is discovered.
+        method: a name of the registry, or `package.module:function`.
+        seed: the method's.
+        seconds: how long one discovery may take.
+        progress: show a progress bar on standard error, if that is a terminal.
+
+    Raises:
+        EdgePruneError: the program, the folder or the method's name is unusable, or the method breaks its contract;
+            also where the compiled model does not do what RASP says, or nothing could fail under one of the ablations.
+    """
+    discover = find_method(method, methods_for(subject))
+    given, compiling = _timed(lambda: known(subject, progress=progress))
+    truths = [_timed(partial(given.truth, ablation)) for ablation in ablations]
+    found: list[Recovery] = []
+    for ablation, (truth, certifying) in zip(ablations, truths, strict=True):
+        with time_limit(seconds, method):
+            run = partial(discover, given.model, given.dataset, ablation, seed=seed, progress=progress)
+            discovery, discovering = _timed(run)
+        phases = {"compile": compiling, "truth": certifying, "discover": discovering}
+        assessment = assess(truth, discovery.circuit)
+        found.append(Recovery(given.name, given.doc, method, seed, discovery, assessment, phases))
+    return found
+
+
+def methods_for(subject: "Asked") -> Mapping[str, Method]:
+    """Methods beside those of the registry: of a trained model, those that are asked for its tolerance."""
+    if isinstance(subject, Program | Path):
+        return {}
+    from edgeprune.methods.within_tolerance import methods_within
+
+    return methods_within(subject.tolerance, subject.criterion)
+
+
+def _timed(run: Callable[[], _T]) -> tuple[_T, float]:
+    """What `run` returns, and its seconds."""
+    start = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - start
+
+
+def assess(truth: Truth, found: Circuit) -> Assessment:
+    """Compare `found` with the truth; where several circuits are true, any of them is exact.
+
+    A circuit that is not listed may be true where the list is not complete, or where edges that were not enumerated
+    may matter too. It is exact if it is proved to be faithful and subset-minimal; where that would cost too much, it is
+    not. The certificate then lists it as well, and is `minimal` if its list was said to be complete.
+
+    Raises:
+        CircuitMismatch: `found` is of another graph or under another ablation.
+    """
+    compare(found, truth.circuit)
+    certificate = truth.certificate
+    proof = "listed" if any(circuit.edges == found.edges for circuit in certificate.circuits) else None
+    others_possible = not certificate.complete or truth.others_matter
+    judge = truth.judge
+    if proof is None and others_possible and isinstance(judge, Judge) and is_true(judge, found.edges):
+        proof = "proved"
+        # What holds a true circuit inside is none; only a list of locally minimal circuits can have such.
+        outside = [circuit for circuit in certificate.circuits if not found.edges < circuit.edges]
+        circuits = tuple(sorted((*outside, found), key=len))
+        gap = gap_of(judge, circuits[0])
+        certificate = replace(
+            certificate,
+            status="minimal" if certificate.complete else certificate.status,
+            circuits=circuits,
+            gap=gap,
+            margin=min(certificate.margin, margin_of(judge, gap)),
+        )
+        truth = replace(truth, circuit=circuits[0], certificate=certificate)
+    reference = min(certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))
+    return Assessment(found, reference, compare(found, reference), truth, proof)
+
+
+def effects(assessment: Assessment) -> dict[Edge, float]:
+    """What each edge that is structural or found does, as the largest difference before decoding over the whole domain.
+
+    For a true edge: how far the true circuit without it is from the full model. For an extra one: how far the circuit
+    found is without it. For any other: how far the model is without it alone.
+    """
+    judge, graph = assessment.truth.judge, assessment.found.graph
+    true, found, extra = assessment.reference.edges, assessment.found.edges, assessment.comparison.extra
+    sets = {edge: true - {edge} for edge in sorted(true)} | {edge: found - {edge} for edge in sorted(extra)}
+    sets |= {edge: {*graph.edges} - {edge} for edge in sorted(assessment.truth.structural - true - extra)}
+    differences = judge.differences(torch.stack([mask_of(graph, edges) for edges in sets.values()]))
+    return dict(zip(sets, differences.tolist(), strict=True))
