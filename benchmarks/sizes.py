@@ -27,7 +27,7 @@ from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.methods.settings import with_settings
 from edgeprune.models.load import load_model
 from edgeprune.models.transformer import Transformer
-from edgeprune.runs.compare import ACDC, POLISHED, PRUNING, Comparison, Row, compare
+from edgeprune.runs.compare import ACDC, POLISHED, PRUNING, CompareConfig, ComparedRow, compare
 from edgeprune.runs.config import RunConfig
 from edgeprune.tasks import Sizes
 from edgeprune.toys import LESSONS
@@ -83,7 +83,7 @@ def sizes_of(model: Transformer) -> list[int]:
     return sorted({round(least + part * (most - least) / 4) for part in range(5)}, reverse=True)
 
 
-def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list[Row]]:
+def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list[ComparedRow]]:
     """What `edgeprune compare` finds."""
     model, _ = load_model(str(asked.model))
     sizes, total = sizes_of(model), model.graph.total
@@ -91,7 +91,7 @@ def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list
     run = RunConfig(
         model=str(asked.model), task=asked.task, seed=asked.seed, pruning=pruning, sizes=Sizes(validation=100)
     )
-    asking = Comparison(
+    asking = CompareConfig(
         run=run,
         methods=(PRUNING, POLISHED, *OTHERS),
         targets=tuple(1 - size / total for size in sizes),
@@ -100,7 +100,7 @@ def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list
     return sizes, compare(asking, out / f"{asked.name}-{asked.seed}", progress=True)
 
 
-def shown(name: str, by_seed: Sequence[tuple[list[int], list[Row]]]) -> Iterator[tuple[str, int]]:
+def shown(name: str, by_seed: Sequence[tuple[list[int], list[ComparedRow]]]) -> Iterator[tuple[str, int]]:
     """A line a size, and in how many seeds polished leads."""
     for number, size in enumerate(by_seed[0][0]):
         found = dict[str, list[float]]()
@@ -128,7 +128,7 @@ def main() -> None:
     tasks = options.task or ([] if options.model else ["sort", "parentheses", "modular-addition"])
     asked = list(toys(tasks, options.seeds, options.out))
     asked += [Asked(n, Path(m), t, seed) for n, m, t in options.model for seed in range(options.seeds)]
-    found = dict[str, list[tuple[list[int], list[Row]]]]()
+    found = dict[str, list[tuple[list[int], list[ComparedRow]]]]()
     for each in tqdm(asked, desc="models", disable=None):
         found.setdefault(each.name, []).append(rows_of(each, options.steps, options.out))
     head = ("model", "edges", POLISHED, PRUNING, *OTHERS, "polished leads or ties")

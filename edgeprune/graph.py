@@ -252,16 +252,16 @@ class Circuit:
         return f"Circuit({self.ablation}, {len(self)} of {self.graph.total:,} edges{first and ': '}{first})"
 
     def __and__(self, other: "Circuit") -> "Circuit":
-        compare(self, other)
+        compare_circuits(self, other)
         return replace(self, edges=self.edges & other.edges)
 
     def __or__(self, other: "Circuit") -> "Circuit":
-        compare(self, other)
+        compare_circuits(self, other)
         return replace(self, edges=self.edges | other.edges)
 
     def minus(self, other: "Circuit") -> "Circuit":
         """The edges of this circuit that the other has not."""
-        compare(self, other)
+        compare_circuits(self, other)
         return replace(self, edges=self.edges - other.edges)
 
     def paths(self, start: Node | str) -> Iterator[tuple[Edge, ...]]:
@@ -364,7 +364,7 @@ class Comparison:
     """Neither missing nor extra edges."""
 
 
-def compare(found: Circuit, truth: Circuit) -> Comparison:
+def compare_circuits(found: Circuit, truth: Circuit) -> Comparison:
     """Compare two circuits edge by edge. Scores play no part.
 
     Raises:

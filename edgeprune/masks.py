@@ -71,7 +71,7 @@ class HardConcrete:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampledMasks:
     """Mask samples, with what the gradient of an expectation over them needs."""
 
     mask: Float[Tensor, "sample source destination"]
@@ -119,7 +119,9 @@ class LearnedMask:
         )
         self.log_alpha: Float[Tensor, " entry"] = torch.full((sum(self._sizes),), initial, requires_grad=True)
 
-    def draw(self, samples: int, generator: torch.Generator, *, explored: float = 1.0, rounded: bool = False) -> Draw:
+    def draw(
+        self, samples: int, generator: torch.Generator, *, explored: float = 1.0, rounded: bool = False
+    ) -> SampledMasks:
         """Sample masks, differentiable in `log_alpha` unless rounded.
 
         Args:
@@ -146,13 +148,13 @@ class LearnedMask:
             padded = torch.cat([self.log_alpha, self.log_alpha.new_zeros(1)])
             standing = torch.cat([self._standing(), padded.new_zeros(1)]).expand(samples, -1)
             values = standing.scatter(1, entries, self._sample(padded[entries], noise, rounded=rounded))[:, :count]
-        return Draw(self._assemble(values), entries, noise, values, rounded)
+        return SampledMasks(self._assemble(values), entries, noise, values, rounded)
 
     def _sample(self, log_alpha: Tensor, noise: Tensor, *, rounded: bool) -> Tensor:
         z = self.hard_concrete.sample(log_alpha, noise)
         return (z.detach() > 0.5).float() if rounded else z
 
-    def edge_values(self, draw: Draw) -> Float[Tensor, "sample edge"]:
+    def edge_values(self, draw: SampledMasks) -> Float[Tensor, "sample edge"]:
         """z of every edge's own mask, whatever masks its ends have; of its source where edges have none."""
         if self._sizes[0]:
             return draw.values[:, : self._sizes[0]]
@@ -166,7 +168,9 @@ class LearnedMask:
         kinds = self.hard_concrete.mean(self.log_alpha.detach()).split(self._sizes)
         return self._assemble(torch.cat([at_mean_sparsity(each).float() for each in kinds])) > 0
 
-    def likelihood_ratio_gradient(self, draw: Draw, advantage: Float[Tensor, " sample"]) -> Float[Tensor, " entry"]:
+    def likelihood_ratio_gradient(
+        self, draw: SampledMasks, advantage: Float[Tensor, " sample"]
+    ) -> Float[Tensor, " entry"]:
         """The mean of `advantage * d log p(z) / d log_alpha` over the samples that drew each entry.
 
         Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.

@@ -71,7 +71,7 @@ def convert(options: argparse.Namespace) -> bool:
     """`edgeprune convert`."""
     from edgeprune.ablation import ZERO
     from edgeprune.cli.tables import as_json
-    from edgeprune.files import other_tools as formats
+    from edgeprune.files import other_tools
     from edgeprune.files.store import save_circuit
 
     check_outputs(options.out)
@@ -79,18 +79,18 @@ def convert(options: argparse.Namespace) -> bool:
     if options.target == "circuit":
         save_circuit(saved, options.out)
     elif options.target == "edge-pruning":
-        family: str | None = options.family or formats.family_of(saved)
-        losses += formats.write_edge_pruning(saved.circuit, options.out, family=family)
-        losses += [formats.ANY_FAMILY] if family is None and formats.needs_family(saved.circuit) else []
+        family: str | None = options.family or other_tools.family_of(saved)
+        losses += other_tools.write_edge_pruning(saved.circuit, options.out, family=family)
+        losses += [other_tools.ANY_FAMILY] if family is None and other_tools.needs_family(saved.circuit) else []
     else:
-        losses += formats.write_eap_ig(saved.circuit, options.out, scores=saved.scores or None)
+        losses += other_tools.write_eap_ig(saved.circuit, options.out, scores=saved.scores or None)
     differs = saved.circuit.ablation == "zero" and {options.source, options.target} != {"circuit"}
     if options.target != "circuit" and (saved.model or saved.method or saved.versions):
-        losses.append(formats.NO_ORIGIN)
+        losses.append(other_tools.NO_ORIGIN)
     if options.target != "circuit" and saved.certificate:
-        losses.append(formats.NO_CERTIFICATE)
+        losses.append(other_tools.NO_CERTIFICATE)
         if not saved.method and len(saved.true) > 1:
-            losses.append(formats.ONE_CIRCUIT)
+            losses.append(other_tools.ONE_CIRCUIT)
     losses = list(dict.fromkeys(losses))
     if options.json:
         said = {"circuit": str(options.out.resolve()), "losses": losses} | ({"note": ZERO} if differs else {})
@@ -103,7 +103,7 @@ def convert(options: argparse.Namespace) -> bool:
 
 def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]]":
     """The circuit to convert, and what its file does not hold."""
-    from edgeprune.files import other_tools as formats
+    from edgeprune.files import other_tools
     from edgeprune.files.folders import circuit_file
     from edgeprune.files.store import SavedCircuit, load_saved
 
@@ -117,12 +117,12 @@ def _read_circuit(options: argparse.Namespace) -> "tuple[SavedCircuit, list[str]
         raise EdgePruneError(f"Expected --ablation or --like: a file of {options.source} does not say what edges carry")
     ablation = parse_ablation(named)
     if options.source == "eap-ig":
-        imported = formats.read_eap_ig(options.file, ablation, graph=None if like is None else like.graph)
-        scores = formats.scores_by_edge(imported.scores, imported.circuit.graph)
+        imported = other_tools.read_eap_ig(options.file, ablation, graph=None if like is None else like.graph)
+        scores = other_tools.scores_by_edge(imported.scores, imported.circuit.graph)
         # EAP-IG chooses edges by the sizes of scores; whose they are, its files do not say.
         method = {"name": "unknown", "signed": True} if any(score < 0 for score in scores.values()) else {}
         return SavedCircuit(imported.circuit, scores, method=method), list(imported.losses)
     if like is None:
         raise EdgePruneError("Expected --like CIRCUIT.json: edges.json does not say which edges its model has")
-    imported = formats.read_edge_pruning(options.file, like.graph, ablation)
+    imported = other_tools.read_edge_pruning(options.file, like.graph, ablation)
     return SavedCircuit(imported.circuit), list(imported.losses)

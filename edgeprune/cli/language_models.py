@@ -189,11 +189,11 @@ def compare(options: argparse.Namespace) -> bool:
     from edgeprune.runs.compare_table import cells
 
     config = _config(options, options.target_sparsity[0])
-    asked = comparing.Comparison(
+    asked = comparing.CompareConfig(
         run=config,
-        methods=tuple(options.method or comparing.Comparison.methods),
+        methods=tuple(options.method or comparing.CompareConfig.methods),
         targets=tuple(options.target_sparsity),
-        examples=tuple(options.examples or comparing.Comparison.examples),
+        examples=tuple(options.examples or comparing.CompareConfig.examples),
     )
     rows = comparing.compare(asked, options.out, device=options.device, check=not options.no_check, progress=True)
     missed = [f"{row.method} {row.target:g} ({row.evaluation.sparsity:.3f})" for row in rows if row.missed]

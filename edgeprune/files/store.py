@@ -127,7 +127,7 @@ class SavedCircuit:
     """The kind of checkpoint, as `config.json` names it; empty where that is not known."""
 
     certificate: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What was proved of the model's true circuits, as `report.certificate_json` has it; empty where nothing was."""
+    """What was proved of the model's true circuits, as `tracr_bridge/certify/summary.py` writes it; or empty."""
 
     @property
     def true(self) -> tuple[Circuit, ...]:

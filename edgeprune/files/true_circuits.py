@@ -8,7 +8,7 @@ from typing import Any, Final
 from edgeprune.files.folders import circuit_file
 from edgeprune.files.schemas import Listed, checked
 from edgeprune.files.store import CircuitFileError, load_circuit, load_json, load_saved
-from edgeprune.graph import Ablation, Circuit, Comparison, Edge, Graph, Node, compare
+from edgeprune.graph import Ablation, Circuit, Comparison, Edge, Graph, Node, compare_circuits
 
 _LISTED: Final = (("certificate.json", "claims"), ("truth.json", "certificate"))
 """Files of a folder that list true circuits, each with the entry that has them."""
@@ -73,5 +73,5 @@ def nearest(found: Circuit, true: Sequence[Circuit]) -> Comparison:
     Raises:
         CircuitMismatch: they are of another graph, or under another ablation.
     """
-    comparisons = [compare(found, circuit) for circuit in true]
+    comparisons = [compare_circuits(found, circuit) for circuit in true]
     return min(comparisons, key=lambda each: len(each.missing) + len(each.extra))

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from edgeprune.graph import Graph
 from edgeprune.models.transformer import Block, Stream, Transformer, frozen
 from edgeprune.parallel import ALONE, Ranks
-from edgeprune.streams.by_source import Weights, Written
+from edgeprune.streams.by_source import ReadWeights, Written
 
 Rotation = tuple[Float[Tensor, "pos d_head"], Float[Tensor, "pos d_head"]]
 """Cosines and sines."""
@@ -43,7 +43,7 @@ class _Attention:
     """The heads of one layer."""
 
     norm: _Norm
-    inputs: Weights
+    inputs: ReadWeights
     """Of queries, keys and values, the last two one for each group of heads that shares them."""
 
     input_bias: Float[Tensor, "port 1 d_head"] | None

@@ -21,12 +21,12 @@ from edgeprune.graph import Graph, Node
 from edgeprune.masked_model import Mask, Outputs, Positions, Sources, Tokens
 from edgeprune.models.sharded import gathering, sharded, whole
 from edgeprune.parallel import ALONE, Ranks
-from edgeprune.streams.by_source import Norm, PlainStream, WideStream
+from edgeprune.streams.by_source import Norm, PlainStream, SourceStream
 
 _ROOM: Final = 2**28
 """Numbers in the stack of a forward without gradients; more masks than fit are run one after the other."""
 
-Stream = WideStream | PlainStream
+Stream = SourceStream | PlainStream
 
 Block = Callable[[Stream, int], None]
 """Reads what the heads of a layer read, writes what they write, then does the same for its MLP.
@@ -157,7 +157,7 @@ class Transformer:
         found = list[Tensor]()
         for some in mask.to(self._unembed).split(at_once):
             by_row = None if ablated is None else ablated.flatten(1, 2)[None]
-            stream = WideStream((len(some), rows, width), some, by_row)
+            stream = SourceStream((len(some), rows, width), some, by_row)
             self._write_all(stream, tokens[None].to(self._unembed.device), layers)
             each = torch.stack([scrambled(bits_of(source.cpu()), columns).sum(-1) for source in stream.held.unbind(1)])
             found.append((scrambled(each.unflatten(2, tokens.shape), places) * counted).sum(-1))
@@ -202,7 +202,7 @@ class Transformer:
         if mask is not None:
             runs = max(len(part) for part in (tokens, mask, ablated) if part is not None)
             size = (runs, math.prod(tokens.shape[1:]), self._unembed.shape[1])
-            stream = WideStream(size, mask, None if ablated is None else ablated.flatten(2, 3))
+            stream = SourceStream(size, mask, None if ablated is None else ablated.flatten(2, 3))
         self._write_all(stream, tokens)
         read = stream.read(self._norm)[0].unflatten(1, tokens.shape[1:])
         if positions is not None:

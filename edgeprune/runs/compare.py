@@ -43,8 +43,8 @@ from edgeprune.methods.ranking import keep_most_alive
 from edgeprune.methods.settings import with_settings
 from edgeprune.parallel import join, sole_writer
 from edgeprune.pictures.draw import save_figure
-from edgeprune.runs.compare_table import MINIMAX, POLISHED, PRUNING, Row, cells, draw, markdown
-from edgeprune.runs.config import RunConfig, Subject, load_subject
+from edgeprune.runs.compare_table import MINIMAX, POLISHED, PRUNING, ComparedRow, cells, draw, markdown
+from edgeprune.runs.config import ModelOnTask, RunConfig, load_model_on_task
 
 ACDC: Final = "acdc"
 
@@ -62,7 +62,7 @@ _SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
 }
 """As in the registry, but for logits that are logits, with the five steps of their paper, in batches that fit."""
 
-METHODS: Final = (PRUNING, POLISHED, MINIMAX, ACDC, *_SCORING)
+COMPARED_METHODS: Final = (PRUNING, POLISHED, MINIMAX, ACDC, *_SCORING)
 
 _THRESHOLDS: Final = (1e-6, 1e2)
 """Nats between which ACDC's threshold is searched for."""
@@ -77,7 +77,7 @@ _FORMAT: Final = "edgeprune comparison 3"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class CompareConfig:
     """What is compared; of `run`, the number of training examples and the target sparsity are those below.
 
     Raises:
@@ -101,9 +101,9 @@ class Comparison:
                     f"Expected different {name}, at least one; got {', '.join(map(str, values)) or 'none'}"
                 )
         for name in self.methods:
-            if name not in METHODS and ":" not in name:
+            if name not in COMPARED_METHODS and ":" not in name:
                 raise ConfigError(
-                    f"Expected a method among {', '.join(METHODS)}, or package.module:function; got {name!r}"
+                    f"Expected a method among {', '.join(COMPARED_METHODS)}, or package.module:function; got {name!r}"
                 )
             if ":" in name:
                 find_method(name)
@@ -141,7 +141,7 @@ class _Found:
 class _Bench:
     """Methods on one training set, each timed; what serves several sizes is run once."""
 
-    subject: Subject
+    subject: ModelOnTask
     config: RunConfig
     progress: bool
     _learned: dict[float, _Found] = field(default_factory=dict)
@@ -228,8 +228,8 @@ class _Bench:
 
 
 def compare(
-    comparison: Comparison, out: Path, *, device: str = "auto", check: bool = True, progress: bool = False
-) -> list[Row]:
+    comparison: CompareConfig, out: Path, *, device: str = "auto", check: bool = True, progress: bool = False
+) -> list[ComparedRow]:
     """Run and measure every method; a second call goes on where it was, and may ask for more.
 
     Args:
@@ -250,17 +250,17 @@ def compare(
         return _compare(comparison, out, device=device, check=check, progress=progress and join().first)
 
 
-def _compare(comparison: Comparison, out: Path, *, device: str, check: bool, progress: bool) -> list[Row]:
+def _compare(comparison: CompareConfig, out: Path, *, device: str, check: bool, progress: bool) -> list[ComparedRow]:
     """What `compare` does once the folder is its own."""
     ranks = join()
-    book, rows = _Book(comparison, out, writes=ranks.first), list[Row]()
+    book, rows = _Book(comparison, out, writes=ranks.first), list[ComparedRow]()
     ranks.wait()
     circuits = sum(1 if name == MINIMAX else len(comparison.targets) for name in comparison.methods)
     total = len(comparison.examples) * circuits
     with tqdm(total=total, desc="circuits", disable=None if progress else True) as bar:
         for examples in comparison.examples:
             run = comparison.of(examples)
-            subject = load_subject(run, ("train", "test"), device=device, check=check, progress=progress)
+            subject = load_model_on_task(run, ("train", "test"), device=device, check=check, progress=progress)
             if (count := len(subject.splits["train"])) < examples:
                 raise TaskError(f"Expected {examples} training examples of {comparison.run.task!r}; it has {count}")
             book.check(subject, examples)
@@ -284,7 +284,7 @@ class _Kept:
     about: dict[str, str]
     """Digests of the weights, and of the task with so many examples."""
 
-    rows: list[Row]
+    rows: list[ComparedRow]
 
 
 class _Book:
@@ -299,7 +299,7 @@ class _Book:
         RunError: it holds something else.
     """
 
-    def __init__(self, comparison: Comparison, out: Path, *, writes: bool) -> None:
+    def __init__(self, comparison: CompareConfig, out: Path, *, writes: bool) -> None:
         self.writes = writes
         self.folder, self._path = out, out / "compare.json"
         sizes = replace(comparison.run.sizes, train=1)
@@ -309,14 +309,14 @@ class _Book:
         asked["methods"][POLISHED] = asdict(PolishConfig())
         asked["methods"][MINIMAX] = asdict(configurations.MINIMAX)
         asked["methods"][ACDC] = asdict(_ACDC) | {"thresholds": _THRESHOLDS, "searches": _SEARCHES, "near": _NEAR}
-        self._about, self._run, rows = dict[str, str](), json.loads(json.dumps(asked)), list[Row]()
+        self._about, self._run, rows = dict[str, str](), json.loads(json.dumps(asked)), list[ComparedRow]()
         if os.path.lexists(self._path):
             rows = self._read()
         elif not is_unused(out):
             raise RunError(f"Expected an empty folder for a new comparison; {str(out)!r} holds other files")
         self.done = {row.key: row for row in rows}
 
-    def _read(self) -> list[Row]:
+    def _read(self) -> list[ComparedRow]:
         kept = load(_Kept, self._path, "a comparison", RunError)
         self._about = kept.about
         if kept.format != _FORMAT or kept.run != self._run:
@@ -326,7 +326,7 @@ class _Book:
             )
         return kept.rows
 
-    def check(self, subject: Subject, examples: int) -> None:
+    def check(self, subject: ModelOnTask, examples: int) -> None:
         """The model and the task are those of the rows that there are; if there are none yet, the folder is made."""
         for what, digest in (("weights", subject.digests["weights"]), (f"task {examples}", subject.digests["task"])):
             if self._about.setdefault(what, digest) != digest:
@@ -344,7 +344,7 @@ class _Book:
             ) from error
         clear(self.folder / "circuits")
 
-    def add(self, row: Row, saved: SavedCircuit) -> None:
+    def add(self, row: ComparedRow, saved: SavedCircuit) -> None:
         """Keep a row and its circuit, whatever comes after."""
         self.done[row.key] = row
         if self.writes:
@@ -356,7 +356,7 @@ class _Book:
         write_json(self._path, content)
 
 
-def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
+def _rows(comparison: CompareConfig, bench: _Bench, book: _Book) -> Iterator[ComparedRow]:
     """Every method at every sparsity, from what was done before or anew; Edge Pruning first, as it sets the sizes."""
     examples, graph = bench.config.sizes.train, bench.subject.model.graph
     sizes = {target: max(1, round((1 - target) * graph.total)) for target in comparison.targets}
@@ -372,12 +372,12 @@ def _rows(comparison: Comparison, bench: _Bench, book: _Book) -> Iterator[Row]:
             yield book.done[key]
 
 
-def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found) -> tuple[Row, SavedCircuit]:
+def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found) -> tuple[ComparedRow, SavedCircuit]:
     """Run a circuit on the test split."""
     circuit, config = found.circuit, bench.config
     measured = bench.subject.evaluate("test", config.ablation, circuit_mask(circuit))
     asked = measured.edges if name in (PRUNING, MINIMAX) else asked
-    row = Row(
+    row = ComparedRow(
         name, config.sizes.train, target, asked, found.seconds, found.runs, str(bench.subject.model.device), measured
     )
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}

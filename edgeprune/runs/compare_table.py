@@ -27,7 +27,7 @@ _COLOURS: Final = ("#23466e", "#c77700", "#3c8d5a", "#8e4a9e", "#a03a3a", "#8888
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """One circuit."""
 
     method: str
@@ -87,7 +87,7 @@ class Row:
         return f"{name.replace(':', '.')}-{'-'.join(more)}.json"
 
 
-def cells(task: str, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def cells(task: str, rows: Sequence[ComparedRow]) -> list[tuple[str, ...]]:
     """The rows as text below their header, by number of examples and sparsity."""
     metric = metric_of(task)
     found = [("examples", "method", "edges", "sparsity", "KL, nats", metric, "exact match", "accuracy", "seconds")]
@@ -115,7 +115,7 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def draw(rows: Sequence[ComparedRow]) -> Figure:
     """KL against sparsity, a line a method and a panel a number of examples."""
     panels, methods = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("examples", "method"))
     figure = Figure(figsize=(1 + 4.5 * len(panels), 4), layout="constrained")

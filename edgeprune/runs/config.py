@@ -97,7 +97,7 @@ def _parts(pruning: PruningConfig) -> dict[str, type]:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelOnTask:
     """A model, and a task in its tokens; on several processes, the same on each."""
 
     model: Transformer
@@ -129,9 +129,9 @@ class Subject:
         return found
 
 
-def load_subject(
+def load_model_on_task(
     config: RunConfig, splits: Sequence[str], *, device: str = "auto", check: bool = True, progress: bool = False
-) -> Subject:
+) -> ModelOnTask:
     """The model that a run is about, and splits of its task with the model's logits.
 
     Of processes that `torchrun` started, each calls this, and has the model sharded among them.
@@ -161,7 +161,7 @@ def load_subject(
     digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
     _check_numbers(config, datasets)
-    return Subject(model, datasets, digests, config.parts)
+    return ModelOnTask(model, datasets, digests, config.parts)
 
 
 def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:

@@ -13,7 +13,7 @@ from edgeprune.data import LazyTarget
 from edgeprune.errors import ExampleError, ModelError, TaskError
 from edgeprune.models.transformer import Transformer
 from edgeprune.tasks import Encoder, Example, Sizes, divide, is_file, make_examples, metric_of
-from edgeprune.tasks.encode import Encoded, Row, encoded
+from edgeprune.tasks.encode import Encoded, EncodedRow, encoded
 from edgeprune.tasks.jsonl import read_lines
 
 MEASURED: Final = 200
@@ -112,7 +112,7 @@ class _Read:
     """Examples, each with the row that it is in tokens."""
 
     examples: list[Example]
-    rows: list[Row]
+    rows: list[EncodedRow]
     names: list[str]
     refused: list[Refusal]
     splits: dict[str, int]
@@ -182,7 +182,7 @@ def _of_name(task: str, encoder: Encoder, seed: int) -> _Read:
 
 def _of_file(path: Path, encoder: Encoder, seed: int) -> _Read:
     """All lines of a file; what is wrong with one does not end the reading."""
-    usable, rows, names, faults = list[tuple[Example, str | None]](), list[Row](), list[str](), list[_Fault]()
+    usable, rows, names, faults = list[tuple[Example, str | None]](), list[EncodedRow](), list[str](), list[_Fault]()
     for number, line in enumerate(read_lines(path), start=1):
         try:
             if line.fault is not None:

@@ -2,7 +2,7 @@
 
 `run.json` says what was asked for, `metrics.jsonl` has a line a step, `checkpoint.safetensors` all that the run needs
 to go on as if it had never stopped, and, once it has ended, `circuit.json` what was found and `outcome.json` whether
-that is what was asked for; polishing has files of its own (`polish_run.py`). Each is written whole or not at all, lines
+that is what was asked for; polishing has files of its own (`polish.py`). Each is written whole or not at all, lines
 of metrics apart: those after the checkpoint are made again.
 """
 
@@ -38,7 +38,7 @@ from edgeprune.methods.edge_pruning.pressure import LossTolerance
 from edgeprune.methods.polish import PolishConfig, check_room
 from edgeprune.methods.settings import settings
 from edgeprune.parallel import Ranks, join, sole_writer
-from edgeprune.runs.config import RunConfig, Subject, load_subject
+from edgeprune.runs.config import ModelOnTask, RunConfig, load_model_on_task
 from edgeprune.runs.outcome import Outcome, outcome
 from edgeprune.runs.polish import goal_of, polish_in
 from edgeprune.tasks import metric_of
@@ -84,7 +84,7 @@ def prune(
 def _prune(config: RunConfig, out: Path, *, device: str, save_every: int, check: bool, progress: bool) -> Outcome:
     """What `prune` does once the folder is its own."""
     ranks = join()
-    subject = load_subject(config, ("train", "validation"), device=device, check=check, progress=progress)
+    subject = load_model_on_task(config, ("train", "validation"), device=device, check=check, progress=progress)
     if config.polish:
         check_room(subject.model.graph, goal_of(config.pruning, subject.model.graph.total).edges or 0)
     problem = problem_of(subject.model, subject.splits["train"], config.ablation, config.pruning, parts=config.parts)
@@ -152,7 +152,7 @@ def evaluate_run(
     saved = load_saved(circuit_file(found_at))
     kept = saved.circuit
     splits = [split, *(["train"] if config.ablation == "mean" else [])]
-    subject = load_subject(config, splits, device=device, check=check, progress=progress)
+    subject = load_model_on_task(config, splits, device=device, check=check, progress=progress)
     _check_subject(folder, subject, ("weights", "task") if own_task else ("weights",))
     if saved.model not in ("", config.model):
         raise RunError(f"Expected a circuit of {config.model!r}; {str(found_at)!r} holds one of {saved.model!r}")
@@ -208,7 +208,7 @@ def _read(folder: Path) -> _Asked:
     return load(_Asked, folder / "run.json", "a run of `edgeprune prune`", RunError)
 
 
-def _check_subject(folder: Path, subject: Subject, whats: Sequence[str] = ("weights", "task")) -> None:
+def _check_subject(folder: Path, subject: ModelOnTask, whats: Sequence[str] = ("weights", "task")) -> None:
     """The model and the task are what the run began with."""
     about = _read(folder).about
     for what in whats:
@@ -248,7 +248,7 @@ def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
         raise RunError(f"Expected the run that {str(out)!r} holds, with {'; '.join(differing)}: name another folder")
 
 
-def _run(run: Pruning, subject: Subject, config: RunConfig, out: Path, *, save_every: int, progress: bool) -> None:
+def _run(run: Pruning, subject: ModelOnTask, config: RunConfig, out: Path, *, save_every: int, progress: bool) -> None:
     """Go on until there is nothing left to do: a line of metrics for each step, and checkpoints in between."""
     ranks = subject.model.ranks
     bar = tqdm(total=config.pruning.steps, initial=run.done, desc="pruning", disable=None if progress else True)

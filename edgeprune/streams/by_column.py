@@ -70,7 +70,7 @@ class Wiring:
         """The weights of all reads together."""
 
 
-class Stream:
+class ColumnStream:
     """The slots written so far in one run.
 
     A destination reads `weight @ (ablated + z * (clean - ablated))`. The difference is held instead of the clean value,

@@ -1,6 +1,6 @@
 """The disentangled residual stream of language models: hundreds of sources, each as wide as the stream.
 
-Where `stream.py` holds single columns of small compiled models, this one holds all that a source writes, in one
+Where `by_column.py` holds single columns of small compiled models, this one holds all that a source writes, in one
 preallocated stack `[run, source, row, d_model]`; a row is one position of one input. The destinations of a layer read
 together: one product of their columns of the mask with the part of the stack that is written by then, then the norm
 that each of them has, then their weights.
@@ -26,7 +26,7 @@ Written = Float[Tensor, "run source row d_model"]
 Norm = Callable[[Tensor], Tensor]
 """What a destination does to what it reads, row by row, before its weights."""
 
-Weights = tuple[Float[Tensor, "_ d_model width"], ...]
+ReadWeights = tuple[Float[Tensor, "_ d_model width"], ...]
 """What destinations do next, each with weights of its own: queries, keys and values may lie apart in memory."""
 
 Taken = Float[Tensor, "destination run row width"]
@@ -53,7 +53,7 @@ def mixing_as_on(device: str) -> Generator[None]:
         _as_on = before
 
 
-class WideStream:
+class SourceStream:
     """What has been written so far in a run under masks, and how it is read.
 
     A destination reads `base + z * (clean - ablated)`, where the base has the ablated values of all earlier sources,
@@ -103,7 +103,7 @@ class WideStream:
         """Call it when all that is written and read from here on has been walked back through."""
         self._order = _Call.apply(self._order, call)
 
-    def read(self, norm: Norm, weights: Weights = ()) -> Taken:
+    def read(self, norm: Norm, weights: ReadWeights = ()) -> Taken:
         """What the next destinations of the graph's order make of what they read: one for each of `weights`, or one."""
         part = slice(self._destinations, self._destinations + _count(weights))
         self._destinations = part.stop
@@ -124,7 +124,7 @@ class PlainStream:
         self._total: Tensor | None = None
 
     def write(self, contribution: Written) -> None:
-        """As `WideStream.write`."""
+        """As `SourceStream.write`."""
         if self._held is not None:
             self._held[:, self._sources : self._sources + contribution.shape[1]] = contribution
         self._sources += contribution.shape[1]
@@ -132,25 +132,25 @@ class PlainStream:
         self._total = together if self._total is None else self._total + together
 
     def add(self, constant: Float[Tensor, " d_model"]) -> None:
-        """As `WideStream.add`."""
+        """As `SourceStream.add`."""
         assert self._total is not None, "embeddings are written first"
         self._total = self._total + constant
 
     def on_the_way_back(self, call: Callable[[], None]) -> None:
-        """As `WideStream.on_the_way_back`: there is none."""
+        """As `SourceStream.on_the_way_back`: there is none."""
 
-    def read(self, norm: Norm, weights: Weights = ()) -> Taken:
-        """As `WideStream.read`."""
+    def read(self, norm: Norm, weights: ReadWeights = ()) -> Taken:
+        """As `SourceStream.read`."""
         assert self._total is not None, "embeddings are written first"
         return _weighted(norm(self._total).expand(-1, _count(weights), -1, -1), weights)
 
 
-def _count(weights: Weights) -> int:
+def _count(weights: ReadWeights) -> int:
     """How many destinations read; one where they have no weights."""
     return sum(map(len, weights)) or 1
 
 
-def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: Weights) -> Taken:
+def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: ReadWeights) -> Taken:
     """Every destination's own product, those of all runs together."""
     normed = normed.transpose(0, 1)
     if not weights:
@@ -213,7 +213,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stacks: _Stacks, z: Tensor, base: Tensor, order: Tensor, norm: Norm, weights: Weights
+        ctx: Any, stacks: _Stacks, z: Tensor, base: Tensor, order: Tensor, norm: Norm, weights: ReadWeights
     ) -> Tensor:
         ctx.save_for_backward(z, base)
         ctx.stacks, ctx.norm, ctx.weights, ctx.held = stacks, norm, weights, list[Tensor]()

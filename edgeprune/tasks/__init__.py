@@ -16,10 +16,10 @@ from edgeprune.tasks.encode import Encoder as Encoder
 from edgeprune.tasks.example import Example as Example
 from edgeprune.tasks.jsonl import EVERY, SPLITS, read_examples
 
-Draw = Callable[[Random], Example]
+DrawExample = Callable[[Random], Example]
 """Draws one example."""
 
-TASKS: Final[Mapping[str, tuple[Callable[[Encoder], Draw], Metric]]] = {
+TASKS: Final[Mapping[str, tuple[Callable[[Encoder], DrawExample], Metric]]] = {
     "ioi-t1": (partial(ioi.drawer, templates=ioi.TEMPLATES[:1]), "logit difference"),
     "ioi": (partial(ioi.drawer, templates=ioi.TEMPLATES), "logit difference"),
     "gt": (greater_than.drawer, "probability difference"),
@@ -90,7 +90,7 @@ def metric_of(name: str) -> Metric:
     return TASKS[name][1] if name in TASKS else "logit difference"
 
 
-def _draw_apart(name: str, draw: Draw, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
+def _draw_apart(name: str, draw: DrawExample, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
     found: dict[str, list[Example]] = {split: [] for split in SPLITS}
     # In which split each text is clean, and in which it is corrupted first.
     clean, corrupted = dict[str, str](), dict[str, str]()

@@ -92,7 +92,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedRow:
     """One example as ids; right and wrong ones for each of its predictions."""
 
     clean: list[int]
@@ -151,7 +151,7 @@ class Encoder:
         """
         return encoded([self.row(example, number) for number, example in enumerate(examples, start=1)], metric)
 
-    def row(self, example: Example, number: int) -> Row:
+    def row(self, example: Example, number: int) -> EncodedRow:
         """One example.
 
         Args:
@@ -172,7 +172,7 @@ class Encoder:
             raise ExampleError(f"{error}. Example {number}: {texts}{source}", reason=error.reason) from error
         return found
 
-    def _predicted(self, example: Example) -> Row:
+    def _predicted(self, example: Example) -> EncodedRow:
         """An example whose text goes on with its answers, or has labels."""
         last = example.predictions[-1]
         pieces = self.split(example.clean if last.label else example.clean + last.right[0])
@@ -190,7 +190,7 @@ class Encoder:
             before, ids = pieces.text[: prediction.start], pieces.ids[:end]
             right.append([pieces.ids[end] if a == mine else self._other(before, ids, a) for a in prediction.right])
             wrong.append([self._other(before, ids, answer) for answer in prediction.wrong])
-        return Row(clean, self._corrupted(example, pieces, ends[-1]), [end - 1 for end in ends], right, wrong)
+        return EncodedRow(clean, self._corrupted(example, pieces, ends[-1]), [end - 1 for end in ends], right, wrong)
 
     def _found(self, pieces: Pieces, prediction: Prediction) -> tuple[int, str | None]:
         """How many tokens come before an answer, space among them; and which of the right ones the text has there."""
@@ -233,7 +233,7 @@ class Encoder:
                 return found.ids[: self.split.answer_at(found, len(word), len(whole))]
         return self.split(text).ids
 
-    def _placed(self, example: Example) -> Row:
+    def _placed(self, example: Example) -> EncodedRow:
         """An example with positions and ids, in a text with all that the tokenizer adds."""
         clean, corrupted = (self.split(text, closed=True).ids for text in (example.clean, example.corrupted))
         known, length = self._vocabulary_size, len(clean)
@@ -245,9 +245,9 @@ class Encoder:
                     reason="places or ids beyond those that there are",
                 )
         right = [[place.right] for place in example.places]
-        return Row(clean, corrupted, [place.position for place in example.places], right, [[] for _ in right])
+        return EncodedRow(clean, corrupted, [place.position for place in example.places], right, [[] for _ in right])
 
-    def _check_length(self, example: Example, row: Row) -> None:
+    def _check_length(self, example: Example, row: EncodedRow) -> None:
         clean, corrupted = len(row.clean), len(row.corrupted)
         if clean != corrupted:
             stay = (
@@ -267,7 +267,7 @@ class Encoder:
                 reason="texts that are too long, or have no token",
             )
 
-    def _check_ids(self, row: Row) -> None:
+    def _check_ids(self, row: EncodedRow) -> None:
         largest = max(chain(row.clean, row.corrupted, *row.right, *row.wrong))
         if self._vocabulary_size is not None and largest >= self._vocabulary_size:
             raise ExampleError(
@@ -280,7 +280,7 @@ class Encoder:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
-def encoded(rows: Sequence[Row], metric: Metric) -> Encoded:
+def encoded(rows: Sequence[EncodedRow], metric: Metric) -> Encoded:
     """Rows as tensors, padded to the longest.
 
     Raises:

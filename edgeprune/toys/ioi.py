@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 
 from edgeprune.tasks.ioi import TEMPLATES, fill
 from edgeprune.tasks.words import NAMES, OBJECTS, PLACES
-from edgeprune.toys.lesson import Course, Draw, Lesson, ToyConfig
+from edgeprune.toys.lesson import Course, DrawExamples, Lesson, ToyConfig
 
 HELD_OUT: Final = 0.2
 """Share of the names that a template is tested with, and not taught with."""
@@ -29,7 +29,7 @@ def _course(random: Random) -> Course:
     held_out = {template: random.sample(NAMES, round(HELD_OUT * len(NAMES))) for template in TEMPLATES}
     taught = {template: [name for name in NAMES if name not in held_out[template]] for template in TEMPLATES}
 
-    def draw(names: Mapping[str, Sequence[str]]) -> Draw:
+    def draw(names: Mapping[str, Sequence[str]]) -> DrawExamples:
         return lambda random, count: [
             fill(template, names[template], random) for template in random.choices(TEMPLATES, k=count)
         ]

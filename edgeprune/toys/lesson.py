@@ -51,7 +51,7 @@ class ToyConfig:
             raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
-Draw = Callable[[Random, int], list[Example]]
+DrawExamples = Callable[[Random, int], list[Example]]
 """Draws so many examples."""
 
 
@@ -59,8 +59,8 @@ Draw = Callable[[Random, int], list[Example]]
 class Course:
     """Training and test examples, which are disjoint. Each text ends with its answers, a word each."""
 
-    teach: Draw
-    test: Draw
+    teach: DrawExamples
+    test: DrawExamples
 
     task: tuple[Mapping[str, str], ...] = ()
     """Lines of a file to prune on, see `tasks.jsonl`; none where there is a task of that name."""

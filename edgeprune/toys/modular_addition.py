@@ -6,7 +6,7 @@ from typing import Final
 
 from edgeprune.tasks.example import Example
 from edgeprune.tasks.jsonl import EVERY
-from edgeprune.toys.lesson import Course, Draw, Lesson, ToyConfig
+from edgeprune.toys.lesson import Course, DrawExamples, Lesson, ToyConfig
 
 MODULUS: Final = 23
 HELD_OUT: Final = 0.2
@@ -18,7 +18,7 @@ def _text(numbers: Sum) -> str:
     return f"{numbers[0]} {numbers[1]} =<predict> {sum(numbers) % MODULUS}</predict>"
 
 
-def _draw(sums: Sequence[Sum]) -> Draw:
+def _draw(sums: Sequence[Sum]) -> DrawExamples:
     """Draws without replacement, and all where there are fewer."""
     return lambda random, count: [
         Example.marked(_text(each), _text(each)) for each in random.sample(sums, min(count, len(sums)))

@@ -11,7 +11,7 @@ from typing import Final
 
 from edgeprune.tasks.example import Example
 from edgeprune.tasks.jsonl import EVERY
-from edgeprune.toys.lesson import Course, Draw, Lesson, ToyConfig
+from edgeprune.toys.lesson import Course, DrawExamples, Lesson, ToyConfig
 
 LENGTH: Final = 10
 HELD_OUT: Final = 0.2
@@ -48,7 +48,7 @@ def _pair(kinds: Kinds, random: Random) -> tuple[str, str]:
     return texts if random.random() < 0.5 else (texts[1], texts[0])
 
 
-def _draw(kinds: Kinds) -> Draw:
+def _draw(kinds: Kinds) -> DrawExamples:
     return lambda random, count: [Example.marked(*_pair(kinds, random)) for _ in range(count)]
 
 

@@ -30,8 +30,8 @@ from edgeprune.models.llama import LlamaModel
 from edgeprune.models.load import KINDS
 from edgeprune.models.sharded import shard
 from edgeprune.parallel import join
-from edgeprune.runs.compare import Comparison, compare
-from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.compare import CompareConfig, compare
+from edgeprune.runs.config import RunConfig, load_model_on_task
 from edgeprune.runs.prune import evaluate_run, prune
 from edgeprune.runs.step_cost import run_step
 from edgeprune.runs.sweep import sweep
@@ -65,7 +65,7 @@ def _minimax(asked: RunConfig, out: Path) -> torch.Tensor:
 def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
     """Forwards, gradients, methods and runs; what all processes should find as one does."""
     asked = config(model)
-    subject = load_subject(asked, ("train", "test"), device="cpu")
+    subject = load_model_on_task(asked, ("train", "test"), device="cpu")
     ours, train = subject.model, subject.splits["train"]
     found = {"weights": torch.tensor(bytearray(subject.digests["weights"].encode())), "target": train.target[:]}
     batch = train.take(torch.arange(7), torch.arange(7))
@@ -100,7 +100,7 @@ def run_everything(model: str, out: Path) -> dict[str, torch.Tensor]:
     found["minimax"] = _minimax(asked, out / "minimax")
     assert evaluate_run(out / "run", task="gp", device="cpu")[1]["circuit"].edges == len(saved.circuit)
     sweep(replace(asked, pruning=replace(PRUNING, steps=3)), (0.3, 0.6), 1, out / "sweep", device="cpu")
-    few = Comparison(
+    few = CompareConfig(
         run=replace(asked, pruning=replace(PRUNING, steps=3)),
         methods=("edge-pruning", "eap"),
         targets=(0.5,),
@@ -121,7 +121,7 @@ def a_method_of_ones_own(model, dataset, ablation, seed=0):
 
 def held(model: str) -> dict[str, torch.Tensor]:
     """How many numbers of layers' weights this process holds after a step, and which layers are whole."""
-    subject = load_subject(config(model), ("train",), device="cpu")
+    subject = load_model_on_task(config(model), ("train",), device="cpu")
     prune_edges(subject.model, subject.splits["train"], "resample", config=replace(PRUNING, steps=1))
     weights = [w for name, w in subject.model.weights.named_parameters() if ".h." in name or ".layers." in name]
     parts = [w.to_local() if isinstance(w, DTensor) else w for w in weights]

@@ -19,13 +19,13 @@ from edgeprune.evaluation.evaluate import SPARSITY, Evaluation
 from edgeprune.files.store import UnwritableFile, load_circuit, load_saved
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
-from edgeprune.methods import METHODS as REGISTRY
+from edgeprune.methods import COMPARED_METHODS as REGISTRY
 from edgeprune.methods import Discovery
 from edgeprune.methods.settings import with_settings
 from edgeprune.runs import compare as comparing
-from edgeprune.runs.compare import METHODS, Comparison, compare
-from edgeprune.runs.compare_table import MINIMAX, Row, cells, draw
-from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.compare import COMPARED_METHODS, CompareConfig, compare
+from edgeprune.runs.compare_table import MINIMAX, ComparedRow, cells, draw
+from edgeprune.runs.config import RunConfig, load_model_on_task
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
 
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(run):
-    return Comparison(run=run, methods=METHODS, targets=(0.3, 0.6), examples=(6, 8))
+    return CompareConfig(run=run, methods=COMPARED_METHODS, targets=(0.3, 0.6), examples=(6, 8))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_circuits_have_as_many_live_edges_as_were_asked_for(comparison, whole):
     assert {(row.examples, row.method, row.target) for row in rows} == {
         (examples, method, target)
         for examples in (6, 8)
-        for method in METHODS
+        for method in COMPARED_METHODS
         for target in ((0.0,) if method == MINIMAX else (0.3, 0.6))
     }
     for row in rows:
@@ -81,7 +81,7 @@ def test_circuits_have_as_many_live_edges_as_were_asked_for(comparison, whole):
 
 
 def test_without_polishing_edge_pruning_sets_the_sizes(run, tmp_path):
-    asked = Comparison(run=run, methods=("eap", "edge-pruning"), targets=(0.3, 0.6), examples=(6,))
+    asked = CompareConfig(run=run, methods=("eap", "edge-pruning"), targets=(0.3, 0.6), examples=(6,))
     rows = {(row.method, row.target): row for row in compare(asked, tmp_path / "run")}
     assert len({rows["edge-pruning", target].evaluation.edges for target in asked.targets}) == 2
     for target in asked.targets:
@@ -91,13 +91,13 @@ def test_without_polishing_edge_pruning_sets_the_sizes(run, tmp_path):
 
 def test_a_row_is_what_its_circuit_does_on_the_test_split(run, comparison, whole):
     out, rows = whole
-    subjects = {examples: load_subject(comparison.of(examples), ["test"]) for examples in (6, 8)}
+    subjects = {examples: load_model_on_task(comparison.of(examples), ["test"]) for examples in (6, 8)}
     for row in rows:
         saved = load_saved(out / "circuits" / row.file)
         assert len(saved.circuit) == row.evaluation.edges and saved.method["name"] == row.method
         found = subjects[row.examples].evaluate("test", "resample", circuit_mask(saved.circuit))
         assert asdict(found) == pytest.approx(asdict(row.evaluation), rel=1e-5)
-    assert len({row.evaluation.kl for row in rows}) > len(METHODS)
+    assert len({row.evaluation.kl for row in rows}) > len(COMPARED_METHODS)
 
 
 def test_what_scores_highest_is_kept(whole):
@@ -126,14 +126,14 @@ def test_acdc_is_run_at_the_threshold_that_comes_nearest_and_never_twice_at_one(
         )
 
     monkeypatch.setattr(comparing, "remove_greedily", cuts)
-    bench = comparing._Bench(load_subject(run, ["train"]), run, progress=False)
+    bench = comparing._Bench(load_model_on_task(run, ["train"]), run, progress=False)
     sizes = (24, 40, 24, 7, graph.total)
     found = {edges: bench.of_size("acdc", edges) for edges in sizes}
     assert all(abs(len(each.circuit) - edges) <= 1 for edges, each in found.items())
     assert len(set(ran)) == len(ran) < 20
     # What was asked for before makes no difference.
     for edges, before in found.items():
-        alone = comparing._Bench(load_subject(run, ["train"]), run, progress=False).of_size("acdc", edges)
+        alone = comparing._Bench(load_model_on_task(run, ["train"]), run, progress=False).of_size("acdc", edges)
         assert (alone.circuit, alone.runs, alone.config) == (before.circuit, before.runs, before.config)
 
 
@@ -143,7 +143,7 @@ def _apart_from_time(row):
 
 def test_methods_run_with_the_settings_and_the_seed_that_were_asked_for(run, monkeypatch):
     """On the training split alone; seconds are of all runs, by a clock that goes on by one whenever it is looked at."""
-    subject = load_subject(run, ["train"])
+    subject = load_model_on_task(run, ["train"])
     seeded, seen = replace(run, seed=7), []
     clock = iter(map(float, range(1000)))
     monkeypatch.setattr(comparing.time, "perf_counter", lambda: next(clock))
@@ -193,7 +193,7 @@ def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whol
             raise KeyboardInterrupt
 
     monkeypatch.setattr(comparing._Book, "add", stops)
-    fewer = replace(comparison, methods=METHODS[:3], examples=(6,))
+    fewer = replace(comparison, methods=COMPARED_METHODS[:3], examples=(6,))
     with pytest.raises(KeyboardInterrupt):
         compare(fewer, tmp_path / "run")
     compare(fewer, tmp_path / "run")
@@ -202,7 +202,9 @@ def test_a_comparison_goes_on_where_it_was_and_may_ask_for_more(comparison, whol
     assert [_apart_from_time(row) for row in again] == [_apart_from_time(row) for row in rows]
     before = (tmp_path / "run" / "compare.json").read_bytes()
     assert compare(comparison, tmp_path / "run") == again
-    assert (tmp_path / "run" / "compare.json").read_bytes() == before and len(calls) == 2 * (2 * (len(METHODS) - 1) + 1)
+    assert (tmp_path / "run" / "compare.json").read_bytes() == before and len(calls) == 2 * (
+        2 * (len(COMPARED_METHODS) - 1) + 1
+    )
 
 
 def test_the_table_and_the_picture_show_every_row(comparison, whole):
@@ -211,8 +213,8 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
     assert text.count("\n") == 2 + len(rows) and "| logit difference |" in text
     assert "<svg" in (out / "compare.svg").read_text()
     lines = [line for axes in draw(rows).axes for line in axes.get_lines()]
-    assert sorted(len(line.get_xdata()) for line in lines) == [1] * 2 + [2] * 2 * (len(METHODS) - 1)
-    row = Row("eap", 2000, 0.9, 7, 1.25, 3, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, 7, 0.9))
+    assert sorted(len(line.get_xdata()) for line in lines) == [1] * 2 + [2] * 2 * (len(COMPARED_METHODS) - 1)
+    row = ComparedRow("eap", 2000, 0.9, 7, 1.25, 3, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, 7, 0.9))
     assert cells("gp", [row])[1] == (
         "2,000", "eap", "7", "90.0%", "0.5000", "1.500", "25.0%", "100.0%", "1.2 (3 runs)"
     )  # fmt: skip
@@ -231,7 +233,7 @@ def test_the_table_and_the_picture_show_every_row(comparison, whole):
 )
 def test_a_size_that_is_another_than_the_one_asked_for_is_said_in_the_table(method, asked, edges, sparsity, says):
     target = 0.0 if method == "edge-pruning-minimax" else 0.5
-    row = Row(method, 6, target, asked, 1.0, 1, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, edges, sparsity))
+    row = ComparedRow(method, 6, target, asked, 1.0, 1, "cpu", Evaluation(0.5, 1.5, 0.25, 1.0, edges, sparsity))
     assert cells("gp", [row])[1][2:4] == says
 
 
@@ -259,14 +261,14 @@ def test_what_cannot_be_compared_is_refused(comparison, change, message):
 
 def test_parts_of_a_batch_are_refused(run):
     with pytest.raises(ConfigError, match="Expected batches in one part, as methods run here; got 2 parts"):
-        Comparison(run=replace(run, parts=2))
+        CompareConfig(run=replace(run, parts=2))
 
 
 def test_more_examples_than_a_file_has_are_refused(run, tmp_path):
     rows = [{"clean": f"{name} gave<predict> John</predict>", "corrupted": "Mark gave"} for name in NAMES[:12]]
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    asked = Comparison(run=replace(run, task=str(file)), methods=("eap",), examples=(200,))
+    asked = CompareConfig(run=replace(run, task=str(file)), methods=("eap",), examples=(200,))
     with pytest.raises(TaskError, match=r"Expected 200 training examples of .*own.jsonl'; it has 6"):
         compare(asked, tmp_path / "run")
     compare(replace(asked, examples=(6,)), tmp_path / "run")
@@ -302,7 +304,7 @@ def test_scores_that_rank_nothing_are_refused(run, tmp_path, monkeypatch, scores
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EdgePruneError, match=message):
-        compare(Comparison(run=run, methods=(f"{name}:find",), examples=(6,)), tmp_path / "run")
+        compare(CompareConfig(run=run, methods=(f"{name}:find",), examples=(6,)), tmp_path / "run")
 
 
 def test_a_model_whose_logits_are_no_numbers_is_a_clear_error(run, tmp_path):
@@ -312,7 +314,7 @@ def test_a_model_whose_logits_are_no_numbers_is_a_clear_error(run, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["transformer.ln_f.weight"] *= 1e38
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    asked = Comparison(run=replace(run, model=str(folder)), methods=("eap",), examples=(6,))
+    asked = CompareConfig(run=replace(run, model=str(folder)), methods=("eap",), examples=(6,))
     for check in (True, False):
         with pytest.raises(ModelError, match="Expected a model whose logits are numbers"):
             compare(asked, tmp_path / f"{check}", check=check)
@@ -321,7 +323,7 @@ def test_a_model_whose_logits_are_no_numbers_is_a_clear_error(run, tmp_path):
 def test_rows_of_ones_own_method_are_found_anew(run, tmp_path, monkeypatch):
     (tmp_path / "changes.py").write_text(OWN.replace("torch.arange(count)", "torch.arange(count, 0, -1)"))
     monkeypatch.syspath_prepend(tmp_path)
-    asked = Comparison(run=run, methods=("changes:find",), targets=(0.6,), examples=(6,))
+    asked = CompareConfig(run=run, methods=("changes:find",), targets=(0.6,), examples=(6,))
     (row,) = compare(asked, tmp_path / "run")
     file = tmp_path / "run" / "circuits" / row.file
     before = load_circuit(file)
@@ -356,7 +358,7 @@ def test_another_comparison_is_not_gone_on_with(run, comparison, whole, tmp_path
 
 
 def test_a_model_whose_weights_have_changed_is_another_one(run, tmp_path):
-    ours = Comparison(run=replace(run, model=save_model(tmp_path / "model")), methods=("eap",), examples=(6,))
+    ours = CompareConfig(run=replace(run, model=save_model(tmp_path / "model")), methods=("eap",), examples=(6,))
     compare(ours, tmp_path / "run")
     save_model(tmp_path / "model", seed=1)
     with pytest.raises(RunError, match=r"Expected the weights that .*compare.json' began with"):
@@ -396,8 +398,8 @@ def test_a_comparison_under_zero_says_what_others_define_otherwise(capsys, run, 
 @pytest.mark.parametrize(("edges", "sparsity"), [(0, 1.0), (9, 0.8), (46, 0.0)])
 def test_a_circuit_with_no_edge_has_missed_half_of_them(edges, sparsity):
     measured = Evaluation(0.5, 1.5, 0.25, 1.0, edges, sparsity)
-    assert Row("edge-pruning", 6, 0.5, edges, 1.0, 1, "cpu", measured).missed
-    assert not Row("edge-pruning", 6, sparsity or 0.02, edges, 1.0, 1, "cpu", measured).missed
+    assert ComparedRow("edge-pruning", 6, 0.5, edges, 1.0, 1, "cpu", measured).missed
+    assert not ComparedRow("edge-pruning", 6, sparsity or 0.02, edges, 1.0, 1, "cpu", measured).missed
 
 
 def test_the_command_compares_methods_ones_own_among_them(capsys, run, tmp_path, monkeypatch):
@@ -430,6 +432,6 @@ def test_of_all_circuits_of_acdc_the_one_of_the_nearest_size_is_taken_whenever_i
         return comparing._Found(Circuit(GRAPH, "zero", frozenset(GRAPH.edges[: next(sizes)])), scores, 2.0, {})
 
     monkeypatch.setattr(comparing._Bench, "run", found)
-    bench = comparing._Bench(load_subject(run, ["train"]), run, progress=False)
+    bench = comparing._Bench(load_model_on_task(run, ["train"]), run, progress=False)
     best = bench.of_size("acdc", 10)
     assert (len(best.circuit), best.runs, best.seconds) == (12, comparing._SEARCHES, 2.0 * comparing._SEARCHES)

@@ -17,7 +17,7 @@ from edgeprune.methods.edge_pruning.configurations import MINIMAX, UNCHECKED
 from edgeprune.methods.edge_pruning.engine import ENGINE, Pruning, Stage
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import with_settings
-from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.config import RunConfig, load_model_on_task
 from edgeprune.tasks import Sizes
 from tracr_bridge.checkpoints.task_file import MOST, task_text
 from tracr_bridge.recovery import recover
@@ -116,7 +116,7 @@ def test_what_the_task_file_makes_of_a_checkpoint_is_its_domain(case, tmp_path_f
     exported = checkpoint(*case, tmp_path_factory)
     task = str(exported.folder / "task.jsonl")
     config = RunConfig(model=str(exported.folder), task=task, sizes=Sizes(train=MOST, validation=1, test=1))
-    train = load_subject(config, ("train",), device="cpu").splits["train"]
+    train = load_model_on_task(config, ("train",), device="cpu").splits["train"]
     domain = exported.dataset
     clean, corrupted = domain.pairs()
     within = torch.arange(train.tokens.shape[1]) < train.group[:, None]  # what pads a text is for nobody to see

@@ -22,7 +22,7 @@ from edgeprune.models.llama import LlamaModel
 from edgeprune.models.load import KINDS, load_model
 from edgeprune.runs import config as subject
 from edgeprune.runs import prune as pruning_run
-from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.config import RunConfig, load_model_on_task
 from edgeprune.tasks import Encoded, Sizes
 from tracr_bridge.certify import trained_models as trained
 
@@ -407,7 +407,7 @@ def test_without_the_check_a_task_finds_that_the_model_gives_nan(changed, tmp_pa
     task.write_text(json.dumps(line) + "\n")
     config = RunConfig(model=folder, task=str(task), sizes=Sizes(train=1, validation=1, test=1))
     with pytest.raises(ModelError, match=r"itself gives NaN or infinity on the train split of .*, with nothing"):
-        load_subject(config, ["train"], device="cpu", check=False)
+        load_model_on_task(config, ["train"], device="cpu", check=False)
 
 
 # Lengths

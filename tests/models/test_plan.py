@@ -21,7 +21,7 @@ from edgeprune.models.load import KINDS
 from edgeprune.runs import plan as planning
 from edgeprune.runs.plan import Question, plan
 from edgeprune.runs.step_cost import load_config, step_cost
-from edgeprune.streams import by_source as wide_stream
+from edgeprune.streams import by_source
 from edgeprune.streams.by_source import mixing_as_on
 from edgeprune.tasks import Encoded
 
@@ -74,7 +74,7 @@ def test_memory_is_what_a_step_takes_in_half_precision(shape):
 def test_operations_are_those_of_three_forwards_and_some_mixings(shape, held, mixings, monkeypatch):
     """Sources of corrupted inputs, the masked forward, and the way back to what each destination reads, once each; and
     mixing forth, for the gradients by masks and by sources, and again on the way back where it is not held."""
-    monkeypatch.setattr(wide_stream, "_HELD", held)
+    monkeypatch.setattr(by_source, "_HELD", held)
     cost = step_cost(SHAPES[shape], 4, 32, precision="float32")
     mixing = 2 * cost.edges * cost.width * 4 * 32
     assert cost.operations == pytest.approx(3 * cost.plain_operations + mixings * mixing, rel=0.05)

@@ -22,7 +22,7 @@ from edgeprune.methods.polish import Goal, Polish, PolishConfig, Step, last_roun
 from edgeprune.methods.settings import with_settings
 from edgeprune.models.transformer import Transformer
 from edgeprune.runs import polish as polish_run
-from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.config import RunConfig, load_model_on_task
 from edgeprune.runs.prune import prune
 from edgeprune.tasks import Sizes
 
@@ -37,7 +37,7 @@ def asked(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subject(asked):
-    return load_subject(asked, ["train"])
+    return load_model_on_task(asked, ["train"])
 
 
 def loss_of(subject, **more):
@@ -294,7 +294,7 @@ def test_a_run_within_a_tolerance(asked, tmp_path, criterion, polished):
     config = replace(asked, pruning=with_settings(TOLERANCE, settings), polish=polished)
     found = prune(config, tmp_path / "run", save_every=25)
     assert found.saved.method["name"] == "edge-pruning-tolerance" + ("-polished" if polished else "")
-    loss = loss_of(load_subject(config, ["train"]), over=criterion)
+    loss = loss_of(load_model_on_task(config, ["train"]), over=criterion)
     mask = torch.zeros(edge_exists(loss.graph).shape)
     for edge in found.saved.circuit.edges:
         mask[loss.graph.position(edge)] = 1

@@ -32,10 +32,10 @@ from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.settings import with_settings
 from edgeprune.runs import config as subjects
 from edgeprune.runs import prune as pruning_run
-from edgeprune.runs.config import RunConfig, load_subject
+from edgeprune.runs.config import RunConfig, load_model_on_task
 from edgeprune.runs.prune import evaluate_run, prune, read_config
 from edgeprune.runs.sweep import sweep
-from edgeprune.streams import by_source as wide_stream
+from edgeprune.streams import by_source
 from edgeprune.tasks import Sizes
 from edgeprune.tasks.words import NAMES
 
@@ -335,17 +335,17 @@ def test_a_part_is_gone_before_the_next_one_runs(config, tmp_path, monkeypatch):
     """The stacks of all others are freed by then, whether Edge Pruning or attribution runs them."""
     alive, most = weakref.WeakSet(), []
 
-    class Counted(wide_stream._Stacks):
+    class Counted(by_source._Stacks):
         def __init__(self, held):
             super().__init__(held)
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr(wide_stream, "_Stacks", Counted)
+    monkeypatch.setattr(by_source, "_Stacks", Counted)
     gc.disable()
     try:
         prune(replace(config, parts=3, pruning=replace(QUICK, steps=2)), tmp_path / "run")
-        subject = load_subject(config, ["train"])
+        subject = load_model_on_task(config, ["train"])
         for method, settings in ((attribution_patching, EapConfig), (integrate_gradients, EapIgConfig)):
             method(subject.model, subject.splits["train"], "resample", config=settings(batch_size=2))
     finally:
@@ -362,7 +362,7 @@ def test_the_worst_of_parts_is_not_the_worst_of_a_batch(config):
 
 
 def test_means_are_those_of_the_training_split(config):
-    subject = load_subject(
+    subject = load_model_on_task(
         replace(config, ablation="mean", sizes=Sizes(train=40, validation=4, test=6)), ["train", "test"]
     )
     train, test = subject.splits["train"], subject.splits["test"]
@@ -385,12 +385,12 @@ def test_a_length_without_training_examples_has_no_mean(config):
     with pytest.raises(
         TaskError, match=r"Expected training examples of every length.*the test split has one of \d+ tok"
     ):
-        load_subject(few, ["train"])
+        load_model_on_task(few, ["train"])
 
 
 def test_examples_have_a_seed_of_their_own(config):
     ours, other, again = (
-        load_subject(replace(config, **seed), ["test"]) for seed in ({}, {"seed": 1}, {"data_seed": 1})
+        load_model_on_task(replace(config, **seed), ["test"]) for seed in ({}, {"seed": 1}, {"data_seed": 1})
     )
     assert ours.digests == other.digests != again.digests
 
@@ -446,7 +446,7 @@ def test_a_run_that_was_stopped_says_where_it_stands_and_how_to_go_on(config, tm
 
 
 def test_the_full_model_is_its_own_equal_and_a_circuit_is_measured_as_a_loop_does(config):
-    subject = load_subject(config, ["test"])
+    subject = load_model_on_task(config, ["test"])
     model, dataset = subject.model, subject.splits["test"]
     full = evaluate(model, dataset, "resample", edge_exists(model.graph).float(), batch_size=4)
     assert full.kl == pytest.approx(0, abs=1e-6)
@@ -471,7 +471,7 @@ def test_the_full_model_is_its_own_equal_and_a_circuit_is_measured_as_a_loop_doe
 
 
 def test_a_circuit_that_was_saved_is_the_one_that_was_validated(config, whole):
-    subject = load_subject(config, ["validation"])
+    subject = load_model_on_task(config, ["validation"])
     saved = load_saved(whole / "circuit.json").circuit
     found = evaluate(subject.model, subject.splits["validation"], "resample", circuit_mask(saved))
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
@@ -479,7 +479,7 @@ def test_a_circuit_that_was_saved_is_the_one_that_was_validated(config, whole):
 
 
 def test_a_run_learns_on_the_training_split_and_is_watched_on_the_other(config, tmp_path, monkeypatch):
-    subject = load_subject(config, ["train", "validation"])
+    subject = load_model_on_task(config, ["train", "validation"])
     rows = {split: {tuple(row) for row in data.tokens.tolist()} for split, data in subject.splits.items()}
     seen, losses = set(), Problem.losses
 
@@ -494,7 +494,7 @@ def test_a_run_learns_on_the_training_split_and_is_watched_on_the_other(config, 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_model_has_the_precision_that_was_asked_for(config, precision):
-    subject = load_subject(replace(config, precision=precision), ["train"])
+    subject = load_model_on_task(replace(config, precision=precision), ["train"])
     wanted = getattr(torch, precision)
     assert {weight.dtype for weight in subject.model.weights.parameters()} == {wanted}
     assert subject.model.sources(subject.splits["train"].tokens[:1]).dtype == wanted
@@ -502,7 +502,7 @@ def test_the_model_has_the_precision_that_was_asked_for(config, precision):
 
 def test_a_run_prunes_against_means_of_the_training_split(config, tmp_path, monkeypatch):
     asked = replace(config, ablation="mean", seed=4, pruning=replace(QUICK, steps=2))
-    subject, seen, losses = load_subject(asked, ["train", "validation"]), [], Problem.losses
+    subject, seen, losses = load_model_on_task(asked, ["train", "validation"]), [], Problem.losses
 
     def spy(self, masks, batch):
         seen.append((self.ablator(batch), batch))

@@ -14,7 +14,7 @@ from edgeprune.data import LazyTarget
 from edgeprune.errors import ExampleError, TaskError
 from edgeprune.metrics.answers import Answers
 from edgeprune.tasks import Encoded, Encoder, Example, Sizes, divide, encode, is_file, metric_of
-from edgeprune.tasks.encode import Row, encoded
+from edgeprune.tasks.encode import EncodedRow, encoded
 from edgeprune.tasks.example import Place, Prediction
 from edgeprune.tasks.jsonl import Line, read_examples, read_lines
 from edgeprune.tasks.splitting import Splitter
@@ -330,9 +330,9 @@ def test_words_that_a_tokenizer_knows_are_enough_or_are_named():
 
 def test_rows_are_padded_on_the_right_to_the_longest_of_each():
     rows = [
-        Row([1, 2, 3], [4, 5, 6], [0, 2], [[7], [8, 9]], [[1], []]),
-        Row([1], [2], [0], [[3]], [[4, 5, 6]]),
-        Row([5, 6], [7, 8], [], [], []),
+        EncodedRow([1, 2, 3], [4, 5, 6], [0, 2], [[7], [8, 9]], [[1], []]),
+        EncodedRow([1], [2], [0], [[3]], [[4, 5, 6]]),
+        EncodedRow([5, 6], [7, 8], [], [], []),
     ]
     found = encoded(rows, "probability difference")
     assert found.tokens.tolist() == [[1, 2, 3], [1, 0, 0], [5, 6, 0]]
@@ -343,7 +343,7 @@ def test_rows_are_padded_on_the_right_to_the_longest_of_each():
     assert found.answers.right.tolist() == [[[7, -1], [8, 9]], [[3, -1], [-1, -1]], [[-1, -1], [-1, -1]]]
     assert found.answers.wrong.tolist() == [[[1, -1, -1], [-1] * 3], [[4, 5, 6], [-1] * 3], [[-1] * 3] * 2]
     assert found.answers.metric == "probability difference"
-    bare = encoded([Row([1], [1], [0], [[2]], [[]])], "logit difference")
+    bare = encoded([EncodedRow([1], [1], [0], [[2]], [[]])], "logit difference")
     assert bare.answers.wrong.tolist() == [[[-1]]]
 
 
@@ -352,7 +352,7 @@ def test_no_rows_and_rows_without_a_place_are_refused():
         encoded([], "logit difference")
     message = r"^Expected an example with a place at which outputs count; none has one$"
     with pytest.raises(TaskError, match=message):
-        encoded([Row([1], [1], [], [], [])], "logit difference")
+        encoded([EncodedRow([1], [1], [], [], [])], "logit difference")
 
 
 def some(count=5) -> Encoded:
@@ -477,7 +477,7 @@ def test_a_row_has_the_ids_of_both_texts_and_of_all_answers():
         "Mary gave<predict> John</predict> the<predict> book</predict>",
         "Anna gave<predict> Mary</predict> to<predict> noun</predict>",
     )
-    assert found == Row(
+    assert found == EncodedRow(
         clean=ids("Mary gave John the"),
         corrupted=ids("Anna gave Mary to"),
         positions=[len(ids("Mary gave")) - 1, len(ids("Mary gave John the")) - 1],
@@ -561,7 +561,7 @@ def test_places_and_their_ids_are_below_as_many_as_there_are():
     example = Example(text, "Anna gave Mary", (), (Place(count - 1, 9), Place(0, 0)))
     other = ids("Anna gave Mary", LLAMA2)
     found = encoder_of(LLAMA2).row(example, 1)
-    assert found == Row(ids(text, LLAMA2), other, [count - 1, 0], [[9], [0]], [[], []])
+    assert found == EncodedRow(ids(text, LLAMA2), other, [count - 1, 0], [[9], [0]], [[], []])
     assert len(other) == count
     for position, right, known in ((count, 0, None), (0, 500, 500), (count, 500, 1000)):
         bad = Example(text, "Anna gave Mary", (), (Place(0, 0), Place(position, right)))

@@ -22,7 +22,7 @@ from edgeprune.models import transformer as adapter
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.llama import LlamaModel
 from edgeprune.models.transformer import Transformer
-from edgeprune.streams import by_source as wide_stream
+from edgeprune.streams import by_source
 from edgeprune.tasks import Encoded
 
 ROTATED = {"rtol": 1e-4, "atol": 1e-5}
@@ -85,8 +85,8 @@ def mixed_anew(numbers: int | None):
     """So many numbers are mixed at a time, and none of them held for the way back; as in a large model."""
     with pytest.MonkeyPatch.context() as patch:
         if numbers is not None:
-            patch.setattr(wide_stream, "_HELD", 0)
-            patch.setattr(wide_stream, "_AT_ONCE", {"cpu": numbers})
+            patch.setattr(by_source, "_HELD", 0)
+            patch.setattr(by_source, "_AT_ONCE", {"cpu": numbers})
         yield
 
 
@@ -201,12 +201,12 @@ def test_a_run_leaves_nothing_behind(family, monkeypatch):
     """The stacks of a run are freed with its outputs, without waiting for the garbage collector."""
     made = []
 
-    class Noted(wide_stream._Stacks):
+    class Noted(by_source._Stacks):
         def __init__(self, held):
             super().__init__(held)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(wide_stream, "_Stacks", Noted)
+    monkeypatch.setattr(by_source, "_Stacks", Noted)
     ours = family.ours()
     gc.disable()
     try:
@@ -361,7 +361,7 @@ def test_gradients_are_the_same_however_many_rows_are_mixed_and_held_at_a_time(f
     ours, ids = family.ours(), tokens(3, 5)
     ablated, found = ours.sources(tokens(3, 5, seed=1)), []
     for at_once in (10**9, rows * 8 * 12):
-        monkeypatch.setattr(wide_stream, "_AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr(by_source, "_AT_ONCE", {"cpu": at_once})
         mask = masks(ours).requires_grad_()
         (gradient,) = torch.autograd.grad(ours(ids, mask, ablated).square().sum(), mask)
         found.append(gradient)

@@ -390,7 +390,7 @@ def test_fixtures_that_are_used_wrongly_say_how_they_are_used(pytester, run):
             "Expected @pytest.mark.programs(name, ...) on a test *; the test has no such mark",
         ]
     )
-    assert "suite.py" not in result.stdout.str()
+    assert "pytest_checks.py" not in result.stdout.str()
 
 
 def test_every_seed_that_is_asked_for_reaches_the_method_and_so_does_the_method_that_is_named(run, pytester):

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import GraphError
-from edgeprune.graph import Circuit, Edge, Graph, Node, compare
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare_circuits
 from edgeprune.masks import circuit_mask, edge_exists, edges_of, live, live_circuit
 
 
@@ -81,7 +81,7 @@ def test_a_circuit_is_read_back_from_its_names_and_from_its_mask(circuit):
 @given(circuits(), st.data())
 def test_comparison_is_the_difference_of_sets_either_way_round(one, data):
     other = data.draw(circuits(one.graph))
-    there, back = compare(one, other), compare(other, one)
+    there, back = compare_circuits(one, other), compare_circuits(other, one)
     assert (there.missing, there.extra) == (back.extra, back.missing)
     assert (one.edges | there.missing) - there.extra == other.edges
     assert there.exact == back.exact == (one.edges == other.edges)

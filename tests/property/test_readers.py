@@ -32,7 +32,7 @@ from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER
 from edgeprune.methods.edge_pruning.engine import Pruning, problem_of
 from edgeprune.runs import compare
 from edgeprune.runs import prune as pruning_run
-from edgeprune.runs.compare_table import Row
+from edgeprune.runs.compare_table import ComparedRow
 from edgeprune.runs.config import RunConfig
 from edgeprune.tasks.jsonl import read_examples
 from tracr_bridge.bench.results import read_rows
@@ -52,7 +52,7 @@ CIRCUIT = {
 }
 ASKED = RunConfig(model="m", task="gp", pruning=MINIMAX)
 RUN = asdict(pruning_run._Asked(pruning_run.FORMAT, ASKED, {"weights": "w"}, {"a": "b"}))
-ROW = Row("eap", 8, 0.5, 10, 1.5, 1, "cpu", Evaluation(0.1, 0.2, 0.3, 0.4, 10, 0.5))
+ROW = ComparedRow("eap", 8, 0.5, 10, 1.5, 1, "cpu", Evaluation(0.1, 0.2, 0.3, 0.4, 10, 0.5))
 COMPARISON = asdict(compare._Kept(compare._FORMAT, {"model": "m", "sizes": {"train": 1}}, {"weights": "w"}, [ROW]))
 RESULT = {
     **{"program": "p", "text": "t", "ablation": "zero", "method": "m", "seed": 0, "code": "c", "outcome": "exact"},

@@ -25,7 +25,7 @@ from tracr_bridge.bench import leaderboard
 from tracr_bridge.bench import run as bench
 from tracr_bridge.bench.leaderboard import table
 from tracr_bridge.bench.results import Rate, Results, ResultsError, code_digest, distribution, mean, rates, read_rows
-from tracr_bridge.bench.run import Run, WorkerDied, drawn_subject, named_subject, sweep
+from tracr_bridge.bench.run import Run, WorkerDied, drawn_subject, named_subject, run_all
 from tracr_bridge.certify.certificate_folder import save_certificate
 from tracr_bridge.certify.truth import Gap
 from tracr_bridge.compile.catalogue import load_file
@@ -168,7 +168,7 @@ def test_a_row_of_other_types_is_no_row(tmp_path, wrong):
 
 def test_a_folder_that_another_sweep_writes_to_is_refused(tmp_path):
     with locked(tmp_path), pytest.raises(Busy, match="another process has results in"):
-        sweep([], [], tmp_path, jobs=1)
+        run_all([], [], tmp_path, jobs=1)
 
 
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
@@ -187,7 +187,7 @@ def test_a_process_that_dies_is_one_line_and_loses_no_row_before_it(tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     runs = [Run("zero", "random", 0), Run("zero", "test_bench:dies", 0)]
     with pytest.raises(WorkerDied, match="run it again"):
-        sweep([named_subject("hist"), named_subject("caesar")], runs, tmp_path, jobs=2)
+        run_all([named_subject("hist"), named_subject("caesar")], runs, tmp_path, jobs=2)
     assert [row["method"] for row in read_rows(tmp_path / "results.jsonl")].count("random") >= 1
 
 
@@ -199,12 +199,12 @@ def test_a_method_is_another_one_once_its_file_has_changed(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine_to_change.py").write_text("from test_bench import breaks_down as find\n")
     run = Run("zero", "mine_to_change:find", 0)
-    (row,) = sweep([named_subject("hist")], [run], tmp_path / "out", jobs=1)
+    (row,) = run_all([named_subject("hist")], [run], tmp_path / "out", jobs=1)
     assert row["outcome"] == "inexact"
     (tmp_path / "mine_to_change.py").write_text("def find(*_, **__):\n    raise RuntimeError\n")
     code_digest.cache_clear()
     del sys.modules["mine_to_change"]
-    (row,) = sweep([named_subject("hist")], [run], tmp_path / "out", jobs=1)
+    (row,) = run_all([named_subject("hist")], [run], tmp_path / "out", jobs=1)
     assert row["outcome"] == "failed"
 
 
@@ -225,11 +225,11 @@ def test_a_method_is_another_one_once_a_file_that_it_may_use_has_changed(tmp_pat
 
 def test_what_failed_or_was_made_otherwise_is_run_again(tmp_path):
     subjects, run = [named_subject("hist")], [Run("zero", "random", 0)]
-    (row,) = sweep(subjects, run, tmp_path, jobs=1)
-    assert sweep(subjects, run, tmp_path, jobs=1) == [row]
+    (row,) = run_all(subjects, run, tmp_path, jobs=1)
+    assert run_all(subjects, run, tmp_path, jobs=1) == [row]
     for change in ({"versions": {"torch": "1.0"}}, {"config": {"threshold": 99}}, {"outcome": "failed"}):
         Results(tmp_path).append(row | change)
-        (again,) = sweep(subjects, run, tmp_path, jobs=1)
+        (again,) = run_all(subjects, run, tmp_path, jobs=1)
         assert again | {"seconds": 0} == row | {"seconds": 0}
     assert len(read_rows(tmp_path / "results.jsonl")) == 7
 
@@ -238,18 +238,18 @@ def test_what_failed_or_was_made_otherwise_is_run_again(tmp_path):
 def test_a_method_of_ones_own_is_the_same_in_every_process(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     subjects, run = [named_subject("hist"), named_subject("caesar")], Run("zero", "test_bench:breaks_down", 0)
-    rows = sweep(subjects, [run], tmp_path, jobs=2)
+    rows = run_all(subjects, [run], tmp_path, jobs=2)
     assert [row["outcome"] for row in rows] == ["inexact", "inexact"]
-    assert sweep(subjects, [run], tmp_path, jobs=2) == rows
+    assert run_all(subjects, [run], tmp_path, jobs=2) == rows
     assert len(read_rows(tmp_path / "results.jsonl")) == 2
 
 
 def test_a_method_that_fails_is_an_outcome_and_a_run_named_twice_is_run_once(tmp_path):
     subjects = [named_subject("hist")]
-    (row,) = sweep(subjects, 2 * [Run("zero", "test_suite:none", 0)], tmp_path, jobs=1)
+    (row,) = run_all(subjects, 2 * [Run("zero", "test_suite:none", 0)], tmp_path, jobs=1)
     assert row["outcome"] == "failed" and row["seconds"].keys() == {"certify", "discover"}
     assert "test_suite:none" in row["reason"]
-    (row,) = sweep(subjects, [Run("zero", "test_suite:hangs", 0)], tmp_path, jobs=1, seconds=0.2)
+    (row,) = run_all(subjects, [Run("zero", "test_suite:hangs", 0)], tmp_path, jobs=1, seconds=0.2)
     assert "ran longer than the 0.2 s" in row["reason"]
 
 
@@ -260,7 +260,7 @@ def test_a_program_that_cannot_be_run_is_an_outcome(tmp_path, body, outcome):
         "@rasp_program(vocab=('a', 'b'), max_seq_len=2)\n"
         f"def mine():\n    return rasp.Map(lambda token: {body}, rasp.tokens).named('mine')\n"
     )
-    (row,) = sweep([named_subject(f"{tmp_path / 'mine.py'}:mine")], [Run("zero", "eap", 0)], tmp_path, jobs=1)
+    (row,) = run_all([named_subject(f"{tmp_path / 'mine.py'}:mine")], [Run("zero", "eap", 0)], tmp_path, jobs=1)
     assert (row["outcome"], row["program"]) == (outcome, f"{tmp_path / 'mine.py'}:mine")
     assert row["seconds"].keys() == {"compile"}
 
@@ -272,7 +272,7 @@ def test_settings_are_the_same_once_they_are_read_back(method):
 
 def test_a_row_says_all_about_its_run(tmp_path):
     runs = [Run(ablation, method, 0) for ablation in ("zero", "resample") for method in ("acdc", "random")]
-    rows = sweep([named_subject("hist"), named_subject("length")], runs, tmp_path, jobs=1)
+    rows = run_all([named_subject("hist"), named_subject("length")], runs, tmp_path, jobs=1)
     found = {(row["program"], row["ablation"], row["method"]): row for row in rows}
     assert len(found) == len(rows) == 8
     exact = found["hist", "zero", "acdc"]
@@ -297,7 +297,7 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(t
 
     def run(count):
         subjects = [drawn_subject(program) for program in programs[:count]]
-        return sweep(subjects, [Run("zero", "test_suite:zeros", 0)], tmp_path, jobs=1)
+        return run_all(subjects, [Run("zero", "test_suite:zeros", 0)], tmp_path, jobs=1)
 
     (first,) = run(1)
     assert first["outcome"] == "inexact"
@@ -314,7 +314,7 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_keeps_what_was_not_recovered(t
 
 def _sweep_for_ever(out):
     runs = [Run("zero", method, seed) for seed in range(1000) for method in ("random", "eap")]
-    sweep([named_subject("hist")], runs, out, jobs=1)
+    run_all([named_subject("hist")], runs, out, jobs=1)
 
 
 @pytest.mark.sweep  # starts processes, which load everything anew
@@ -331,7 +331,7 @@ def test_a_sweep_that_is_killed_loses_no_run_that_it_finished(tmp_path):
     before = read_rows(results)
     assert len(before) >= 3
     wanted = [Run("zero", row["method"], row["seed"]) for row in before]
-    again = sweep([named_subject("hist")], [*wanted, Run("zero", "single-edge", 0)], tmp_path, jobs=1)
+    again = run_all([named_subject("hist")], [*wanted, Run("zero", "single-edge", 0)], tmp_path, jobs=1)
     assert again[:-1] == before
     assert read_rows(results)[:-1] == before
 
@@ -344,7 +344,7 @@ def notes_its_process(model, dataset, ablation, *, seed):
 
 def _sweep_in_processes(out):
     runs = [Run("zero", "test_bench:notes_its_process", seed) for seed in range(1000)]
-    sweep([named_subject(name) for name in ("hist", "caesar", "reverse")], runs, out, jobs=2)
+    run_all([named_subject(name) for name in ("hist", "caesar", "reverse")], runs, out, jobs=2)
 
 
 @pytest.mark.sweep  # starts processes, which load everything anew
@@ -385,7 +385,7 @@ def test_processes_give_what_one_process_gives(tmp_path):
     )
 
     def run(jobs):
-        rows = sweep(subjects, runs, tmp_path / str(jobs), jobs=jobs)
+        rows = run_all(subjects, runs, tmp_path / str(jobs), jobs=jobs)
         return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
     assert run(2) == run(1)
@@ -394,10 +394,10 @@ def test_processes_give_what_one_process_gives(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableFile, match="Expected a folder for results"):
-        sweep([], [], tmp_path / "file" / "bench", jobs=1)
+        run_all([], [], tmp_path / "file" / "bench", jobs=1)
     (tmp_path / "results.jsonl").symlink_to(tmp_path / "nowhere" / "results.jsonl")
     with pytest.raises(UnwritableFile, match="Expected a folder for results"):
-        sweep([], [], tmp_path, jobs=1)
+        run_all([], [], tmp_path, jobs=1)
 
 
 def test_the_leaderboard_puts_the_most_exact_method_first_and_draws_what_it_says(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import GraphError
-from edgeprune.files import other_tools as formats
+from edgeprune.files import other_tools
 from edgeprune.files.other_tools import (
     MADE_SCORES,
     MERGED,
@@ -404,7 +404,7 @@ def test_a_graph_without_layers_is_written_and_read_however_many_heads_it_says_t
 
 
 def test_as_many_layers_and_heads_are_read_as_the_largest_has_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_LARGEST", 2)
+    monkeypatch.setattr(other_tools, "_LARGEST", 2)
     for layers, heads, fits in ((2, 2, True), (3, 2, False), (2, 3, False)):
         graph = Graph.transformer(embeddings=("embed",), layers=layers, heads=heads)
         write_eap_ig(Circuit(graph, "zero", frozenset()), tmp_path / "graph.json")

@@ -4,7 +4,7 @@ import pytest
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
 from edgeprune.evaluation.measures import nodes_of
-from edgeprune.graph import Circuit, Edge, Graph, Node, compare, edge_names, parse_ablation
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare_circuits, edge_names, parse_ablation
 from edgeprune.masks import live_circuit, mask_of
 
 TRACR = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
@@ -101,20 +101,20 @@ def test_heads_that_share_keys_and_values_all_read_them():
 def test_comparison_lists_missing_and_extra_edges():
     truth = Circuit(TRACR, "zero", edges("tok->m0", "m0->logits"))
     found = Circuit(TRACR, "zero", edges("tok->m0", "pos->m0"))
-    comparison = compare(found, truth)
+    comparison = compare_circuits(found, truth)
     assert (comparison.missing, comparison.extra, comparison.exact) == (edges("m0->logits"), edges("pos->m0"), False)
-    assert compare(truth, truth).exact
+    assert compare_circuits(truth, truth).exact
 
 
 def test_circuits_under_different_ablations_do_not_compare():
     with pytest.raises(CircuitMismatch, match="Expected a truth under ablation 'zero'; got one under 'mean'"):
-        compare(Circuit(TRACR, "zero", frozenset()), Circuit(TRACR, "mean", frozenset()))
+        compare_circuits(Circuit(TRACR, "zero", frozenset()), Circuit(TRACR, "mean", frozenset()))
 
 
 def test_circuits_of_different_graphs_do_not_compare():
     other = Graph.transformer(embeddings=("tok", "pos"), layers=4, heads=1)
     with pytest.raises(CircuitMismatch, match="graphs of 32 and 94 edges"):
-        compare(Circuit(TRACR, "zero", frozenset()), Circuit(other, "zero", frozenset()))
+        compare_circuits(Circuit(TRACR, "zero", frozenset()), Circuit(other, "zero", frozenset()))
 
 
 def test_an_unknown_ablation_is_refused():

@@ -13,7 +13,7 @@ from edgeprune.evaluation.measures import Behaviour, highest
 from edgeprune.graph import Graph
 from edgeprune.masks import edge_exists
 from edgeprune.methods.loss import Objective
-from edgeprune.metrics import distances as metrics
+from edgeprune.metrics import distances
 from edgeprune.metrics.answers import Answers
 from edgeprune.metrics.distances import (
     kl_divergence,
@@ -108,15 +108,15 @@ def test_divergences_over_large_vocabularies_are_those_of_the_whole_and_so_are_t
 @pytest.mark.parametrize(("numbers", "parts"), [(14, [1] * 5), (27, [1] * 5), (28, [2, 2, 1]), (69, [4, 1]), (70, [5])])
 def test_no_more_logits_are_compared_at_once_than_fit_unless_one_input_has_more(monkeypatch, numbers, parts):
     """Five inputs of two positions and seven tokens."""
-    sizes, compare = [], metrics._kl
+    sizes, compare = [], distances._kl
 
     def spy(outputs, target):
         assert outputs.shape == target.shape
         sizes.append(len(outputs))
         return compare(outputs, target)
 
-    monkeypatch.setattr(metrics, "_AT_ONCE", numbers)
-    monkeypatch.setattr(metrics, "_kl", spy)
+    monkeypatch.setattr(distances, "_AT_ONCE", numbers)
+    monkeypatch.setattr(distances, "_kl", spy)
     logits = torch.zeros(5, 2, 7)
     assert kl_divergence(logits, logits, torch.ones(5, 2, dtype=torch.bool)).tolist() == [0.0] * 5
     assert sizes == parts

@@ -11,7 +11,7 @@ from tracr_bridge.bench import on_ray
 from tracr_bridge.bench import run as bench
 from tracr_bridge.bench.on_ray import ClusterError
 from tracr_bridge.bench.results import read_rows
-from tracr_bridge.bench.run import Run, WorkerDied, named_subject, sweep
+from tracr_bridge.bench.run import Run, WorkerDied, named_subject, run_all
 
 ray = pytest.importorskip("ray")
 
@@ -75,8 +75,8 @@ def without_seconds(rows):
 def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
     subjects = [named_subject(name) for name in ("hist", "caesar")]
     runs = [Run("zero", method, 0) for method in ("eap", "single-edge", "random")]
-    rows = sweep(subjects, runs, tmp_path / "ray", jobs=1, ray="auto")
-    assert without_seconds(rows) == without_seconds(sweep(subjects, runs, tmp_path / "here", jobs=1))
+    rows = run_all(subjects, runs, tmp_path / "ray", jobs=1, ray="auto")
+    assert without_seconds(rows) == without_seconds(run_all(subjects, runs, tmp_path / "here", jobs=1))
     assert ray.is_initialized()  # it was there before
 
 
@@ -84,14 +84,14 @@ def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
 def test_files_of_ones_own_are_found_from_the_same_folder_and_time_is_limited(cluster, methods):
     Path("mine.py").write_text(PROGRAM)
     subject = named_subject("mine.py")
-    (row,) = sweep([subject], [Run("zero", f"{methods}:hangs", 0)], Path("out"), jobs=1, seconds=0.2, ray="auto")
+    (row,) = run_all([subject], [Run("zero", f"{methods}:hangs", 0)], Path("out"), jobs=1, seconds=0.2, ray="auto")
     assert "ran longer than the 0.2 s" in row["reason"]
     Path("mine.py").write_text(PROGRAM.replace("==", "!="))
     with pytest.raises(ClusterError, match=r"differs from the machine that asks in mine\.py: install the same"):
-        sweep([subject], [Run("zero", "random", 0)], Path("out"), jobs=1, ray="auto")
+        run_all([subject], [Run("zero", "random", 0)], Path("out"), jobs=1, ray="auto")
     Path("mine.py").unlink()
     with pytest.raises(ClusterError, match=r"put your own at the same path on every machine \(.*no file 'mine\.py'"):
-        sweep([subject], [Run("zero", "random", 0)], Path("out"), jobs=1, ray="auto")
+        run_all([subject], [Run("zero", "random", 0)], Path("out"), jobs=1, ray="auto")
 
 
 @slow
@@ -99,13 +99,13 @@ def test_a_machine_with_other_versions_is_refused(cluster, tmp_path, monkeypatch
     asked = on_ray.versions() | {"torch": "1.0"}
     monkeypatch.setattr(on_ray, "versions", lambda: asked)
     with pytest.raises(ClusterError, match="differs from the machine that asks in torch: install the same versions"):
-        sweep([named_subject("hist")], [Run("zero", "random", 0)], tmp_path, jobs=1, ray="auto")
+        run_all([named_subject("hist")], [Run("zero", "random", 0)], tmp_path, jobs=1, ray="auto")
 
 
 @slow
 def test_a_driver_outside_the_cluster_asks_by_way_of_a_relay(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "_outside", lambda: True)
-    (row,) = sweep([named_subject("hist")], [Run("zero", "single-edge", 0)], tmp_path, jobs=1, ray="ray://host:10001")
+    (row,) = run_all([named_subject("hist")], [Run("zero", "single-edge", 0)], tmp_path, jobs=1, ray="ray://host:10001")
     assert row["outcome"] == "exact"
 
 
@@ -126,7 +126,7 @@ def test_a_worker_that_dies_is_one_line_and_loses_no_row_of_its_own_or_of_others
     dies = f"{methods}:dies_on_few_edges"
     runs = [Run("zero", "random", 0), Run("zero", dies, 0)]
     with pytest.raises(WorkerDied, match=r"1 of 2 tasks were ended .* \(hist\); what they sent was kept: run it again"):
-        sweep([named_subject("hist"), named_subject("xproportion")], runs, Path("out"), jobs=1, ray="auto")
+        run_all([named_subject("hist"), named_subject("xproportion")], runs, Path("out"), jobs=1, ray="auto")
     kept = {(row["program"], row["method"]) for row in read_rows(Path("out", "results.jsonl"))}
     assert kept == {("hist", "random"), ("xproportion", "random"), ("xproportion", dies)}
 

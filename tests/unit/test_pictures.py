@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from edgeprune.graph import Circuit, Edge, Graph, Node, compare
+from edgeprune.graph import Circuit, Edge, Graph, Node, compare_circuits
 from edgeprune.pictures.draw import MOST_EDGES, draw_comparison
 
 GRAPHS = {
@@ -25,7 +25,7 @@ def drawn(graph, count, seed):
     rng = random.Random(seed)
     edges = rng.sample(graph.edges, min(count, graph.total))
     found, true = (Circuit(graph, "zero", frozenset(each)) for each in (edges[3:], edges[:-3] or edges))
-    figure = draw_comparison(graph, found.edges, compare(found, true), "a title")
+    figure = draw_comparison(graph, found.edges, compare_circuits(found, true), "a title")
     FigureCanvasAgg(figure).draw()
     return figure.axes[0]
 

@@ -10,7 +10,7 @@ from pruning import minimax
 
 from edgeprune.errors import RunError
 from edgeprune.graph import Circuit
-from edgeprune.masks import LARGE, Draw, live, mask_of
+from edgeprune.masks import LARGE, SampledMasks, live, mask_of
 from edgeprune.methods.edge_pruning import engine
 from edgeprune.methods.edge_pruning.configurations import MINIMAX, PAPER, TOLERANCE
 from edgeprune.methods.edge_pruning.ending import Verdict
@@ -88,7 +88,9 @@ def test_what_a_run_begins_with_is_what_its_configuration_says():
 
 def estimate_of(run, gradient, loss=0.25, per_input=None):
     samples = torch.ones(1, len(run.masks.log_alpha))
-    draw = Draw(EXISTS.float()[None], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), samples, rounded=True)
+    draw = SampledMasks(
+        EXISTS.float()[None], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), samples, rounded=True
+    )
     return Estimate(loss, torch.tensor(gradient), per_input, draw)
 
 

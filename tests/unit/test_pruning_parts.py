@@ -8,7 +8,7 @@ import torch
 from linear import EXISTS, GRAPH, WEIGHTS, Linear, data
 
 from edgeprune.errors import ConfigError
-from edgeprune.masks import Draw, HardConcrete, LearnedMask
+from edgeprune.masks import HardConcrete, LearnedMask, SampledMasks
 from edgeprune.methods.edge_pruning.counterexamples import CounterexampleConfig
 from edgeprune.methods.edge_pruning.ending import Converged
 from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ, losses_per_input
@@ -182,7 +182,9 @@ def test_samples_and_the_share_that_they_draw_are_bounded(kind):
 def draw_of(masks, values, *, rounded=False):
     """Samples of given values that depend on log_alpha by 1 each."""
     values = torch.tensor(values) + masks.log_alpha - masks.log_alpha.detach()
-    return Draw(masks._assemble(values), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), values, rounded)
+    return SampledMasks(
+        masks._assemble(values), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), values, rounded
+    )
 
 
 @pytest.mark.fakes

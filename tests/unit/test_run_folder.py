@@ -62,7 +62,7 @@ def subject(monkeypatch):
         found.asked = (config, tuple(splits), more)
         return found
 
-    monkeypatch.setattr(pruning_run, "load_subject", load)
+    monkeypatch.setattr(pruning_run, "load_model_on_task", load)
     return found
 
 
@@ -197,7 +197,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(subject, tmp_path, monkey
     except KeyboardInterrupt:
         assert len(lines_of(tmp_path / "run")) <= stop
     monkeypatch.undo()
-    monkeypatch.setattr(pruning_run, "load_subject", lambda *given, **more: subject)
+    monkeypatch.setattr(pruning_run, "load_model_on_task", lambda *given, **more: subject)
     prune(config, tmp_path / "run", resume=True, save_every=2)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     prune(config, tmp_path / "run", resume=True)

@@ -11,7 +11,7 @@ from edgeprune.cli.main import main
 from edgeprune.graph import Circuit
 from edgeprune.methods import METHODS, find_method
 from edgeprune.methods.circuit_loss import CircuitLoss
-from tracr_bridge.bench.run import Run, named_subject, sweep
+from tracr_bridge.bench.run import Run, named_subject, run_all
 from tracr_bridge.certify import elimination, truth
 from tracr_bridge.certify import faithfulness as judge
 from tracr_bridge.compile import verify
@@ -78,7 +78,7 @@ def test_a_seed_reaches_a_method_through_recover(seeds):
 
 
 def test_every_seed_of_bench_reaches_the_method(seeds, tmp_path, capsys):
-    rows = sweep([named_subject(NAME)], [Run("zero", RECORDER, seed) for seed in (2, 9)], tmp_path / "one", jobs=1)
+    rows = run_all([named_subject(NAME)], [Run("zero", RECORDER, seed) for seed in (2, 9)], tmp_path / "one", jobs=1)
     assert [row["seed"] for row in rows] == [2, 9] == seeds()
     asked = ["bench", NAME, "--method", RECORDER, "--ablation", "zero", "--seeds", "3", "--jobs", "1"]
     assert main([*asked, "--out", str(tmp_path / "two"), "--json"]) == 1

@@ -38,7 +38,7 @@ from edgeprune.files.store import (
     write_json,
     write_text,
 )
-from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, Node, compare
+from edgeprune.graph import ABLATIONS, Circuit, Comparison, Edge, Graph, Node, compare_circuits
 from edgeprune.pictures.draw import UnknownFormat, draw_comparison, save_figure
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=2)
@@ -49,7 +49,7 @@ def comparison() -> tuple[Circuit, Comparison]:
         return Circuit(GRAPH, "zero", frozenset(map(Edge.parse, names)))
 
     found = circuit("tok->a0.h0.q", "a0.h0->m1", "m1->logits")
-    return found, compare(found, circuit("tok->a0.h0.q", "pos->a0.h1.v", "m1->logits"))
+    return found, compare_circuits(found, circuit("tok->a0.h0.q", "pos->a0.h1.v", "m1->logits"))
 
 
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])

@@ -10,9 +10,9 @@ from oracle import sources_and_output
 
 from edgeprune.graph import Edge
 from edgeprune.masked_model import OnlyMasked
-from edgeprune.streams import by_source as wide_stream
-from edgeprune.streams.by_column import Stream, Wiring, align, project
-from edgeprune.streams.by_source import PlainStream, WideStream, mixing_as_on
+from edgeprune.streams import by_source
+from edgeprune.streams.by_column import ColumnStream, Wiring, align, project
+from edgeprune.streams.by_source import PlainStream, SourceStream, mixing_as_on
 from tracr_bridge.compile.model import TracrModel, structural_mask
 from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
@@ -78,7 +78,7 @@ def test_a_destination_reads_each_edge_mixed_by_its_entry_of_the_mask(masks, abl
     shape = (*own, 1, 6) if masks and len(masks) == 2 else (*own, 6)
     clean, ablated = dense(*shape, seed=4), dense(*shape, seed=5)
     mask = None if masks is None else drawn(*masks, 3, 4, seed=6)
-    stream = Stream(wiring, lead, mask, ablated if ablate else None)
+    stream = ColumnStream(wiring, lead, mask, ablated if ablate else None)
     stream.write([align(columns(clean, 0), lead)])
     stream.write([align(columns(clean, 1), lead), align(columns(clean, 2), lead)])
     for destination, weight in weights().items():
@@ -92,12 +92,12 @@ def test_a_destination_reads_each_edge_mixed_by_its_entry_of_the_mask(masks, abl
 
 
 def test_what_is_written_for_all_runs_alike_is_held_for_each_and_for_none_where_there_is_none():
-    stream = Stream(Wiring(SUPPORTS, weights(), EDGES), 1, None, None)
+    stream = ColumnStream(Wiring(SUPPORTS, weights(), EDGES), 1, None, None)
     stream.write([drawn(2, 3, 1, 4), drawn(1, 3, 5, 1, seed=1)])
     assert stream.written.shape == (3, 3, 5, 4)
     assert torch.equal(stream.written[:2], drawn(2, 3, 1, 4).expand(2, 3, 5, 4))
     assert torch.equal(stream.written[2:], drawn(1, 3, 5, 1, seed=1).expand(1, 3, 5, 4))
-    none = Stream(Wiring(SUPPORTS, weights(), EDGES), 1, None, None)
+    none = ColumnStream(Wiring(SUPPORTS, weights(), EDGES), 1, None, None)
     none.write([drawn(2, 3, 1, 4), drawn(1, 3, 0, 1)])
     assert none.written.shape == (3, 3, 0, 4)
 
@@ -366,14 +366,14 @@ def case(*, own=True):
 @pytest.mark.parametrize("ablate", [True, False])
 @pytest.mark.parametrize("own", [True, False])
 def test_wide_reads_and_all_gradients_are_those_of_a_loop_over_edges(monkeypatch, own, ablate, at_once, held):
-    monkeypatch.setattr(wide_stream, "_AT_ONCE", {"cpu": at_once})
-    monkeypatch.setattr(wide_stream, "_HELD", held)
+    monkeypatch.setattr(by_source, "_AT_ONCE", {"cpu": at_once})
+    monkeypatch.setattr(by_source, "_HELD", held)
     contributions, parts, mask, ablated = case(own=own)
     ablated = ablated if ablate else None
     inputs = [mask, *contributions]
     for each in inputs:
         each.requires_grad_()
-    stream = WideStream((RUNS, ROWS, WIDTH), mask, ablated)
+    stream = SourceStream((RUNS, ROWS, WIDTH), mask, ablated)
     found, expected = walk(stream, contributions, parts), naive(contributions, mask, ablated, parts)
     outputs = [drawn(*each.shape, seed=number, dtype=torch.float64) for number, each in enumerate(found)]
     for ours, slow in zip(found, expected, strict=True):
@@ -403,7 +403,7 @@ def test_a_plain_run_reads_the_sum_of_all_that_was_written():
 
 def test_calls_come_on_the_way_back_in_the_reverse_order():
     contributions, parts, mask, _ = case()
-    said, stream = [], WideStream((RUNS, ROWS, WIDTH), mask.requires_grad_(), None)
+    said, stream = [], SourceStream((RUNS, ROWS, WIDTH), mask.requires_grad_(), None)
     stream.on_the_way_back(lambda: said.append("first"))
     stream.write(torch.cat([each.expand(RUNS, -1, -1, -1) for each in contributions], dim=1))
     stream.on_the_way_back(lambda: said.append("second"))
@@ -422,18 +422,18 @@ def test_as_many_rows_are_mixed_at_a_time_as_fit_and_one_at_least(monkeypatch, a
         seen.append(values.shape[2])
         return values
 
-    monkeypatch.setattr(wide_stream, "_AT_ONCE", {"cpu": at_once, "gpu": 10**9})
+    monkeypatch.setattr(by_source, "_AT_ONCE", {"cpu": at_once, "gpu": 10**9})
     mask = torch.ones(3, 1, 2)
     for kind, expected in (("cpu", slices), ("gpu", [4]), ("another", [4])):
         with mixing_as_on(kind):
-            stream = WideStream((3, 4, 6), mask, None)
+            stream = SourceStream((3, 4, 6), mask, None)
             stream.write(drawn(3, 1, 4, 6))
             seen.clear()
             stream.read(noted, (torch.ones(2, 6, 1),))
             assert seen == expected
     with pytest.raises(ValueError, match="inside"), mixing_as_on("gpu"), mixing_as_on("cpu"):
         raise ValueError("inside")
-    stream = WideStream((3, 4, 6), mask, None)
+    stream = SourceStream((3, 4, 6), mask, None)
     stream.write(drawn(3, 1, 4, 6))
     seen.clear()
     stream.read(noted, (torch.ones(2, 6, 1),))
@@ -442,11 +442,11 @@ def test_as_many_rows_are_mixed_at_a_time_as_fit_and_one_at_least(monkeypatch, a
 
 @pytest.mark.parametrize(("most", "times"), [(3 * 2 * 4 * 6, 2), (3 * 2 * 4 * 6 - 1, 4)])
 def test_what_is_read_is_held_for_the_way_back_if_it_is_small_and_mixed_anew_otherwise(monkeypatch, most, times):
-    mixed, count = wide_stream._mixed, []
-    monkeypatch.setattr(wide_stream, "_HELD", most)
-    monkeypatch.setattr(wide_stream, "_AT_ONCE", {"cpu": 72})
-    monkeypatch.setattr(wide_stream, "_mixed", lambda *given: count.append(1) or mixed(*given))
-    stream = WideStream((3, 4, 6), torch.ones(3, 1, 2, requires_grad=True), None)
+    mixed, count = by_source._mixed, []
+    monkeypatch.setattr(by_source, "_HELD", most)
+    monkeypatch.setattr(by_source, "_AT_ONCE", {"cpu": 72})
+    monkeypatch.setattr(by_source, "_mixed", lambda *given: count.append(1) or mixed(*given))
+    stream = SourceStream((3, 4, 6), torch.ones(3, 1, 2, requires_grad=True), None)
     stream.write(drawn(3, 1, 4, 6))
     stream.read(norm, (torch.ones(2, 6, 2),)).sum().backward()
     assert len(count) == times

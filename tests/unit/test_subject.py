@@ -14,7 +14,7 @@ from edgeprune.methods.edge_pruning.configurations import COMPILED, MINIMAX, PAP
 from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio
 from edgeprune.methods.settings import with_settings
 from edgeprune.runs import config as subjects
-from edgeprune.runs.config import RunConfig, Subject, digest_of_tensors, load_subject
+from edgeprune.runs.config import ModelOnTask, RunConfig, digest_of_tensors, load_model_on_task
 from edgeprune.tasks import Sizes
 
 pytestmark = pytest.mark.fakes
@@ -148,7 +148,7 @@ def given(monkeypatch):
 def test_a_subject_is_a_model_and_splits_that_are_padded_alike(given):
     sizes = Sizes(train=2, validation=1, test=3)
     config = replace(ASKED, precision="bfloat16", sizes=sizes, data_seed=5, seed=6, parts=3)
-    found = load_subject(config, ["test", "train"], device="cpu", check=False, progress=True)
+    found = load_model_on_task(config, ["test", "train"], device="cpu", check=False, progress=True)
     (asked, more) = given.loaded
     assert asked == ("some/model",)
     assert more == {"precision": "bfloat16", "device": "cpu", "ranks": subjects.join(), "check": False}
@@ -168,7 +168,7 @@ def test_a_subject_is_a_model_and_splits_that_are_padded_alike(given):
 
 
 def test_nothing_is_shown_and_all_is_checked_unless_asked_for(given):
-    load_subject(replace(ASKED, task="gt"), ["test"])
+    load_model_on_task(replace(ASKED, task="gt"), ["test"])
     assert given.encoded[0][1] == subjects.metric_of("gt") != subjects.metric_of("ioi")
     assert given.loaded[1] | {"ranks": None} == {"precision": "float32", "device": "auto", "ranks": None, "check": True}
     assert given.datasets == [([3, 4, 5], given.model, False)] and given.made[2] == 0
@@ -176,21 +176,21 @@ def test_nothing_is_shown_and_all_is_checked_unless_asked_for(given):
 
 def test_a_process_that_is_not_the_first_shows_nothing(given, monkeypatch):
     monkeypatch.setattr(subjects, "join", lambda: SimpleNamespace(first=False))
-    load_subject(ASKED, ["test"], progress=True)
+    load_model_on_task(ASKED, ["test"], progress=True)
     assert given.datasets[0][2] is False
 
 
 def test_mean_ablation_asks_for_training_examples_of_every_length(given):
     given.lengths = [3, 4, 3, 6, 4, 5]
-    load_subject(ASKED, ["train"])
+    load_model_on_task(ASKED, ["train"])
     with pytest.raises(TaskError) as error:
-        load_subject(replace(ASKED, ablation="mean"), ["train"])
+        load_model_on_task(replace(ASKED, ablation="mean"), ["train"])
     assert str(error.value) == (
         "Expected training examples of every length, which mean ablation averages over; the test split has one of 5 "
         "tokens, and the training split none: ask for more training examples"
     )
     given.lengths = [3, 4, 3, 3, 4, 3]
-    load_subject(replace(ASKED, ablation="mean"), ["train"])
+    load_model_on_task(replace(ASKED, ablation="mean"), ["train"])
 
 
 def test_resample_ablation_asks_for_texts_that_differ():
@@ -210,7 +210,7 @@ def test_resample_ablation_asks_for_texts_that_differ():
 def test_texts_that_are_all_the_same_are_found_when_a_subject_is_made(given, monkeypatch):
     monkeypatch.setattr(torch, "equal", lambda one, other: True)
     with pytest.raises(TaskError, match=r"^Expected corrupted texts that differ"):
-        load_subject(ASKED, ["train"])
+        load_model_on_task(ASKED, ["train"])
 
 
 def test_a_full_model_that_gives_no_numbers_is_refused():
@@ -230,7 +230,7 @@ def test_a_full_model_that_gives_no_numbers_is_refused():
 def test_what_a_full_model_gives_is_looked_at(given, monkeypatch):
     monkeypatch.setattr(Split, "dataset", lambda *given, **more: SimpleNamespace(target=torch.tensor([math.nan])))
     with pytest.raises(ModelError, match="on the test split of 'ioi'"):
-        load_subject(ASKED, ["test"])
+        load_model_on_task(ASKED, ["test"])
 
 
 def test_tensors_are_named_by_what_they_hold_and_in_which_shape():
@@ -259,7 +259,7 @@ def test_a_circuit_is_measured_on_its_split_against_means_of_the_training_split(
         return found
 
     monkeypatch.setattr(subjects, "evaluate", evaluate)
-    subject = Subject("model", {"train": "train rows", "test": "test rows"}, {}, parts)
+    subject = ModelOnTask("model", {"train": "train rows", "test": "test rows"}, {}, parts)
     assert subject.evaluate("test", ablation, "mask", progress=True) is found
     subject.evaluate("test", ablation, "mask")
     means = "train rows" if ablation == "mean" else None
@@ -273,5 +273,5 @@ def test_what_cannot_be_measured_is_refused(monkeypatch, value):
     found = Evaluation(0.1, value, 0.3, 0.4, 5, 0.6)
     monkeypatch.setattr(subjects, "evaluate", lambda *given, **more: found)
     with pytest.raises(RunError) as error:
-        Subject("model", {"test": "rows"}, {}).evaluate("test", "zero", "mask")
+        ModelOnTask("model", {"test": "rows"}, {}).evaluate("test", "zero", "mask")
     assert str(error.value) == (f"Expected a circuit whose outputs can be measured; got {asdict(found)}: try float32")

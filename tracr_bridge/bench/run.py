@@ -1,6 +1,6 @@
 """Runs methods on programs and checkpoints, many at a time, and notes how each run went.
 
-Every run is one row of a results file (`results.py`), written once it is known: a sweep that was stopped goes on where
+Every run is one row of a results file (`results.py`), written once it is known: a bench that was stopped goes on where
 it was.
 """
 
@@ -42,7 +42,7 @@ _begun = count(1)
 
 
 class WorkerDied(EdgePruneError):
-    """A process of a sweep that ended before its work did."""
+    """A process of a bench that ended before its work did."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Run:
     seed: int
 
 
-def sweep(
+def run_all(
     subjects: Sequence[Subject],
     runs: Sequence[Run],
     out: Path,
@@ -104,7 +104,7 @@ def sweep(
     progress: bool = False,
     ray: str | None = None,
 ) -> list[Row]:
-    """A row for each program and run, those of an earlier sweep in the same folder among them.
+    """A row for each program and run, those of an earlier bench in the same folder among them.
 
     Args:
         subjects: what to recover.
@@ -139,7 +139,7 @@ def _sweep(
     progress: bool,
     ray: str | None,
 ) -> list[Row]:
-    """What `sweep` does once the folder is its own."""
+    """What `run_all` does once the folder is its own."""
     results = Results(out)
     wanted: dict[Subject, dict[tuple[Any, ...], Run]] = {
         subject: {row_key(_head(subject, run)): run for run in runs} for subject in subjects
@@ -216,7 +216,7 @@ def _received(queue: Any, futures: list[Future[None]]) -> Iterator[Row]:
             for future in done:
                 future.result()
         except BrokenProcessPool as error:
-            raise WorkerDied("A process of the sweep was ended from outside, or by a method: run it again") from error
+            raise WorkerDied("A process of the bench was ended from outside, or by a method: run it again") from error
 
 
 _queue: list[Any] = []
@@ -229,9 +229,9 @@ def _keep_queue(queue: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A sweep that is killed cannot tell its processes, which would wait for work for ever."""
+    """A bench that is killed cannot tell its processes, which would wait for work for ever."""
     parent = parent_process()
-    assert parent is not None, "runs in a process of a sweep"
+    assert parent is not None, "runs in a process of a bench"
     parent.join()
     os._exit(1)
 

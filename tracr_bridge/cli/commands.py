@@ -208,7 +208,7 @@ def bench(options: argparse.Namespace) -> bool:
     from edgeprune.files.folders import locked
     from edgeprune.methods import METHODS, find_method
     from tracr_bridge.bench import leaderboard
-    from tracr_bridge.bench.run import Run, drawn_subject, named_subject, sweep
+    from tracr_bridge.bench.run import Run, drawn_subject, named_subject, run_all
     from tracr_bridge.compile.catalogue import catalogue
     from tracr_bridge.random_programs.draw import draw_programs
 
@@ -228,7 +228,7 @@ def bench(options: argparse.Namespace) -> bool:
     runs = [
         Run(a, m, s) for a in dict.fromkeys(ablations) for m in dict.fromkeys(methods) for s in range(options.seeds)
     ]
-    rows = sweep(
+    rows = run_all(
         subjects, runs, options.out, jobs=options.jobs, seconds=options.timeout, progress=True, ray=options.ray
     )
     with locked(options.out, "results"):

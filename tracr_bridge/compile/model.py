@@ -12,7 +12,7 @@ from torch import Tensor
 from edgeprune.fingerprints import Level, bits_of, salt, scrambled
 from edgeprune.graph import Edge, Graph, Node
 from edgeprune.masked_model import Mask, Outputs, Positions, Sources, Tokens
-from edgeprune.streams.by_column import Columns, Stream, Wiring, align, project
+from edgeprune.streams.by_column import Columns, ColumnStream, Wiring, align, project
 from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 
@@ -140,11 +140,11 @@ class TracrModel:
 
     def _write_all(
         self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None, layers: int
-    ) -> Stream:
+    ) -> ColumnStream:
         """What the embeddings and the first layers write."""
         masked = [] if mask is None else [mask.ndim, 0 if ablated is None else ablated.ndim - 2]
         lead = max([tokens.ndim, *masked]) - 2
-        stream = Stream(self._wiring, lead, mask, ablated)
+        stream = ColumnStream(self._wiring, lead, mask, ablated)
         ids = tokens.movedim(-1, 0)
         token = self._token.index_select(1, ids.flatten()).unflatten(1, ids.shape)
         position = self._position[:, : len(ids), None]
@@ -155,7 +155,9 @@ class TracrModel:
             stream.write([project(layer.output, torch.relu(stream.read(layer.hidden)))])
         return stream
 
-    def _attend(self, stream: Stream, head: _Head, visible: Tensor, layer: int, observer: Observer | None) -> Columns:
+    def _attend(
+        self, stream: ColumnStream, head: _Head, visible: Tensor, layer: int, observer: Observer | None
+    ) -> Columns:
         query, key, value = stream.read(head.query), stream.read(head.key), stream.read(head.value)
         # By key and query, then runs: a softmax over the first dimension goes over long rows.
         scores = (key[:, :, None] * query[:, None]).sum(0) / self._key_size**0.5

@@ -17,7 +17,7 @@ from tracr.rasp import causal_eval, rasp
 from edgeprune.errors import DegenerateProgram, InterpreterError, InvalidProgram
 from edgeprune.user_code import at, place_of
 
-Tokens = tuple[Any, ...]
+TokenSequence = tuple[Any, ...]
 
 _SEARCHED: Final = 1_000_000
 """Sequences that are tried against `valid` before a domain counts as too large to list, or as empty."""
@@ -60,7 +60,7 @@ class CausalInterpreter(Interpreter, causal_eval.CausalEvaluator):
 class Domain:
     """The inputs that a program is run on."""
 
-    inputs: tuple[Tokens, ...]
+    inputs: tuple[TokenSequence, ...]
     """Token sequences without BOS, by length, then in the vocabulary's order."""
 
     exhaustive: bool
@@ -76,12 +76,12 @@ class Program:
     """One sentence that says what it computes."""
 
     build: Callable[[], rasp.SOp]
-    vocab: Tokens
+    vocab: TokenSequence
     max_seq_len: int
     causal: bool = False
     """Whether attention sees earlier positions only."""
 
-    valid: Callable[[Tokens], bool] | None = None
+    valid: Callable[[TokenSequence], bool] | None = None
     """Narrows the domain to the sequences for which it is true."""
 
     min_seq_len: int = 1
@@ -105,7 +105,7 @@ class Program:
         """RASP's interpreter for one input."""
         return CausalInterpreter() if self.causal else Interpreter()
 
-    def evaluate(self, tokens: Tokens) -> list[Any]:
+    def evaluate(self, tokens: TokenSequence) -> list[Any]:
         """RASP's own output on `tokens`, without BOS; None where it is undefined.
 
         Raises:
@@ -113,7 +113,7 @@ class Program:
         """
         return self.evaluate_all([self.expression()], tokens)[0]
 
-    def evaluate_all(self, expressions: Iterable[rasp.SOp], tokens: Tokens) -> list[list[Any]]:
+    def evaluate_all(self, expressions: Iterable[rasp.SOp], tokens: TokenSequence) -> list[list[Any]]:
         """The values of each expression on `tokens`.
 
         Raises:
@@ -166,11 +166,11 @@ class Program:
             )
         return Domain(inputs, exhaustive)
 
-    def _sequences(self) -> Iterator[Tokens]:
+    def _sequences(self) -> Iterator[TokenSequence]:
         for length in range(self.min_seq_len, self.max_seq_len + 1):
             yield from itertools.product(self.vocab, repeat=length)
 
-    def _is_valid(self, tokens: Tokens) -> bool:
+    def _is_valid(self, tokens: TokenSequence) -> bool:
         if self.valid is None:
             return True
         try:
@@ -179,15 +179,15 @@ class Program:
             message = f"{self.name} cannot be used: `valid` raises {described(error)} on {list(tokens)}"
             raise at(InvalidProgram(message), place_of(error, self.valid)) from error
 
-    def _sample_drawn(self, budget: int, seed: int) -> tuple[Tokens, ...]:
+    def _sample_drawn(self, budget: int, seed: int) -> tuple[TokenSequence, ...]:
         """Distinct valid sequences, as many of each length, drawn without listing the domain."""
         rng = random.Random(seed)
         lengths = range(self.min_seq_len, self.max_seq_len + 1)
         share = max(1, budget // len(lengths))
-        drawn: list[Tokens] = []
+        drawn: list[TokenSequence] = []
         for length in lengths:
             wanted = min(share, len(self.vocab) ** length)
-            chosen: set[Tokens] = set()
+            chosen: set[TokenSequence] = set()
             for _ in range(_SEARCHED // len(lengths)):
                 if len(chosen) == wanted:
                     break
@@ -198,11 +198,11 @@ class Program:
         return tuple(drawn)
 
 
-def _sample_listed(inputs: tuple[Tokens, ...], budget: int, seed: int) -> tuple[Tokens, ...]:
+def _sample_listed(inputs: tuple[TokenSequence, ...], budget: int, seed: int) -> tuple[TokenSequence, ...]:
     """A seeded sample in the listed order, with as even a share for each length as there are inputs."""
     rng = random.Random(seed)
     by_length = [list(group) for _, group in itertools.groupby(inputs, key=len)]
-    left, chosen = budget, list[Tokens]()
+    left, chosen = budget, list[TokenSequence]()
     # Short lengths have few inputs: what they leave of their share goes to the longer ones.
     for rank, group in enumerate(by_length):
         share = min(len(group), max(1, left // (len(by_length) - rank)))
@@ -216,7 +216,7 @@ def rasp_program(
     vocab: Iterable[Any],
     max_seq_len: SupportsIndex,
     causal: bool = False,
-    valid: Callable[[Tokens], bool] | None = None,
+    valid: Callable[[TokenSequence], bool] | None = None,
     min_seq_len: SupportsIndex = 1,
 ) -> Callable[[Callable[[], rasp.SOp]], Program]:
     """Declare the function below as a program of its name; its docstring says what it computes.

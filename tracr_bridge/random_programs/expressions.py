@@ -9,7 +9,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from tracr.rasp import rasp
 
-from tracr_bridge.compile.program import CausalInterpreter, Interpreter, Tokens
+from tracr_bridge.compile.program import CausalInterpreter, Interpreter, TokenSequence
 
 CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold", "_from_end", "_with_length")
 NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled", "_parallel")
@@ -53,7 +53,7 @@ class Writer:
     """Writes a program line by line, drawing what each line is."""
 
     draw: Draw
-    vocab: Tokens
+    vocab: TokenSequence
     shortest: int
     length: int
     causal: bool

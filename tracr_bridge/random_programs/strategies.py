@@ -18,7 +18,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from edgeprune.errors import DegenerateProgram, InvalidProgram
-from tracr_bridge.compile.program import Program, Tokens, check_interpreter
+from tracr_bridge.compile.program import Program, TokenSequence, check_interpreter
 from tracr_bridge.random_programs.expressions import Draw, Writer
 
 VOCABULARIES: Final = (("a", "b"), (0, 1), ("a", "b", "c"), (0, 1, 2), ("a", "b", "c", "d"))
@@ -59,7 +59,7 @@ def rasp_programs(draw: Draw, *, max_expressions: int = 9, causal: bool | None =
     return draw(_sources(max_expressions=max_expressions, causal=causal).map(program_from).filter(_is_varied))
 
 
-def inputs_for(program: Program, *, budget: int = MOST_INPUTS) -> st.SearchStrategy[Tokens]:
+def inputs_for(program: Program, *, budget: int = MOST_INPUTS) -> st.SearchStrategy[TokenSequence]:
     """Inputs of the domain of `program`, shortest first; of a seeded sample of it beyond `budget`."""
     return st.sampled_from(program.domain(budget=budget, seed=0).inputs)
 

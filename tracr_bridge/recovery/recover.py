@@ -1,4 +1,4 @@
-"""Discover a circuit of a model and compare it with the truth."""
+"""Discover a circuit of a model and compare_circuits it with the truth."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare
+from edgeprune.graph import Ablation, Circuit, Comparison, Edge, compare_circuits
 from edgeprune.masks import mask_of
 from edgeprune.methods import Discovery, Method, find_method
 from edgeprune.methods.custom import time_limit
@@ -86,7 +86,7 @@ def recover_under(
     seconds: float = math.inf,
     progress: bool = False,
 ) -> list[Recovery]:
-    """Compile and verify a program, certify its true circuits, discover them with `method`, and compare.
+    """Compile and verify a program, certify its true circuits, discover them with `method`, and compare_circuits.
 
     The method gets the model and its inputs, and nothing of the truth.
 
@@ -142,7 +142,7 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
     Raises:
         CircuitMismatch: `found` is of another graph or under another ablation.
     """
-    compare(found, truth.circuit)
+    compare_circuits(found, truth.circuit)
     certificate = truth.certificate
     proof = "listed" if any(circuit.edges == found.edges for circuit in certificate.circuits) else None
     others_possible = not certificate.complete or truth.others_matter
@@ -162,7 +162,7 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
         )
         truth = replace(truth, circuit=circuits[0], certificate=certificate)
     reference = min(certificate.circuits, key=lambda circuit: len(circuit.edges ^ found.edges))
-    return Assessment(found, reference, compare(found, reference), truth, proof)
+    return Assessment(found, reference, compare_circuits(found, reference), truth, proof)
 
 
 def effects(assessment: Assessment) -> dict[Edge, float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edgeprune.data import Batch
 from edgeprune.masked_model import Mask
-from edgeprune.masks import Draw, LearnedMask
+from edgeprune.masks import LearnedMask, SampledMasks
 from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs
 from edgeprune.methods.settings import refuse
@@ -25,7 +25,7 @@ class Estimate:
     per_input: Float[Tensor, "mask batch"]
     """The loss of each mask that was run, on each input; the likelihood ratio runs the circuit as it stands first."""
 
-    draw: Draw
+    draw: SampledMasks
     """The samples; differentiable by log_alpha where the gradient goes through z."""
 
 

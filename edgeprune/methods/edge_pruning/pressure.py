@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edgeprune.masks import Draw, LearnedMask
+from edgeprune.masks import LearnedMask, SampledMasks
 from edgeprune.methods.settings import out_of_range, refuse
 
 _LEAST_LOSS: Final = 1e-12
@@ -107,7 +107,7 @@ class Pressure(Protocol):
     expected_edges: float
     """As of the last step."""
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
+    def gradients(self, masks: LearnedMask, draw: SampledMasks, step: int, loss: float) -> tuple[Tensor, Tensor]:
         """By log_alpha, on which it descends, and by the multipliers, on which it ascends.
 
         Args:
@@ -134,7 +134,7 @@ class TowardsTarget:
         self.multiplier_learning_rate = config.multiplier_learning_rate
         self.expected_edges = 0.0
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
+    def gradients(self, masks: LearnedMask, draw: SampledMasks, step: int, loss: float) -> tuple[Tensor, Tensor]:
         """See `Pressure`."""
         edges = masks.edge_values(draw)
         short = self._target(step) - (1 - edges.mean())
@@ -164,7 +164,7 @@ class UnderPenalty:
         self.multipliers: Float[Tensor, " multiplier"] = torch.zeros(0)
         self.expected_edges = 0.0
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
+    def gradients(self, masks: LearnedMask, draw: SampledMasks, step: int, loss: float) -> tuple[Tensor, Tensor]:
         """See `Pressure`."""
         kept = edges = masks.expected_edges(rounded=draw.rounded)
         self.expected_edges = float(edges.detach())
@@ -194,7 +194,7 @@ class WithinTolerance:
         self.multipliers: Float[Tensor, " multiplier"] = torch.zeros(1)
         self.expected_edges = 0.0
 
-    def gradients(self, masks: LearnedMask, draw: Draw, step: int, loss: float) -> tuple[Tensor, Tensor]:
+    def gradients(self, masks: LearnedMask, draw: SampledMasks, step: int, loss: float) -> tuple[Tensor, Tensor]:
         """See `Pressure`."""
         kept = masks.expected_edges(rounded=draw.rounded)
         self.expected_edges = float(kept.detach())
