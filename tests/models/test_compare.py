@@ -19,7 +19,7 @@ from edgeprune.evaluation.evaluate import SPARSITY, Evaluation
 from edgeprune.files.store import UnwritableFile, load_circuit, load_saved
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
-from edgeprune.methods import COMPARED_METHODS as REGISTRY
+from edgeprune.methods import METHODS as REGISTRY
 from edgeprune.methods import Discovery
 from edgeprune.methods.settings import with_settings
 from edgeprune.runs import compare as comparing

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from edgeprune.cli.main import main
 from edgeprune.errors import ModelError, TaskError
 from edgeprune.metrics.answers import Answers
-from edgeprune.models import files, guard
+from edgeprune.models import guard, unsupported
 from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.models.guard import LONGEST, TOLERANCE, check_same, make_prompts, their_logits
 from edgeprune.models.llama import LlamaModel
@@ -245,7 +245,7 @@ def with_adapter(changed) -> str:
 
 def test_an_adapter_is_never_left_out(changed, monkeypatch):
     """Without peft it would be, which is no matter of what is checked."""
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(unsupported.importlib.util, "find_spec", lambda _name: None)
     for check in (True, False):
         refused(
             with_adapter(changed), "as peft is not installed; .* has adapter_config.json: install peft", check=check
@@ -283,11 +283,11 @@ def test_a_merge_leaves_nothing_of_peft():
     attention, mlp = model.model.layers[1].self_attn, model.model.layers[0].mlp
     before, own = attention.q_proj.weight.clone(), attention.q_proj
     attention.q_proj = Wrapped(own)
-    files.merge_adapter("it", model)
+    unsupported.merge_adapter("it", model)
     assert attention.q_proj is own and torch.equal(own.weight, before + 1)
     mlp.up_proj = Wrapped(mlp.up_proj, mergeable=False)
     with pytest.raises(ModelError, match=r"an adapter that can be merged .* that of 'it' has \['Wrapped'\]"):
-        files.merge_adapter("it", model)
+        unsupported.merge_adapter("it", model)
 
 
 # Files

@@ -11,6 +11,7 @@ from test_pruning_run import save_model
 from tiny import FAMILIES, families, tokens
 
 from edgeprune.cli.main import main
+from edgeprune.cli.tables import as_json
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, ModelError, TaskError
 from edgeprune.files.store import load_saved
@@ -21,11 +22,11 @@ from edgeprune.runs.config import digest_of_tensors
 from tracr_bridge.certify import subsets
 from tracr_bridge.certify import trained_models as trained
 from tracr_bridge.certify.subsets import LossJudge, live_subsets
+from tracr_bridge.certify.summary import truth_json
 from tracr_bridge.certify.trained_models import Loaded, Trained
 from tracr_bridge.certify.truth import Gap
 from tracr_bridge.compile.catalogue import load_program
 from tracr_bridge.recovery.recover import assess, methods_for
-from tracr_bridge.recovery.summary import as_json, truth_json
 
 INPUTS, UNSCORED, LENGTH = 3, 2, 4
 TASK = '{"clean": "John gave<predict> John</predict>", "corrupted": "Mark gave"}\n'
