@@ -53,10 +53,12 @@ def load_method(spec: str) -> Method:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UnknownMethod(f"Expected a function {function_name!r} in module {module_name!r}; there is none")
-    return _adapt(function, spec)
+    return adapt(function, spec)
 
 
-def _adapt(function: Callable[..., Any], name: str) -> Method:
+def adapt(function: Callable[..., Any], name: str) -> Method:
+    """A function of one's own in the signature of all methods; `load_method` says what it may return."""
+
     def discover(
         model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
     ) -> Discovery:

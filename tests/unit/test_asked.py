@@ -61,7 +61,7 @@ def test_recover_asks_for_what_its_options_say(monkeypatch, capsys):
 
 
 def test_bench_asks_for_what_its_options_say(monkeypatch, capsys, tmp_path):
-    seen = asked_of(monkeypatch, benching, "sweep")
+    seen = asked_of(monkeypatch, benching, "run_all")
     asked = ["--ablation", "mean", "--method", "acdc", "--method", "eap", "--seeds", "2", "--timeout", "7"]
     assert main(["bench", NAME, "hist", *asked, "--jobs", "3", "--out", str(tmp_path)]) == 2
     ((subjects, runs, out), more) = seen[0]

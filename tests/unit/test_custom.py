@@ -36,7 +36,7 @@ def run(answer, **given):
     def method(model, dataset, ablation, *, seed):
         return answer(model, dataset, ablation, seed) if callable(answer) else answer
 
-    return custom._adapt(method, "mine:it")(MODEL, "inputs", "mean", **given)
+    return custom.adapt(method, "mine:it")(MODEL, "inputs", "mean", **given)
 
 
 def fails(answer):
@@ -130,7 +130,7 @@ def test_an_error_of_a_call_itself_is_at_the_functions_first_line_whatever_wraps
     line = takes_nothing.__code__.co_firstlineno
     for function in (takes_nothing, wrapped):
         with pytest.raises(MethodError, match="takes_nothing") as error:
-            custom._adapt(function, "mine:it")(MODEL, "inputs", "mean")
+            custom.adapt(function, "mine:it")(MODEL, "inputs", "mean")
         (place,) = places_of(error.value)
         at = line if function is takes_nothing else wrapped.__code__.co_firstlineno + 2
         assert f"test_custom.py, line {at}: " in place
@@ -193,7 +193,7 @@ def test_a_device_that_was_set_before_is_set_again():
     torch.set_default_device("meta")
     try:
         with pytest.raises(MethodError):
-            custom._adapt(lambda *_, **__: sets(), "mine")(MODEL, "inputs", "mean")
+            custom.adapt(lambda *_, **__: sets(), "mine")(MODEL, "inputs", "mean")
         assert torch.get_default_device().type == "meta"
     finally:
         torch.set_default_device(None)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeprune.data import Dataset
+from edgeprune.errors import EdgePruneError
 from edgeprune.graph import Ablation
 from edgeprune.masked_model import MaskedModel
 from tracr_bridge.certify.truth import Truth, derive_truth
@@ -106,3 +107,29 @@ def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
         whole_domain=compiled.domain.exhaustive,
         seed=seed,
     )
+
+
+def certify_subject(
+    subject: str | Path | Program,
+    ablation: Ablation,
+    *,
+    seed: int = 0,
+    task: str | None = None,
+    tolerance: float | None = None,
+    criterion: Literal["mean", "worst"] = "mean",
+) -> Truth:
+    """What `edgeprune.certify` does.
+
+    Raises:
+        EdgePruneError: there is no such program or model, nothing could fail on it, or a task is given without a
+            tolerance or the other way round.
+    """
+    if (task is None) != (tolerance is None):
+        got = "task" if tolerance is None else "tolerance"
+        raise EdgePruneError(f"Expected task and tolerance together, as of a trained model; got {got} alone")
+    if task is not None and tolerance is not None:
+        from tracr_bridge.certify.trained_models import Trained
+
+        trained = Trained(model=str(subject), task=task, tolerance=tolerance, criterion=criterion)
+        return known(trained, seed=seed).truth(ablation)
+    return known(subject if isinstance(subject, Program) else find(str(subject)), seed=seed).truth(ablation)
