@@ -12,19 +12,8 @@ from edgeprune.graph import Ablation
 from edgeprune.masked_model import MaskedModel, Sources, Tokens
 from edgeprune.parallel import ranks_of
 
-ZERO: Final = (
-    "zero ablation of an embedding takes token and position away, where EAP-IG keeps positions; the bias of "
-    "attention's output stays, where Edge-Pruning's code ablates it with each head"
-)
-"""Said beside figures under zero ablation, which other tools define otherwise."""
-
 _ROOM: Final = 2**26
 """Numbers that sources are held in at a time."""
-
-
-def noted(*ablations: str) -> dict[str, str]:
-    """A `note` for JSON that has figures under these ablations, where other tools define one of them otherwise."""
-    return {"note": ZERO} if "zero" in ablations else {}
 
 
 class Ablator:

@@ -69,10 +69,10 @@ def draw(options: argparse.Namespace) -> bool:
 
 def convert(options: argparse.Namespace) -> bool:
     """`edgeprune convert`."""
-    from edgeprune.ablation import ZERO
     from edgeprune.cli.tables import as_json
     from edgeprune.files import other_tools
     from edgeprune.files.store import save_circuit
+    from edgeprune.metrics.conventions import ZERO
 
     check_outputs(options.out)
     saved, losses = _read_circuit(options)

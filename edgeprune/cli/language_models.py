@@ -116,8 +116,8 @@ def sweep(options: argparse.Namespace) -> bool:
 
     from edgeprune.cli.tables import as_json, print_table
     from edgeprune.errors import RunError
-    from edgeprune.evaluation.evaluate import SPARSITY
     from edgeprune.files.store import load_json
+    from edgeprune.metrics.conventions import SPARSITY
     from edgeprune.runs import sweep as sweeping
 
     targets: list[float] = options.target_sparsity
@@ -182,9 +182,8 @@ def _say_missed(missed: Sequence[str], runs: int, instead: str) -> None:
 
 def compare(options: argparse.Namespace) -> bool:
     """`edgeprune compare`."""
-    from edgeprune.ablation import noted
     from edgeprune.cli.tables import as_json, print_table
-    from edgeprune.evaluation.evaluate import SPARSITY
+    from edgeprune.metrics.conventions import SPARSITY, noted
     from edgeprune.runs import compare as comparing
     from edgeprune.runs.compare_table import cells
 
@@ -289,9 +288,9 @@ def circuits(options: argparse.Namespace) -> bool:
 
     from edgeprune.cli.tables import as_json, print_rows
     from edgeprune.errors import CircuitMismatch
-    from edgeprune.evaluation.measures import overlap
     from edgeprune.files.folders import circuit_file
     from edgeprune.files.store import load_saved, save_circuit, versions
+    from edgeprune.metrics.overlap import overlap
 
     files = list(map(circuit_file, options.circuit))
     if len(files) < 2:
@@ -354,7 +353,7 @@ def evaluate(options: argparse.Namespace) -> bool:
 
 def _print_note(config: "RunConfig") -> None:
     """What other tools define otherwise, below figures."""
-    from edgeprune.ablation import noted
+    from edgeprune.metrics.conventions import noted
 
     for note in noted(config.ablation).values():
         print(f"note: {note}")

@@ -1,7 +1,6 @@
 """What a circuit of a language model does on a task, beside the full model."""
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -14,9 +13,6 @@ from edgeprune.graph import Ablation
 from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import edge_exists
 from edgeprune.metrics.distances import kl_divergence, not_negative
-
-SPARSITY: Final = "sparsity: the share of all edges that are removed"
-"""Said beside figures."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ Both areas depend on how small the graph and how large its circuit is: where hal
 method can have f = 1 at any smaller share. They compare methods on the same runs, and nothing else.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
-from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
+from edgeprune.graph import Ablation, Circuit, Graph
 from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import circuit_mask, edge_exists, mask_of
 from edgeprune.methods.loss import Objective
@@ -44,38 +44,6 @@ FRACTIONS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 _ROWS: Final = 4096
 """Masked inputs in one forward."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """What was found beside what is true, as sets of edges or of nodes."""
-
-    precision: float
-    """1 where nothing was found."""
-
-    recall: float
-    """1 where nothing is true."""
-
-    iou: float
-    """1 where nothing was found and nothing is true."""
-
-    exact: bool
-
-
-def overlap(found: Set[Any], true: Set[Any]) -> Overlap:
-    """Compare two sets."""
-    both, either = len(found & true), len(found | true)
-    return Overlap(
-        precision=both / len(found) if found else 1.0,
-        recall=both / len(true) if true else 1.0,
-        iou=both / either if either else 1.0,
-        exact=found == true,
-    )
-
-
-def nodes_of(graph: Graph, edges: Iterable[Edge]) -> frozenset[Node]:
-    """The nodes at either end of `edges`; a head is one node, whichever of its inputs is read."""
-    return frozenset(node for edge in edges for node in (edge.source, *graph.readers[edge.destination]))
 
 
 @dataclass(frozen=True)

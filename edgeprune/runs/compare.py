@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from edgeprune.ablation import noted
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError, RunError, TaskError
 from edgeprune.files.folders import clear, is_unused
@@ -41,6 +40,7 @@ from edgeprune.methods.method import sizes
 from edgeprune.methods.polish import Goal, Polish, PolishConfig, polish
 from edgeprune.methods.ranking import keep_most_alive
 from edgeprune.methods.settings import with_settings
+from edgeprune.metrics.conventions import noted
 from edgeprune.parallel import join, sole_writer
 from edgeprune.pictures.draw import save_figure
 from edgeprune.runs.compare_table import MINIMAX, POLISHED, PRUNING, ComparedRow, cells, draw, markdown

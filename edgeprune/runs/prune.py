@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 
 from tqdm import tqdm
 
-from edgeprune.ablation import noted
 from edgeprune.errors import RunError
 from edgeprune.evaluation.evaluate import Evaluation
 from edgeprune.files.checkpoint import restore_from, write_state
@@ -37,6 +36,7 @@ from edgeprune.methods.edge_pruning.engine import Progress, Pruning, Stage, circ
 from edgeprune.methods.edge_pruning.pressure import LossTolerance
 from edgeprune.methods.polish import PolishConfig, check_room
 from edgeprune.methods.settings import settings
+from edgeprune.metrics.conventions import noted
 from edgeprune.parallel import Ranks, join, sole_writer
 from edgeprune.runs.config import ModelOnTask, RunConfig, load_model_on_task
 from edgeprune.runs.outcome import Outcome, outcome

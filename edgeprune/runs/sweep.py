@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.figure import Figure
 
-from edgeprune.ablation import noted
 from edgeprune.errors import ConfigError, RunError
 from edgeprune.evaluation.evaluate import Evaluation
-from edgeprune.evaluation.measures import overlap
 from edgeprune.files.folders import is_unused
 from edgeprune.files.store import save_circuit, write_json
 from edgeprune.graph import Circuit
 from edgeprune.methods.settings import with_settings
+from edgeprune.metrics.conventions import noted
+from edgeprune.metrics.overlap import overlap
 from edgeprune.parallel import join, sole_writer
 from edgeprune.pictures.draw import save_figure
 from edgeprune.runs.config import RunConfig

@@ -12,16 +12,16 @@ import pytest
 import torch
 from test_pruning_run import QUICK, save_model
 
-from edgeprune.ablation import ZERO
 from edgeprune.cli.main import main
 from edgeprune.errors import ConfigError, EdgePruneError, ModelError, RunError, TaskError, UnknownMethod
-from edgeprune.evaluation.evaluate import SPARSITY, Evaluation
+from edgeprune.evaluation.evaluate import Evaluation
 from edgeprune.files.store import UnwritableFile, load_circuit, load_saved
 from edgeprune.graph import Circuit, Graph
 from edgeprune.masks import circuit_mask, edge_exists, live_circuit
 from edgeprune.methods import METHODS as REGISTRY
 from edgeprune.methods import Discovery
 from edgeprune.methods.settings import with_settings
+from edgeprune.metrics.conventions import SPARSITY, ZERO
 from edgeprune.runs import compare as comparing
 from edgeprune.runs.compare import COMPARED_METHODS, CompareConfig, compare
 from edgeprune.runs.compare_table import MINIMAX, ComparedRow, cells, draw

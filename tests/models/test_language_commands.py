@@ -7,13 +7,13 @@ import pytest
 import torch
 from test_pruning_run import save_model
 
-from edgeprune.ablation import ZERO
 from edgeprune.cli.main import main
 from edgeprune.files.other_tools import ANY_FAMILY, NO_ABLATION, NO_GRAPH, NO_ORIGIN, NO_SCORES
 from edgeprune.files.store import load_circuit, save_circuit
 from edgeprune.graph import Circuit, Graph
 from edgeprune.methods.edge_pruning.configurations import FIXED, MINIMAX, PAPER
 from edgeprune.methods.settings import settings
+from edgeprune.metrics.conventions import ZERO
 from edgeprune.runs.prune import read_config
 
 

@@ -85,6 +85,7 @@ OWN = {
     "edgeprune/methods/hisp": "tests/unit/test_peers.py",
     "edgeprune/methods/subnetwork": "tests/unit/test_peers.py",
     "edgeprune/evaluation/measures": "tests/unit/test_measures.py",
+    "edgeprune/metrics/overlap": "tests/unit/test_measures.py",
     "edgeprune/files/true_circuits": "tests/unit/test_true_circuit_files.py",
     "examples/verify_your_tool/score": "tests/unit/test_true_circuit_files.py",
     "edgeprune/user_code": "tests/unit/test_user_code.py",

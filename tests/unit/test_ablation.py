@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from edgeprune import ablation
-from edgeprune.ablation import ZERO, Ablator, group_means, noted, rows_at_once
+from edgeprune.ablation import Ablator, group_means, rows_at_once
 from edgeprune.data import Dataset
 from edgeprune.errors import ConfigError
 from edgeprune.graph import Graph
 from edgeprune.metrics.answers import Answers
+from edgeprune.metrics.conventions import ZERO, noted
 from edgeprune.parallel import Ranks
 
 

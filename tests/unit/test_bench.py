@@ -14,13 +14,13 @@ from signal import SIGKILL, SIGTERM
 import pytest
 import torch
 
-from edgeprune.ablation import ZERO
 from edgeprune.cli.main import main
 from edgeprune.errors import EdgePruneError, UnsupportedProgram
 from edgeprune.files.folders import Busy, locked
 from edgeprune.files.store import UnwritableFile
 from edgeprune.masks import edge_exists
 from edgeprune.methods import METHODS, Discovery, configuration
+from edgeprune.metrics.conventions import ZERO
 from tracr_bridge.bench import leaderboard
 from tracr_bridge.bench import run as bench
 from tracr_bridge.bench.leaderboard import table

@@ -12,6 +12,7 @@ import torch
 from edgeprune.cli.main import main
 from edgeprune.files.other_tools import MADE_SCORES, MERGED, NO_ABLATION, NO_ORIGIN, NO_WIDTH
 from edgeprune.files.store import load_circuit, load_saved
+from edgeprune.graph import Circuit, Graph
 
 ONE = """
 from tracr.rasp import rasp
@@ -48,6 +49,19 @@ def test_a_program_is_certified_and_saved_without_what_language_models_need(tmp_
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False" and (tmp_path / "saved" / "certificate.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["draw a.json -o a.svg", "draw a.json -o a.html", "circuits union a.json a.json"])
+def test_saved_circuits_are_drawn_and_compared_without_torch(tmp_path, command):
+    graph = Graph.transformer(embeddings=("embed",), layers=1, heads=1)
+    Circuit(graph, "zero", frozenset(graph.edges[::2])).save(tmp_path / "a.json")
+    code = (
+        "import sys; from edgeprune.cli.main import main\n"
+        f"assert main({command.split()!r}) == 0\n"
+        "print(sorted({'jax', 'torch', 'tracr', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_teaches_and_imports_nothing_heavy():

@@ -42,3 +42,18 @@ def test_every_change_that_counts_as_equivalent_stands_in_the_docs_with_its_reas
     command = [sys.executable, ROOT / "tests" / "mutants" / "mutation.py", "--equivalents"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert len(said.splitlines()) > 40 and (ROOT / "docs" / "mutation.md").read_text().endswith(said)
+
+
+@pytest.mark.parametrize("package", ["edgeprune", "tracr_bridge"])
+def test_the_page_of_the_architecture_has_every_folder_and_names_files_that_are_there(package):
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    section = page.partition(f"## {package}\n")[2].partition("\n## ")[0]
+    rows = [row for row in re.findall(r"^\| (.*) \|$", section, re.MULTILINE) if row.startswith("`")]
+    named = [re.findall(r"`([\w/]+\.py|\w+/)`", row) for row in rows]
+    for first, *others in named:
+        folder = ROOT / package / first if first.endswith("/") else ROOT / package
+        assert folder.is_dir()
+        for file in [*others, *([] if first.endswith("/") else [first])]:
+            assert (folder / file).is_file() or (folder / "edge_pruning" / file).is_file(), (first, file)
+    there = {f"{each.parent.name}/" for each in (ROOT / package).glob("*/__init__.py")}
+    assert {first for first, *_ in named if first.endswith("/")} == there

@@ -3,9 +3,9 @@ import re
 import pytest
 
 from edgeprune.errors import CircuitMismatch, GraphError, UnknownAblation
-from edgeprune.evaluation.measures import nodes_of
 from edgeprune.graph import Circuit, Edge, Graph, Node, compare_circuits, edge_names, parse_ablation
 from edgeprune.masks import live_circuit, mask_of
+from edgeprune.metrics.overlap import nodes_of
 
 TRACR = Graph.transformer(embeddings=("tok", "pos"), layers=2, heads=1)
 

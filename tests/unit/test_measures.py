@@ -11,9 +11,10 @@ from test_peers import build, random_weights
 
 from edgeprune.ablation import Ablator
 from edgeprune.data import Dataset
-from edgeprune.evaluation.measures import Behaviour, best_threshold, highest, nodes_of, overlap, roc
+from edgeprune.evaluation.measures import Behaviour, best_threshold, highest, roc
 from edgeprune.graph import Circuit, Edge, Graph, Node
 from edgeprune.masks import circuit_mask, edge_exists, edges_of, mask_of
+from edgeprune.metrics.overlap import nodes_of, overlap
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
 EDGES = GRAPH.edges

@@ -8,8 +8,8 @@ from typing import Any, Final
 import jinja2
 from matplotlib.figure import Figure
 
-from edgeprune.ablation import noted
 from edgeprune.files.store import write_text
+from edgeprune.metrics.conventions import noted
 from edgeprune.pictures.draw import save_figure
 from tracr_bridge.bench.results import Row, distribution, mean, rates, scored
 

@@ -21,12 +21,13 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from edgeprune.errors import DegenerateProgram, EdgePruneError, MethodError
-from edgeprune.evaluation.measures import Behaviour, best_threshold, nodes_of, overlap, roc
+from edgeprune.evaluation.measures import Behaviour, best_threshold, roc
 from edgeprune.files.folders import clear, locked
 from edgeprune.files.store import UnwritableFile, versions, write_text
 from edgeprune.graph import ABLATIONS, Ablation, Circuit
 from edgeprune.methods import Discovery, configuration, find_method
 from edgeprune.methods.custom import time_limit
+from edgeprune.metrics.overlap import nodes_of, overlap
 from edgeprune.user_code import told
 from tracr_bridge.bench.results import Results, Row, code_digest, digest, row_key
 from tracr_bridge.certify.truth import Truth

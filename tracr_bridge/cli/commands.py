@@ -203,10 +203,10 @@ def _print_recovery(recovery: "Recovery") -> None:
 
 def bench(options: argparse.Namespace) -> bool:
     """`edgeprune bench`."""
-    from edgeprune.ablation import noted
     from edgeprune.cli.tables import as_json, print_table
     from edgeprune.files.folders import locked
     from edgeprune.methods import METHODS, find_method
+    from edgeprune.metrics.conventions import noted
     from tracr_bridge.bench import leaderboard
     from tracr_bridge.bench.run import Run, drawn_subject, named_subject, run_all
     from tracr_bridge.compile.catalogue import catalogue
