@@ -5,6 +5,7 @@ status, or minus the signal that ended it, the seconds it took, and what it said
 folder of a lock, the same command is run a second time while the first one holds it.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -17,6 +18,19 @@ from pathlib import Path
 import torch
 
 from edgeprune.cli.main import main
+
+LOADED = (
+    "edgeprune.runs.compare",
+    "edgeprune.runs.sweep",
+    "edgeprune.toys.train",
+    "tracr_bridge.bench.leaderboard",
+    "tracr_bridge.bench.run",
+    "tracr_bridge.checkpoints.export",
+    "tracr_bridge.random_programs.draw",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+)
+"""What takes long to import, and would take most of a command's time in each child."""
 
 
 def begin(arguments, said):
@@ -66,5 +80,7 @@ def run(asked):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # JAX's, of a fork: no thread of its has been started
+    for name in LOADED:
+        importlib.import_module(name)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
