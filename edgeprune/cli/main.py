@@ -137,8 +137,11 @@ def _parser(*, chosen: str) -> argparse.ArgumentParser:
         command.set_defaults(run=run, goes_on=goes_on)
         return command
 
-    for entry in entry_points(group="edgeprune.commands"):
+    joining = entry_points(group="edgeprune.commands")
+    for entry in joining:
         entry.load()(add)
+    if not joining:
+        parser.epilog = "Commands that need Tracr are missing: install the package again.\n\n" + _EPILOG
     _add_file_commands(add)
     language_model_options.add_commands(add, chosen=chosen)
     return parser

@@ -219,6 +219,12 @@ def test_a_task_without_a_tolerance_is_no_trained_model(given):
         certify_subject("hist", "zero", **given)
 
 
+def test_without_the_package_that_certifies_its_users_are_told(monkeypatch):
+    monkeypatch.setattr("edgeprune.api.entry_points", lambda group: ())
+    with pytest.raises(ep.EdgePruneError, match="Expected one package that certifies, tracr_bridge; got 0: install it"):
+        ep.certify("hist")
+
+
 def test_a_circuit_is_read_from_where_it_was_saved(model, tmp_path):
     circuit = circuit_of(model)
     circuit.save(tmp_path / "it.json")

@@ -76,6 +76,15 @@ def test_help_teaches_and_imports_nothing_heavy():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_where_no_package_adds_commands_help_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr("edgeprune.cli.main.entry_points", lambda group: ())
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "Commands that need Tracr are missing: install the package again." in text
+    assert "  prune " in text and "  recover " not in text and "Exit status: 0" in text
+
+
 def test_programs_are_listed_as_a_table_and_as_json(capsys):
     status, out, _ = run(capsys, "programs")
     assert status == 0
