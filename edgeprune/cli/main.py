@@ -67,6 +67,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"edgeprune: {message}; see {self.prog} --help\n")
 
 
+class _Version(argparse.Action):
+    """Says the version, which is looked up only then: a source tree that was never installed has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"edgeprune {version('edgeprune')}")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
@@ -118,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
 def _parser(*, chosen: str) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
-    parser.add_argument("--version", action="version", version=f"edgeprune {version('edgeprune')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is, and exit")
     choices = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
     def add(

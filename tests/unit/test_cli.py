@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_where_no_package_adds_commands_help_says_what_to_do(monkeypatch, capsys
     text = capsys.readouterr().out
     assert "Commands that need Tracr are missing: install the package again." in text
     assert "  prune " in text and "  recover " not in text and "Exit status: 0" in text
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"edgeprune {version('edgeprune')}\n"
 
 
 def test_programs_are_listed_as_a_table_and_as_json(capsys):
