@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tracr_bridge.certify.truth import Truth
     from tracr_bridge.compile.program import Program
 
+Corrupted = Int[Tensor, "others other_pos"]
+"""Corrupted inputs: under mean, as many as one likes."""
+
 _AT_ONCE = 64
 """Inputs that a mean is taken over at a time."""
 
@@ -246,7 +249,9 @@ class CircuitModel(nn.Module):
         self.model, self.circuit = model, circuit
         self.register_buffer("mask", circuit_mask(circuit))
 
-    def forward(self, tokens: Tokens, corrupted: Tokens | None = None, positions: Positions | None = None) -> Outputs:
+    def forward(
+        self, tokens: Tokens, corrupted: Corrupted | None = None, positions: Positions | None = None
+    ) -> Outputs:
         """Outputs of the circuit.
 
         Args:
@@ -285,7 +290,7 @@ def run_with(
     model: MaskedModel,
     circuit: Circuit,
     tokens: Tokens,
-    corrupted: Tokens | None = None,
+    corrupted: Corrupted | None = None,
     *,
     positions: Positions | None = None,
 ) -> Outputs:
@@ -294,7 +299,7 @@ def run_with(
 
 
 @contextmanager
-def ablated(model: MaskedModel, circuit: Circuit, corrupted: Tokens | None = None) -> Generator[MaskedModel]:
+def ablated(model: MaskedModel, circuit: Circuit, corrupted: Corrupted | None = None) -> Generator[MaskedModel]:
     """Inside, `model(tokens)` runs the circuit; a call with a mask of its own, and `sources`, are as they were.
 
     Args:

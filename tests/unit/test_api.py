@@ -68,6 +68,7 @@ def test_outputs_are_those_of_the_positions_asked_for(model, tokens):
         ("mean", lambda t: t[:, :2], r"of the shape of tokens, \(12, \d\), or more or fewer of them; got \(12, 2\)$"),
     ],
 )
+@pytest.mark.fakes
 def test_corrupted_inputs_that_do_not_fit_are_told(model, tokens, ablation, corrupted, told):
     with pytest.raises(ep.EdgePruneError, match=told):
         ep.run_with(model, circuit_of(model, ablation), tokens, corrupted(tokens))
@@ -157,6 +158,7 @@ def test_a_function_of_ones_own_sees_a_masked_model_and_a_copy(compiled):
         ep.discover(program.model, program.dataset, lambda *_, **__: torch.ones(2))
 
 
+@pytest.mark.fakes
 def test_a_name_or_an_ablation_that_is_none_is_refused(compiled):
     program = compiled("hist")
     with pytest.raises(ep.EdgePruneError, match=r"Expected a method among .*; got 'magic'"):
@@ -181,6 +183,7 @@ def test_edge_pruning_has_the_settings_asked_for():
         ep.edge_pruning(target_sparsity=0.5, stepss=3)
 
 
+@pytest.mark.fakes
 def test_inputs_become_a_dataset_with_the_models_outputs(model, tokens):
     scored = torch.zeros_like(tokens, dtype=torch.bool)
     data = ep.make_dataset(model, tokens, corrupted=tokens.flip(0), scored=scored, logits=False)
