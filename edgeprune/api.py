@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from edgeprune.data import Dataset
+from edgeprune.ablation import group_means
+from edgeprune.data import Dataset, check_counterparts
 from edgeprune.errors import ConfigError
 from edgeprune.evaluation.evaluate import Evaluation
 from edgeprune.evaluation.evaluate import evaluate as measure
@@ -20,7 +22,7 @@ from edgeprune.masked_model import MaskedModel, OnlyMasked, Outputs, Positions, 
 from edgeprune.masks import circuit_mask
 from edgeprune.methods import Discovery, Method, find_method
 from edgeprune.methods.custom import adapt
-from edgeprune.methods.edge_pruning.configurations import PAPER, TOLERANCE
+from edgeprune.methods.edge_pruning.configurations import PAPER, TOLERANCE, foreign
 from edgeprune.methods.edge_pruning.engine import prune_edges
 from edgeprune.methods.settings import with_settings
 
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 Corrupted = Int[Tensor, "others other_pos"]
 """Corrupted inputs: under mean, as many as one likes."""
-
-_AT_ONCE = 64
-"""Inputs that a mean is taken over at a time."""
 
 
 def load_circuit(path: str | Path) -> Circuit:
@@ -66,18 +65,11 @@ def load_task(
     Raises:
         TaskError: there is no such task, or it does not fit the tokenizer.
     """
-    from edgeprune.tasks import Sizes, make_examples, metric_of
-    from edgeprune.tasks.encode import Encoder
+    from edgeprune.runs.config import encode_task
+    from edgeprune.tasks import Sizes
 
-    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    examples = make_examples(task, encoder, Sizes(train=train, validation=validation, test=test), seed=seed)
-    # All splits are padded alike, so that one can stand in for another.
-    together = encoder.encode([example for split in examples.values() for example in split], metric_of(task))
-    found, start = dict[str, Dataset](), 0
-    for split, those in examples.items():
-        found[split] = together[start : start + len(those)].dataset(model, progress=progress)
-        start += len(those)
-    return found
+    encoded = encode_task(task, model, tokenizer, Sizes(train=train, validation=validation, test=test), seed=seed)
+    return {split: each.dataset(model, progress=progress) for split, each in encoded.items()}
 
 
 @torch.no_grad()
@@ -106,14 +98,19 @@ def make_dataset(
             raise ConfigError(
                 f"Expected {name} of the shape of tokens, {tuple(tokens.shape)}; got {tuple(other.shape)}"
             )
-    return Dataset(
-        tokens=tokens,
+    return replace(
+        _inputs(tokens),
         scored=torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored,
         target=model(tokens),
-        group=torch.zeros(len(tokens), dtype=torch.long),
         logits=logits,
         counterparts=corrupted,
     )
+
+
+def _inputs(tokens: Int[Tensor, "batch pos"]) -> Dataset:
+    """Inputs of one length, of which nothing is asked."""
+    nothing = torch.zeros_like(tokens, dtype=torch.bool)
+    return Dataset(tokens, nothing, torch.empty(*tokens.shape, 0), torch.zeros(len(tokens), dtype=torch.long))
 
 
 def edge_pruning(*, target_sparsity: float | None = None, tolerance: float | None = None, **settings: Any) -> Method:
@@ -125,13 +122,16 @@ def edge_pruning(*, target_sparsity: float | None = None, tolerance: float | Non
         settings: others by name, as `edgeprune prune --help` lists them, such as `steps=600`.
 
     Raises:
-        ConfigError: neither or both of the two are given, or a setting is unknown or outside its range.
+        ConfigError: neither or both of the two are given, or a setting is none of its options, or outside its range.
     """
     if (target_sparsity is None) == (tolerance is None):
         got = "neither" if tolerance is None else "both"
         raise ConfigError(f"Expected target_sparsity or tolerance; got {got}")
     goal = {"target_sparsity": target_sparsity} if tolerance is None else {"tolerance": tolerance}
-    return partial(prune_edges, config=with_settings(PAPER if tolerance is None else TOLERANCE, goal | settings))
+    config = PAPER if tolerance is None else TOLERANCE
+    if wrong := foreign(config, settings):
+        raise ConfigError(f"Expected settings of {config.name}, which has no {', '.join(wrong)}")
+    return partial(prune_edges, config=with_settings(config, goal | settings))
 
 
 def discover(
@@ -156,9 +156,12 @@ def discover(
 
     Raises:
         UnknownMethod: there is none of that name.
+        TaskError: under resample, all corrupted inputs are the clean ones.
         MethodError: a function of one's own raised, or returned something else.
     """
     parse_ablation(ablation)
+    if ablation == "resample" and dataset.counterparts is not None:
+        check_counterparts(dataset.tokens, dataset.counterparts)
     if isinstance(method, str):
         find = find_method(method)
     elif isinstance(method, partial) and method.func is prune_edges:
@@ -280,9 +283,7 @@ class CircuitModel(nn.Module):
             )
         if ablation == "resample":
             return self.model.sources(corrupted)
-        total: Tensor = sum(self.model.sources(some).double().sum(-3) for some in corrupted.split(_AT_ONCE))  # pyright: ignore[reportAssignmentType]
-        one = self.model.sources(corrupted[:1])
-        return (total / len(corrupted)).to(one.dtype)[:, None].expand(-1, len(tokens), -1, -1)
+        return group_means(self.model, _inputs(corrupted)).expand(-1, len(tokens), -1, -1)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edgeprune.errors import TaskError
 from edgeprune.masked_model import MaskedModel, OnlyMasked
 from edgeprune.metrics.answers import Answers
 
@@ -160,3 +161,16 @@ class Dataset:
         same = self.group[:, None] == self.group[None, :]
         clean, corrupted = torch.nonzero(same, as_tuple=True)
         return clean, corrupted
+
+
+def check_counterparts(tokens: Int[Tensor, "batch pos"], counterparts: Int[Tensor, "batch pos"]) -> None:
+    """Resample ablation has something to put in place of what is removed.
+
+    Raises:
+        TaskError: all corrupted inputs are the clean ones.
+    """
+    if torch.equal(tokens, counterparts):
+        raise TaskError(
+            "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all "
+            "that circuits are found on are the same: give others, or ablate by zero or mean"
+        )

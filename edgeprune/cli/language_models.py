@@ -41,7 +41,7 @@ def _config(options: argparse.Namespace, target: float | None) -> "RunConfig":
 def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfig":
     """The configuration of that name, with what options say of its settings."""
     from edgeprune.errors import ConfigError
-    from edgeprune.methods.edge_pruning.configurations import BY_NAME, FIXED, PAPER, TOLERANCE
+    from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER, TOLERANCE, foreign
     from edgeprune.methods.settings import settings, with_settings
 
     config, tolerance = BY_NAME[getattr(options, "pruning_method", PAPER.name)], getattr(options, "tolerance", None)
@@ -55,10 +55,9 @@ def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfi
         config = TOLERANCE
     known = set[str]().union(*(settings(each) for each in BY_NAME.values()))
     given = {name: value for name, value in vars(options).items() if name in known and value is not None}
-    own = settings(config)
     given |= {} if target is None else {"target_sparsity": target}
-    if foreign := sorted(given.keys() - (own.keys() - FIXED[config.name])):
-        options_of = ", ".join("--" + name.replace("_", "-") for name in foreign)
+    if wrong := foreign(config, given):
+        options_of = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise ConfigError(f"Expected settings of {config.name}, which has no {options_of}")
     return with_settings(config, given)
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from edgeprune.data import Dataset
+from edgeprune.data import Dataset, check_counterparts
 from edgeprune.errors import ConfigError, ModelError, RunError, TaskError
 from edgeprune.evaluation.evaluate import Evaluation, evaluate
 from edgeprune.files.schemas import parse
@@ -150,18 +150,28 @@ def load_model_on_task(
     """
     ranks = join()
     model, tokenizer = load_model(config.model, precision=config.precision, device=device, ranks=ranks, check=check)
-    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    examples = make_examples(config.task, encoder, config.sizes, seed=config.data_seed)
-    # All splits are padded alike, as means of one of them stand in for values of another.
-    together = encoder.encode([example for split in examples.values() for example in split], metric_of(config.task))
-    ends = list(accumulate(len(split) for split in examples.values()))
-    encoded = {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
+    encoded = encode_task(config.task, model, tokenizer, config.sizes, seed=config.data_seed)
     _check_means(config, encoded)
-    _check_counterparts(config, encoded)
+    if config.ablation == "resample":
+        check_counterparts(encoded["train"].tokens, encoded["train"].counterparts)
     digests = {"weights": digest_of_tensors(model.weights.state_dict()), "task": digest_of_tensors(_tensors(encoded))}
     datasets = {split: encoded[split].dataset(model, progress=progress and ranks.first) for split in splits}
     _check_numbers(config, datasets)
     return ModelOnTask(model, datasets, digests, config.parts)
+
+
+def encode_task(task: str, model: Transformer, tokenizer: Any, sizes: Sizes, *, seed: int) -> dict[str, Encoded]:
+    """The splits of a task in a model's tokens.
+
+    Raises:
+        TaskError: the task cannot be had, or does not fit the model's tokenizer.
+    """
+    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
+    examples = make_examples(task, encoder, sizes, seed=seed)
+    # All splits are padded alike, as means of one of them stand in for values of another.
+    together = encoder.encode([example for split in examples.values() for example in split], metric_of(task))
+    ends = list(accumulate(len(split) for split in examples.values()))
+    return {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
 
 
 def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
@@ -184,16 +194,6 @@ def _check_numbers(config: RunConfig, datasets: Mapping[str, Dataset]) -> None:
                 f"{split} split of {config.task!r}, with nothing pruned: its weights are damaged, or "
                 f"{config.precision} is too narrow"
             )
-
-
-def _check_counterparts(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
-    """Resample ablation has something to put in place of what is removed."""
-    train = encoded["train"]
-    if config.ablation == "resample" and torch.equal(train.tokens, train.counterparts):
-        raise TaskError(
-            "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all of "
-            "the training split are the same: give others, or --ablation zero or mean"
-        )
 
 
 def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:

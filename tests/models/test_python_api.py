@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 
 import pytest
+from checkpoints import checkpoint
 from test_pruning_run import QUICK, config  # noqa: F401  (a fixture)
 
 import edgeprune as ep
@@ -23,3 +24,11 @@ def test_a_run_in_a_folder_and_a_notebook_find_and_measure_the_same(config, tmp_
     measured = ep.evaluate(model, found.circuit, task["test"], means_of=task["train"])
     assert asdict(measured) == pytest.approx(asdict(evaluate_run(tmp_path / "run")[1]["circuit"]))
     assert method.keywords["config"] == QUICK
+
+
+def test_an_exported_checkpoint_is_certified_by_its_folder(tmp_path_factory):
+    exported = checkpoint("depth", "gpt2", tmp_path_factory)
+    for ablation in ("zero", "resample"):
+        expected = exported.truth(ablation).certificate
+        assert ep.certify(exported.folder, ablation=ablation).certificate == expected
+        assert ep.certify(str(exported.folder), ablation=ablation).certificate == expected

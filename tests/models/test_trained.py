@@ -10,6 +10,7 @@ import torch
 from test_pruning_run import save_model
 from tiny import FAMILIES, families, tokens
 
+import edgeprune as ep
 from edgeprune.cli.main import main
 from edgeprune.cli.tables import as_json
 from edgeprune.data import Dataset
@@ -281,6 +282,19 @@ def test_the_command_says_what_the_truth_says(capsys, tmp_path, monkeypatch):
     assert main(asked[:-1]) == 0
     shown = capsys.readouterr().out
     assert "subsets run" in shown and "mean KL of at most 0.05 nats on t.jsonl" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("criterion", ["mean", "worst"])
+def test_python_certifies_what_it_is_asked_for(tmp_path, monkeypatch, criterion):
+    given, seen = small(FAMILIES[0], 0), list[Trained]()
+    monkeypatch.setattr(trained, "load_trained", lambda asked: seen.append(asked) or replace(given, asked=asked))
+    (tmp_path / "t.jsonl").write_text(TASK)
+    about = {"task": str(tmp_path / "t.jsonl"), "tolerance": 0.05, "criterion": criterion}
+    found = ep.certify("somewhere", ablation="resample", **about)
+    asked = Trained(model="somewhere", **about)
+    expected = replace(given, asked=asked).truth("resample")
+    assert seen == [asked] and found.circuit == expected.circuit
+    assert found.certificate.criterion == expected.certificate.criterion and found.certificate.atol == 0.05
 
 
 def test_more_subsets_at_once_are_the_same(monkeypatch):

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,9 +75,10 @@ def test_corrupted_inputs_that_do_not_fit_are_told(model, tokens, ablation, corr
         ep.run_with(model, circuit_of(model, ablation), tokens, corrupted(tokens))
 
 
-def test_a_circuit_of_another_model_is_refused(compiled, model, tokens):
-    other = circuit_of(compiled("reverse").model)
-    told = f"Expected a circuit of the model's graph, of {model.graph.total} edges; got one of a graph of 94"
+@pytest.mark.parametrize(("layers", "heads", "total"), [(1, 1, 8), (2, 1, 23), (1, 2, 13)])
+def test_a_circuit_of_another_model_is_refused(compiled, model, tokens, layers, heads, total):
+    other = ep.Circuit(ep.Graph.transformer(embeddings=("embed",), layers=layers, heads=heads), "zero", frozenset())
+    told = f"Expected a circuit of the model's graph, of {model.graph.total} edges; got one of a graph of {total}"
     for call in (
         lambda: ep.run_with(model, other, tokens),
         lambda: ep.CircuitModel(model, other),
@@ -169,6 +171,15 @@ def test_a_name_or_an_ablation_that_is_none_is_refused(compiled):
         ep.certify("hist", ablation="none")
 
 
+def test_under_resample_corrupted_inputs_have_to_differ(compiled, tokens):
+    model = compiled("hist").model
+    data = ep.make_dataset(model, tokens, corrupted=tokens.clone(), logits=False)
+    with pytest.raises(ep.EdgePruneError, match="Expected corrupted texts that differ from clean ones"):
+        ep.discover(model, data, "random")
+    ep.discover(model, data, "random", ablation="zero")
+    ep.discover(model, ep.make_dataset(model, tokens, logits=False), "random")  # any other may be put in place
+
+
 def test_edge_pruning_has_the_settings_asked_for():
     paper, within = ep.edge_pruning(target_sparsity=0.5, steps=40), ep.edge_pruning(tolerance=0.25, batch_size=5)
     assert isinstance(paper, partial) and isinstance(within, partial)
@@ -179,8 +190,13 @@ def test_edge_pruning_has_the_settings_asked_for():
     for given, told in (({}, "neither"), ({"target_sparsity": 0.5, "tolerance": 0.1}, "both")):
         with pytest.raises(ep.EdgePruneError, match=f"Expected target_sparsity or tolerance; got {told}"):
             ep.edge_pruning(**given)
-    with pytest.raises(ep.EdgePruneError):
-        ep.edge_pruning(target_sparsity=0.5, stepss=3)
+    for given, told in (
+        ({"target_sparsity": 0.5, "stepss": 3}, "Expected settings of edge-pruning, which has no stepss"),
+        ({"target_sparsity": 0.5, "criterion": "worst"}, "which has no criterion"),  # which would do nothing
+        ({"tolerance": 0.5, "masked": "nodes", "explored": 0.1}, "-tolerance, which has no explored, masked$"),
+    ):
+        with pytest.raises(ep.EdgePruneError, match=told):
+            ep.edge_pruning(**given)
 
 
 @pytest.mark.fakes
@@ -211,6 +227,17 @@ def test_a_program_is_certified_by_name_file_or_itself(compiled, truth, ablation
     for subject in ("hist", compiled("hist").program, f"{file}:hist"):
         found = ep.certify(subject, ablation=ablation)
         assert found.circuit == expected.circuit and found.certificate.status == expected.certificate.status
+
+
+def test_a_certificate_is_of_the_seed_and_the_ablation_asked_for(monkeypatch):
+    seen = []
+
+    def known(subject, *, seed):
+        return SimpleNamespace(truth=lambda ablation: seen.append((subject.name, seed, ablation)) or "truth")
+
+    monkeypatch.setattr("tracr_bridge.recovery.known_models.known", known)
+    assert ep.certify("hist", ablation="mean", seed=7) == "truth" and ep.certify("hist") == "truth"
+    assert seen == [("hist", 7, "mean"), ("hist", 0, "zero")]
 
 
 @pytest.mark.parametrize("given", [{"task": "t.jsonl"}, {"tolerance": 0.5}])

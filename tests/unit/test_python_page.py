@@ -1,6 +1,8 @@
 """docs/python.md: its code runs, and it has everything that is public."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,13 @@ def test_every_public_name_is_on_the_page_and_can_be_had():
     assert shown <= set(ep.__all__)
     assert {*ep.__all__} - shown == set()
     assert all(getattr(ep, name) is not None for name in ep.__all__)
+
+
+def test_nothing_heavy_is_loaded_before_it_is_used():
+    heavy = "{'torch', 'numpy', 'jax', 'transformers'}"
+    code = f"import sys, edgeprune as ep; ep.Circuit; print({heavy} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
 
 
 def test_other_names_are_no_attributes():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from edgeprune.data import check_counterparts
 from edgeprune.errors import ConfigError, ModelError, RunError, TaskError
 from edgeprune.evaluation.evaluate import Evaluation
 from edgeprune.methods.edge_pruning.configurations import COMPILED, MINIMAX, PAPER, TOLERANCE
@@ -120,12 +121,14 @@ def given(monkeypatch):
     model = SimpleNamespace(
         context_length=7, vocabulary_size=9, weights=SimpleNamespace(state_dict=lambda: WEIGHTS), name="model"
     )
-    seen = SimpleNamespace(model=model, encoded=[], datasets=[], lengths=[3, 4, 3, 3, 4, 3], ranks=None)
+    seen = SimpleNamespace(
+        model=model, encoded=[], datasets=[], lengths=[3, 4, 3, 3, 4, 3], ranks=None, counterparts=None
+    )
     examples = {"train": ["a", "b"], "validation": ["c"], "test": ["d", "e", "f"]}
 
     def encode(texts, metric):
         seen.encoded.append((texts, metric))
-        return Split(seen.lengths, asked=seen.datasets)
+        return Split(seen.lengths, asked=seen.datasets, counterparts=seen.counterparts)
 
     def encoder(tokenizer, *, context_length, vocabulary_size):
         seen.encoder = (tokenizer, context_length, vocabulary_size)
@@ -193,17 +196,31 @@ def test_mean_ablation_asks_for_training_examples_of_every_length(given):
     load_model_on_task(replace(ASKED, ablation="mean"), ["train"])
 
 
-def test_resample_ablation_asks_for_texts_that_differ():
-    same = SimpleNamespace(tokens=torch.ones(2), counterparts=torch.ones(2))
+@pytest.mark.parametrize(("same", "refused"), [("train", True), ("test", False)])
+def test_resample_ablation_alone_asks_the_training_split_for_texts_that_differ(given, same, refused):
+    rows = torch.arange(6)
+    within = rows < 2 if same == "train" else rows >= 3
+    given.counterparts = torch.where(within, rows, rows + 1)
     for ablation in ("zero", "mean"):
-        subjects._check_counterparts(replace(ASKED, ablation=ablation), {"train": same})
-    other = SimpleNamespace(tokens=torch.ones(2), counterparts=torch.tensor([1.0, 2.0]))
-    subjects._check_counterparts(ASKED, {"train": other, "test": same})
+        given.lengths = [3] * 6
+        load_model_on_task(replace(ASKED, ablation=ablation), ["train"])
+    if refused:
+        with pytest.raises(TaskError, match="Expected corrupted texts that differ from clean ones"):
+            load_model_on_task(ASKED, ["train"])
+    else:
+        load_model_on_task(ASKED, ["train"])
+
+
+def test_resample_ablation_asks_for_texts_that_differ():
+    same = torch.ones(2, 3, dtype=torch.long)
+    other = same.clone()
+    other[1, 2] = 0
+    check_counterparts(same, other)
     with pytest.raises(TaskError) as error:
-        subjects._check_counterparts(ASKED, {"train": same, "test": other})
+        check_counterparts(same, same.clone())
     assert str(error.value) == (
-        "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all of the "
-        "training split are the same: give others, or --ablation zero or mean"
+        "Expected corrupted texts that differ from clean ones, which resample ablation puts in their place; all that "
+        "circuits are found on are the same: give others, or ablate by zero or mean"
     )
 
 

@@ -1,5 +1,6 @@
 """Configurations of Edge Pruning that have names: the paper's, and ours."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
@@ -10,7 +11,7 @@ from edgeprune.methods.edge_pruning.ending import Converged
 from edgeprune.methods.edge_pruning.gradient import LikelihoodRatio, ThroughZ
 from edgeprune.methods.edge_pruning.optimizer import AdamConfig
 from edgeprune.methods.edge_pruning.pressure import LossTolerance, Penalty, SparsityTarget
-from edgeprune.methods.settings import with_settings
+from edgeprune.methods.settings import settings, with_settings
 
 PAPER: Final = PruningConfig(
     name="edge-pruning",
@@ -121,3 +122,8 @@ FIXED: Final = {
     MINIMAX.name: frozenset({"loss", "logit_scale", "counted", "initial_spread", "criterion", "judged"}),
 }
 """Settings that are no options of theirs: another value would do nothing, or be another method."""
+
+
+def foreign(config: PruningConfig, names: Collection[str]) -> list[str]:
+    """Of names of settings, those that are no options of one of `BY_NAME`."""
+    return sorted(set(names) - (settings(config).keys() - FIXED[config.name]))
