@@ -229,15 +229,18 @@ def test_a_program_is_certified_by_name_file_or_itself(compiled, truth, ablation
         assert found.circuit == expected.circuit and found.certificate.status == expected.certificate.status
 
 
-def test_a_certificate_is_of_the_seed_and_the_ablation_asked_for(monkeypatch):
+def test_a_certificate_is_of_the_seed_and_the_ablation_asked_for(monkeypatch, truth):
     seen = []
 
     def known(subject, *, seed):
-        return SimpleNamespace(truth=lambda ablation: seen.append((subject.name, seed, ablation)) or "truth")
+        return SimpleNamespace(
+            truth=lambda ablation: seen.append((subject.name, seed, ablation)) or truth("hist", ablation)
+        )
 
     monkeypatch.setattr("tracr_bridge.recovery.known_models.known", known)
-    assert ep.certify("hist", ablation="mean", seed=7) == "truth" and ep.certify("hist") == "truth"
-    assert seen == [("hist", 7, "mean"), ("hist", 0, "zero")]
+    assert ep.certify("hist", ablation="resample", seed=7) is truth("hist", "resample")
+    assert ep.certify("hist") is truth("hist", "zero")
+    assert seen == [("hist", 7, "resample"), ("hist", 0, "zero")]
 
 
 @pytest.mark.parametrize("given", [{"task": "t.jsonl"}, {"tolerance": 0.5}])
