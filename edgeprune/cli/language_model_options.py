@@ -74,11 +74,6 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
         "0.05 (edge-pruning-tolerance); --criterion says whether in the mean or at worst",
     )
     prune_command.add_argument(
-        "--polish",
-        action="store_true",
-        help="then take out and exchange edges on trial, until no edge and no group of edges can go",
-    )
-    prune_command.add_argument(
         "--resume", action="store_true", help="go on with the run that DIR holds, if it holds one"
     )
     for command, why in ((sweep_command, ", and has to be three times for a knee"), (compare_command, "")):
@@ -106,6 +101,11 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], *, chosen: str) ->
     for command in (prune_command, sweep_command, compare_command):
         _add_run_options(command)
     for command in (prune_command, sweep_command):
+        command.add_argument(
+            "--polish",
+            action="store_true",
+            help="then take out and exchange edges on trial, until no edge and no group of edges can go",
+        )
         _add_training_options(command)
     if chosen in ("prune", "sweep", "compare"):
         _add_settings({"prune": prune_command, "sweep": sweep_command, "compare": compare_command}[chosen], chosen)

@@ -132,7 +132,7 @@ def sweep(options: argparse.Namespace) -> bool:
         progress=True,
     )
     missed = [f"{p.target:g} ({p.evaluation.sparsity:.3f}, seed {p.seed})" for p in found.points if not p.reached]
-    _say_missed(missed, len(found.points), "`edgeprune prune --polish`")
+    _say_missed(missed, len(found.points), "--polish")
     if options.json:
         written = load_json(options.out / "sweep.json", "a sweep", RunError)
         print(as_json(written), file=options.output)
@@ -149,7 +149,8 @@ def sweep(options: argparse.Namespace) -> bool:
         for target, kl in found.curve.items()
     ]
     head = ("target", "sparsity", "KL, nats", "accuracy", "IoU of seeds", "edges of all seeds")
-    print_table(f"{config.model} on {config.task}, {config.ablation}, {counted(options.seeds, 'seed')}", head, rows)
+    title = f"{config.method}: {config.model} on {config.task}, {config.ablation}, {counted(options.seeds, 'seed')}"
+    print_table(title, head, rows)
     print(SPARSITY)
     _print_note(config)
     print(f"picture: {(options.out / 'sweep.svg').resolve()}")

@@ -97,7 +97,7 @@ def sweep(
         points = _run(config, targets, seeds, out, about, save_every=save_every)
         result = summarise(points)
         if join().first:
-            _write(result, out)
+            _write(result, out, config.method)
         join().wait()
     return result
 
@@ -175,9 +175,10 @@ def knee_of(curve: dict[float, float]) -> float | None:
     return float(x[below.argmax()]) if below.max() > 0 else None
 
 
-def _write(result: Sweep, out: Path) -> None:
+def _write(result: Sweep, out: Path, method: str) -> None:
     """The table as JSON, the picture, and the circuits that seeds have in common."""
     content = {
+        "method": method,
         "points": [
             {"target": p.target, "seed": p.seed, "reached": p.reached, **asdict(p.evaluation)} for p in result.points
         ],

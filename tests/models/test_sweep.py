@@ -94,6 +94,20 @@ def test_the_command_prints_a_table_and_marks_the_knee(config, capsys, tmp_path,
     assert len(points) == 4 and not any(point["reached"] for point in points)
 
 
+def test_a_sweep_of_polished_circuits_misses_no_sparsity_and_says_what_it_ran(config, capsys, tmp_path):
+    sizes = ["--train", "8", "--validation", "4", "--test", "6", "--batch-size", "4", "--steps", "3", "--seeds", "2"]
+    asked = ["sweep", "--model", config.model, "--task", "gp", "--out", str(tmp_path), "--target-sparsity", "0.6"]
+    assert main([*asked, *sizes, "--polish"]) == 0
+    shown, missed = capsys.readouterr()
+    assert shown.lstrip().startswith("edge-pruning-polished") and "missed" not in missed
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert written["method"] == "edge-pruning-polished" and all(point["reached"] for point in written["points"])
+    for seed in (0, 1):
+        assert json.loads((tmp_path / f"sparsity-0.6-seed-{seed}" / "polish.json").read_text())["criterion"]["edges"]
+    assert main([*asked, *sizes]) == 2  # the same runs, not polished, are others
+    assert "name another folder" in capsys.readouterr().err
+
+
 def test_a_sweep_keeps_to_a_folder_of_its_own(config, tmp_path):
     sweep(config, [0.3], 1, tmp_path / "here")
     before = (tmp_path / "here" / "sweep.json").read_bytes()
