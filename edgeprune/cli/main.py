@@ -31,7 +31,8 @@ which compiles a program, certifies its true edges, finds a circuit by Edge Prun
 
 _EPILOG = """\
 PROGRAM is a name from `edgeprune programs`, or path/to/file.py:name for one of your own. Where circuits are recovered,
-the folder of a checkpoint that `edgeprune export` wrote does as well.
+the folder of a checkpoint that `edgeprune export` wrote does as well, or that of a trained model's truth, which
+`edgeprune truth MODEL --task FILE --tolerance KL --save DIR` wrote.
 Exit status: 0 it holds; 1 it ran and does not hold; 2 the input is unusable.
 """
 

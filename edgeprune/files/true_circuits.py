@@ -10,7 +10,10 @@ from edgeprune.files.schemas import Listed, checked
 from edgeprune.files.store import CircuitFileError, load_circuit, load_json, load_saved
 from edgeprune.graph import Ablation, Circuit, Comparison, Edge, Graph, Node, compare_circuits
 
-_LISTED: Final = (("certificate.json", "claims"), ("truth.json", "certificate"))
+TRUTH: Final = "truth.json"
+"""What the truth of a trained model is in, in a folder of its own."""
+
+_LISTED: Final = (("certificate.json", "claims"), (TRUTH, "certificate"))
 """Files of a folder that list true circuits, each with the entry that has them."""
 
 _EXPORT: Final = "edgeprune export "

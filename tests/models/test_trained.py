@@ -19,7 +19,6 @@ from edgeprune.files.store import load_saved
 from edgeprune.graph import Circuit, Edge, Graph
 from edgeprune.masks import edge_exists, edges_of, live, mask_of
 from edgeprune.methods.settings import with_settings
-from edgeprune.runs.config import digest_of_tensors
 from tracr_bridge.certify import subsets
 from tracr_bridge.certify import trained_models as trained
 from tracr_bridge.certify.subsets import LossJudge, live_subsets
@@ -30,6 +29,7 @@ from tracr_bridge.compile.catalogue import load_program
 from tracr_bridge.recovery.recover import assess, methods_for
 
 INPUTS, UNSCORED, LENGTH = 3, 2, 4
+DIGESTS = {"weights": "digest of the weights", "task": "digest of what was read"}
 TASK = '{"clean": "John gave<predict> John</predict>", "corrupted": "Mark gave"}\n'
 
 
@@ -47,9 +47,7 @@ def small(family, seed, *, asked=None):
         positions=positions,
         counterparts=tokens(len(clean), LENGTH, seed=seed + 99),
     )
-    return Loaded(
-        asked or Trained(model="none", task="none.jsonl", tolerance=0.05), model, dataset, "digest of what was read"
-    )
+    return Loaded(asked or Trained(model="none", task="none.jsonl", tolerance=0.05), model, dataset, DIGESTS)
 
 
 def brute_force(family, given, ablation):
@@ -266,8 +264,8 @@ def test_the_command_says_what_the_truth_says(capsys, tmp_path, monkeypatch):
     written = json.loads((tmp_path / "saved" / "truth.json").read_text())
     about = written.pop("about")
     assert written == said and about["tolerance"] == 0.05
-    assert about["sha256"]["task"] == given.task  # and not that of the file as it is by now
-    assert about["sha256"]["weights"] == digest_of_tensors(given.model.weights.state_dict())
+    assert about["sha256"] == DIGESTS  # and not that of the file as it is by now
+    assert about["task"] == str(task) and about["model"] == "none"
     saved = load_saved(tmp_path / "saved" / "circuit.json").circuit
     assert saved.edges == frozenset(map(Edge.parse, said["edges"]))
     against = ["draw", str(tmp_path / "saved" / "circuit.json"), "--against", str(tmp_path / "saved")]

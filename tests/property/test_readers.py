@@ -36,6 +36,7 @@ from edgeprune.runs.compare_table import ComparedRow
 from edgeprune.runs.config import RunConfig
 from edgeprune.tasks.jsonl import read_examples
 from tracr_bridge.bench.results import read_rows
+from tracr_bridge.certify.trained_models import read_asked
 from tracr_bridge.checkpoints.read_back import digest_of, digest_of_file, read_content
 
 GRAPH = Graph.transformer(embeddings=("tok", "pos"), layers=1, heads=1)
@@ -75,6 +76,10 @@ EXPORT = {
         "mean": {"edges": [], "refused": "nothing could fail"},
         "resample": {"edges": EDGES, "certificate": CERTIFICATE},
     },
+}
+ABOUT = {
+    **{"model": "toy", "task": "task.jsonl", "tolerance": 0.1, "criterion": "mean", "check": True},
+    **{"sha256": {"task": "0", "weights": "1"}, "versions": {"a": "b"}},
 }
 EAP_IG = {
     "cfg": {"n_layers": 1, "n_heads": 1, "parallel_attn_mlp": False, "d_model": 4},
@@ -131,6 +136,7 @@ READERS = {
     "export": Reader("circuit.json", EXPORT, _export),
     "certificate": Reader("certificate.json", {"claims": {"circuits": [EDGES]}}, _truth),
     "truth": Reader("truth.json", {"certificate": {"circuits": [EDGES]}}, _truth),
+    "truth of a trained model": Reader("truth.json", {"about": ABOUT}, lambda path: read_asked(path.parent)),
     "eap-ig": Reader("graph.json", EAP_IG, lambda path: read_eap_ig(path, "zero")),
     "edge-pruning": Reader(
         "edges.json", [["tok_embeds", "a0.h0.q"]], lambda path: read_edge_pruning(path, GRAPH, "zero")

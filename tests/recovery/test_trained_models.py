@@ -1,6 +1,7 @@
 """Models that are trained here, and whose true circuits are known: what is true of them, and what methods find."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from hashlib import sha256
@@ -69,6 +70,69 @@ def test_methods_of_the_registry_are_judged_by_it_too(sorting, capsys):
     assert set(said["extra"]) == {"embed->logits"}
     code, said = run(capsys, "recover", sorting, *asked, "greedy-elimination")
     assert code == 0 and said["exact"] and said["proof"] == "listed"
+
+
+@pytest.fixture
+def saved(sorting, tmp_path, capsys):
+    """A model, its task and its truth, in folders of their own."""
+    model, truth = tmp_path / "model", tmp_path / "truth"
+    shutil.copytree(sorting, model)
+    asked = ["truth", model, "--task", model / TASK, "--tolerance", 0.1, "--ablation", "resample", "--save", truth]
+    assert run(capsys, *asked)[0] == 0
+    return model, truth
+
+
+def test_a_saved_truth_is_a_subject_of_every_command_that_recovers(saved, capsys, tmp_path):
+    _, truth = saved
+    methods = ["--method", "greedy-elimination", "--method", "edge-pruning-minimax"]
+    code, said = run(capsys, "bench", truth, *methods, "--ablation", "resample", "--jobs", 1, "--out", tmp_path / "b")
+    assert code == 1
+    rows = [json.loads(line) for line in (tmp_path / "b" / "results.jsonl").read_text().splitlines()]
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["greedy-elimination"]["outcome"] == "exact" and by_method["greedy-elimination"]["true"] == 4
+    inexact = by_method["edge-pruning-minimax"]
+    assert inexact["outcome"] == "inexact" and inexact["extra"] == ["embed->logits"]
+    assert (inexact["edges"], inexact["structural"], inexact["status"]) == (8, 5, "unique")
+    assert {row["program"] for row in rows} == {str(truth)}
+    recovering = ["recover", truth, "--ablation", "resample", "--method"]
+    code, said = run(capsys, *recovering, "edge-pruning-tolerance-polished")  # told the tolerance of the truth
+    assert code == 0 and set(said["found"]) == SORTING
+
+
+def spoil(file, change):
+    """Change a JSON file."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: content.pop("about"), "Expected a truth of a trained model"),
+        (lambda content: content["about"].update(tolerance="0.1"), "Expected a truth of a trained model"),
+        (lambda content: content["about"].update(tolerance=-1.0), "Expected 0 < tolerance"),
+        (lambda content: content["about"]["sha256"].pop("task"), "Expected a truth of a trained model"),
+        (
+            lambda content: content["about"]["sha256"].update(task="0"),
+            "Expected the task that the saved truth of model",
+        ),
+        (lambda content: content["about"]["sha256"].update(weights="0"), "Expected the weights that the saved truth"),
+    ],
+)
+def test_a_saved_truth_that_is_damaged_or_of_something_else_is_one_line(saved, capsys, change, says):
+    _, truth = saved
+    spoil(truth / "truth.json", change)
+    assert main(["recover", str(truth)]) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and says in errors and errors.count("\n") == 1
+
+
+def test_a_saved_truth_is_of_its_task_as_it_was(saved, capsys):
+    model, truth = saved
+    (model / TASK).write_text("".join((model / TASK).read_text().splitlines(keepends=True)[1:]))
+    assert main(["recover", str(truth)]) == 2
+    assert "Expected the task that the saved truth of model is of" in capsys.readouterr().err
 
 
 ROOT = Path(__file__).parents[2]

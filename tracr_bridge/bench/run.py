@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -52,7 +52,7 @@ class Subject:
 
     name: str
     text: str
-    """The file that declares a program, or `circuit.json` of a checkpoint."""
+    """The file that declares a program, `circuit.json` of a checkpoint, or what a saved truth is of."""
 
     drawn: bool
 
@@ -66,7 +66,7 @@ class Subject:
 
 
 def named_subject(spec: str) -> Subject:
-    """The program, or the folder of a checkpoint, that the command line names `spec`.
+    """The program, or the folder of a checkpoint or of a saved truth, that the command line names `spec`.
 
     Raises:
         EdgePruneError: there is none.
@@ -74,11 +74,13 @@ def named_subject(spec: str) -> Subject:
     found = find(spec)
     if isinstance(found, Program):
         return Subject(spec, found.source, drawn=False)
-    from tracr_bridge.checkpoints.read_back import read_content
-
-    name = os.path.normpath(found)
+    name = os.path.normpath(spec)
     name = name if os.sep in name else os.path.join(os.curdir, name)  # without, it may be a program's
-    return Subject(name, json.dumps(read_content(found)), drawn=False)
+    if isinstance(found, Path):
+        from tracr_bridge.checkpoints.read_back import read_content
+
+        return Subject(name, json.dumps(read_content(found)), drawn=False)
+    return Subject(name, json.dumps(asdict(found)), drawn=False)
 
 
 def drawn_subject(program: DrawnProgram) -> Subject:

@@ -18,9 +18,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from edgeprune.data import Dataset
-from edgeprune.errors import DegenerateProgram, ModelError, TaskError
+from edgeprune.errors import DegenerateProgram, ModelError, RunError, TaskError
 from edgeprune.files.folders import new_folder
-from edgeprune.files.store import SavedCircuit, save_circuit, versions, write_json
+from edgeprune.files.schemas import checked
+from edgeprune.files.store import SavedCircuit, load_json, save_circuit, versions, write_json
+from edgeprune.files.true_circuits import TRUTH
 from edgeprune.graph import Ablation, Circuit, Edge, Graph, Node
 from edgeprune.masked_model import Positions
 from edgeprune.masks import edge_exists, edges_of
@@ -66,6 +68,9 @@ class Trained:
     check: bool = True
     """Whether the model is what its files ask for, as `load_model`'s."""
 
+    sha256: Mapping[str, str] | None = None
+    """Of the weights and the task that a saved truth is of; None where nothing was saved."""
+
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("tolerance",)))
         if self.task in TASKS:
@@ -91,8 +96,8 @@ class Loaded:
     asked: Trained
     model: Transformer
     dataset: Dataset
-    task: str
-    """SHA-256 of the task's file as it was read."""
+    sha256: Mapping[str, str]
+    """Of the weights, and of the task's file as it was read."""
 
     def truth(self, ablation: Ablation, *, progress: bool = False) -> Truth:
         """All true circuits, as all subsets of edges are run.
@@ -176,14 +181,71 @@ def load_trained(asked: Trained) -> Loaded:
     Raises:
         ModelError: the model cannot be loaded, or is too large for all subsets of its edges to be run.
         TaskError: the file cannot be read, or does not fit the model's tokenizer.
+        RunError: the weights or the task are no longer those that the saved truth is of.
     """
     examples = [example for example, _ in read_examples(Path(asked.task))]
-    task = hashlib.sha256(Path(asked.task).read_bytes()).hexdigest()
+    sha256 = {"task": hashlib.sha256(Path(asked.task).read_bytes()).hexdigest()}
     _check_size(asked.model)
     model, tokenizer = load_model(asked.model, device="cpu", check=asked.check)
+    sha256["weights"] = digest_of_tensors(model.weights.state_dict())
+    for what, digest in sha256.items():
+        if asked.sha256 is not None and asked.sha256[what] != digest:
+            raise RunError(
+                f"Expected the {what} that the saved truth of {asked.name} is of; what is there now is another: run "
+                "edgeprune truth again"
+            )
     live_subsets(model.graph, sorted(_structural(model.graph, model.silent)))
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model), task)
+    return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model), sha256)
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """SHA-256 of what a truth is of."""
+
+    task: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `truth.json` says a truth is of."""
+
+    model: str
+    task: str
+    tolerance: float
+    criterion: Over
+    check: bool
+    sha256: _Digests
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What is read of `truth.json`; circuits are found again, and not taken from there."""
+
+    about: _About
+
+
+def read_asked(folder: Path) -> Trained:
+    """Of which model, task and tolerance the truth in a folder is, as `save_truth` wrote it.
+
+    Raises:
+        RunError: the folder holds none.
+    """
+    what = "a truth of a trained model, as `edgeprune truth --save` writes it"
+    content = load_json(folder / TRUTH, what, RunError)
+    try:
+        about = checked(_Saved, content).about
+    except ValueError as fault:
+        raise RunError(f"Expected {what}, in {str(folder)!r}; {fault}") from fault
+    return Trained(
+        model=about.model,
+        task=about.task,
+        tolerance=about.tolerance,
+        criterion=about.criterion,
+        check=about.check,
+        sha256=asdict(about.sha256),
+    )
 
 
 def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Path) -> None:
@@ -192,9 +254,10 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
     Raises:
         UnwritableFile: there is something already, or it cannot be written.
     """
+    asked = given.asked
+    model = str(Path(asked.model).resolve()) if Path(asked.model).exists() else asked.model
+    asked = replace(asked, model=model, task=str(Path(asked.task).resolve()), sha256=dict(given.sha256))
     with new_folder(folder) as unfinished:
-        saved = SavedCircuit(truth.circuit, model=given.asked.model, versions=versions(), family=given.model.family)
+        saved = SavedCircuit(truth.circuit, model=model, versions=versions(), family=given.model.family)
         save_circuit(saved, unfinished / "circuit.json")
-        weights = digest_of_tensors(given.model.weights.state_dict())
-        about = asdict(given.asked) | {"sha256": {"task": given.task, "weights": weights}, "versions": versions()}
-        write_json(unfinished / "truth.json", {**said, "about": about})
+        write_json(unfinished / TRUTH, {**said, "about": asdict(asked) | {"versions": versions()}})

@@ -11,7 +11,10 @@ from edgeprune.graph import ABLATIONS
 from tracr_bridge.cli import commands
 
 _PROGRAM: Final = "a name, or path/to/file.py:name"
-_OR_FOLDER: Final = f"{_PROGRAM}, or the folder of a checkpoint that `export` wrote"
+_OR_FOLDER: Final = (
+    f"{_PROGRAM}, or the folder of a checkpoint that `export` wrote, or of the truth of a trained model that "
+    "`truth --save` wrote"
+)
 _CARRIED: Final = f"what a removed edge carries: {', '.join(ABLATIONS)}"
 
 _Add = Callable[..., argparse.ArgumentParser]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeprune.data import Dataset
 from edgeprune.errors import EdgePruneError
+from edgeprune.files.true_circuits import TRUTH
 from edgeprune.graph import Ablation
 from edgeprune.masked_model import MaskedModel
 from tracr_bridge.certify.truth import Truth, derive_truth
@@ -44,15 +45,22 @@ class Known:
     """Of RASP, that the program uses, where it is at hand."""
 
 
-def find(spec: str) -> Program | Path:
-    """What `spec` names: a program, as for `load_program`, or the folder of a checkpoint.
+def find(spec: str) -> "Asked":
+    """What `spec` names: a program, as for `load_program`, or the folder of a checkpoint or of a saved truth.
 
     A name of the catalogue is that program's, even where there is such a folder: `./name` is the folder.
 
     Raises:
         EdgePruneError: there is neither.
     """
-    return Path(spec) if Path(spec).is_dir() and spec not in catalogue() else load_program(spec)
+    folder = Path(spec)
+    if not folder.is_dir() or spec in catalogue():
+        return load_program(spec)
+    if (folder / TRUTH).is_file():
+        from tracr_bridge.certify.trained_models import read_asked  # and with it transformers
+
+        return read_asked(folder)
+    return folder
 
 
 def known(subject: "Asked", *, seed: int = 0, progress: bool = False) -> Known:
