@@ -7,12 +7,12 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test sweep mutants mutation slice clean help
+.PHONY: demo test sweep docs mutants mutation slice clean help
 
 demo: $(INSTALLED) ## recover the circuit of `reverse` and draw it
 	$(BIN)/edgeprune recover reverse --picture reverse.svg
 
-test: $(INSTALLED) ## lint, types, imports, and every test that is not for the sweep
+test: $(INSTALLED) ## lint, types, imports, documentation, and every test that is not for the sweep
 	@echo "== ruff: lint"
 	@$(BIN)/ruff check
 	@echo "== ruff: format"
@@ -21,6 +21,8 @@ test: $(INSTALLED) ## lint, types, imports, and every test that is not for the s
 	@$(BIN)/pyright
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
+	@echo "== sphinx: the documentation builds without a warning"
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 	@echo "== pytest: units, properties, whole discoveries, the plugin; every program verified, certified and recovered"
 	@$(BIN)/pytest
 
@@ -29,6 +31,10 @@ sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every c
 	@$(BIN)/pytest tests/unit tests/property tests/models -m "not sweep and not mutants and not fakes" $(SHAPES) --cov --cov-report=term --cov-fail-under=90
 	@echo "== pytest: every program at seed 1, every certificate, more checkpoints, larger graphs"
 	@$(BIN)/pytest programs tests --circuit-seeds 2 -m sweep
+
+docs: $(INSTALLED) ## build the documentation into build/docs, without a network
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each
 	@$(BIN)/python tests/mutants/run_mutants.py --out docs/planted-bugs.md

@@ -86,6 +86,9 @@ class Node:
             return f"a{self.layer}.h{self.head}" + (f".{self.port}" if self.port else "")
         return f"m{self.layer}" if self.kind == "m" else self.kind
 
+    def __repr__(self) -> str:
+        return f"Node.parse({str(self)!r})"
+
     @staticmethod
     def parse(text: str) -> "Node":
         """The node written `text`, for instance `a0.h1.q`.
@@ -112,6 +115,9 @@ class Edge:
 
     def __str__(self) -> str:
         return f"{self.source}->{self.destination}"
+
+    def __repr__(self) -> str:
+        return f"Edge.parse({str(self)!r})"
 
     @staticmethod
     def parse(text: str) -> "Edge":

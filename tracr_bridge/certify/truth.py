@@ -69,7 +69,7 @@ class Certificate:
     atol: float
     gap: Gap
     margin: float
-    """The smallest |difference - tolerance| among the verdicts that all this rests on."""
+    """The smallest `|difference - tolerance|` among the verdicts that all this rests on."""
 
     choices: int
     """Partial circuits that were built, or subsets that were run, to find all true ones; 0 where they were too many."""
@@ -241,5 +241,5 @@ def gap_of(judge: Judge | LossJudge, circuit: Circuit) -> Gap:
 
 
 def margin_of(judge: Judge, gap: Gap) -> float:
-    """The smallest |difference - tolerance| among a judge's verdicts so far and in a gap."""
+    """The smallest `|difference - tolerance|` among a judge's verdicts so far and in a gap."""
     return min(judge.margin, abs(gap.kept - judge.atol), abs(gap.dropped - judge.atol))
