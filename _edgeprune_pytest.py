@@ -2,7 +2,7 @@
 
 A program file imports `rasp_program` from `tracr_bridge` and calls it, which is found out without running it; and it is
 one of `programs/*.py` or one that the ini option `edgeprune_programs` names, one of those that come with the toolkit
-(`pytest --pyargs programs`), or named on the command line. No other file is run.
+(`pytest --pyargs tracr_bridge.programs`), or named on the command line. No other file is run.
 """
 
 import argparse
@@ -209,7 +209,9 @@ def _may_hold_programs(path: Path, config: pytest.Config) -> bool:
 def _shipped() -> Path | None:
     """The folder of the programs that come with the toolkit."""
     spec = importlib.util.find_spec("tracr_bridge")
-    return Path(spec.origin).resolve().parent.parent / "programs" if spec is not None and spec.origin else None
+    package = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
+    places = [package / "programs", package.parent / "programs"] if package is not None else []  # installed, or not
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _declares_programs(path: Path) -> bool:

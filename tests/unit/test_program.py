@@ -634,7 +634,9 @@ def test_a_file_may_import_its_neighbours_and_declare_dataclasses(tmp_path):
 
 
 def test_programs_have_the_names_that_the_file_gives_them_and_imported_ones_are_not_its_own(tmp_path):
-    (tmp_path / "mine.py").write_text("from programs.hist import hist\n" + ONE.format(name="copy") + "\nother = copy\n")
+    (tmp_path / "mine.py").write_text(
+        "from tracr_bridge.programs.hist import hist\n" + ONE.format(name="copy") + "\nother = copy\n"
+    )
     assert list(load_file(tmp_path / "mine.py")) == ["copy", "other"]
     assert load_program(f"{tmp_path / 'mine.py'}:other").name == "other"
 

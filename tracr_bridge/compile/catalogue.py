@@ -15,8 +15,11 @@ from edgeprune.errors import ProgramFileError, UnknownProgram
 from edgeprune.user_code import at, place_of
 from tracr_bridge.compile.program import Program
 
-SHIPPED: Final = Path(__file__).resolve().parents[2] / "programs"
-"""The folder of the programs that come with the toolkit, which a user's own package `programs` does not hide."""
+_PACKAGE: Final = Path(__file__).resolve().parents[1]
+
+SHIPPED: Final = next(folder for folder in (_PACKAGE / "programs", _PACKAGE.parent / "programs") if folder.is_dir())
+"""The folder of the programs that come with the toolkit: in the package where it was installed, at the top of the
+repository otherwise."""
 
 
 @cache
