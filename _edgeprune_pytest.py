@@ -1,7 +1,7 @@
-"""The pytest plugin: every program in a program file becomes tests. Imports nothing heavy until one is collected.
+"""The pytest plugin: turns every program in a program file into tests. Imports nothing heavy until one is collected.
 
-A program file imports `rasp_program` from `tracr_bridge` and calls it, which is found out without running it; and it is
-one of `programs/*.py` or one that the ini option `edgeprune_programs` names, one of those that come with the toolkit
+A program file imports `rasp_program` from `tracr_bridge` and calls it; its text is checked for this without running it.
+It is also one of `programs/*.py`, named by the ini option `edgeprune_programs`, shipped with the toolkit
 (`pytest --pyargs tracr_bridge.programs`), or named on the command line. No other file is run.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _DECLARES = "rasp_program"
 _LARGEST = 2**22
-"""Bytes of a program file, at the most."""
+"""Largest size of a program file, in bytes."""
 _ABLATIONS: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
 _METHOD = "edge-pruning-minimax"
 _SUITE = pytest.StashKey["Suite"]()
@@ -34,7 +34,7 @@ _LOADED = pytest.StashKey[dict[Path, "dict[str, Program]"]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the group `edgeprune`."""
+    """Declare the options of the group `edgeprune`, and the ini option."""
     group = parser.getgroup("edgeprune", "circuit discovery on compiled programs")
     group.addoption(
         "--circuit-method",
@@ -88,13 +88,13 @@ def _seconds(text: str) -> float:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers, and see to it that programs are collected where no path was named."""
+    """Declare the markers. Add program files to the collected paths if the command line names no path."""
     config.addinivalue_line("markers", "programs(*names): run the test once for each, as its argument `program`")
     config.addinivalue_line(
         "markers", "sweep: minutes long, as is recovery at the seeds above 0 that --circuit-seeds asks for"
     )
     if config.option.circuit_method != _METHOD:
-        _suite(config)  # says at once that there is no such method
+        _suite(config)  # reports an unknown method at once
     source = config.args_source
     whole = source is pytest.Config.ArgsSource.INVOCATION_DIR and config.invocation_params.dir == config.rootpath
     if whole or source is pytest.Config.ArgsSource.TESTPATHS:
@@ -104,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Which method is under test."""
+    """Return a header line that names the method under test."""
     return f"circuit method: {config.option.circuit_method}"
 
 
@@ -116,7 +116,7 @@ def _suite(config: pytest.Config) -> "Suite":
         from edgeprune.user_code import told
         from tracr_bridge.recovery.pytest_checks import Suite
 
-        torch.set_num_threads(1)  # compiled models are too small for threads to pay
+        torch.set_num_threads(1)  # compiled models are too small to gain from threads
         try:
             config.stash[_SUITE] = Suite(
                 config.option.circuit_method, seconds=config.option.circuit_timeout, load=partial(_find, config)
@@ -130,10 +130,10 @@ def _suite(config: pytest.Config) -> "Suite":
 
 
 def _load(config: pytest.Config, path: Path) -> "dict[str, Program]":
-    """The programs of a file, the same ones at every call.
+    """Return the programs of a file by name, the same objects at every call.
 
     Raises:
-        ProgramFileError: it holds none, or cannot be imported.
+        ProgramFileError: the file holds no program, or cannot be imported.
     """
     from tracr_bridge.compile.catalogue import load_file
 
@@ -144,10 +144,10 @@ def _load(config: pytest.Config, path: Path) -> "dict[str, Program]":
 
 
 def _find(config: pytest.Config, name: str) -> "Program":
-    """The program of that name: one that is collected here, else as the command line has it.
+    """Return the program of that name: from the user's program files, else as `load_program` finds it.
 
     Raises:
-        UnknownProgram: there is none, or more than one here.
+        UnknownProgram: there is no such program, or several of the user's files declare it.
         ProgramFileError: a file that may declare it cannot be imported.
     """
     from edgeprune.errors import UnknownProgram
@@ -173,13 +173,13 @@ def _find(config: pytest.Config, name: str) -> "Program":
 
 
 def _program_files(config: pytest.Config) -> frozenset[Path]:
-    """Those of `programs/*.py`, and of what the ini option names, that declare programs.
+    """Return the files of `programs/*.py` and of the ini option that declare programs.
 
     Raises:
-        pytest.UsageError: it names nothing that there is, or nothing that declares programs.
+        pytest.UsageError: an entry of the ini option names no file, or no file that declares programs.
     """
     if _FILES not in config.stash:
-        # A folder of that name may hold what has nothing to do with us, and running it would do what it does.
+        # `programs` may hold unrelated files, or links out of the root directory. Running those may have side effects.
         inside = config.rootpath.resolve()
         found = {file for file in config.rootpath.glob("programs/*.py") if file.resolve().is_relative_to(inside)}
         for entry in config.getini("edgeprune_programs"):
@@ -200,14 +200,14 @@ def _program_files(config: pytest.Config) -> frozenset[Path]:
 
 
 def _may_hold_programs(path: Path, config: pytest.Config) -> bool:
-    """Whether a file is one of Python's, and none of pytest's own."""
+    """Return whether a path is a `.py` file, not a test file or `conftest.py`, whose name does not begin with `_`."""
     tests: list[str] = config.getini("python_files")
     return path.suffix == ".py" and not path.name.startswith("_") and not any(map(path.match, [*tests, "conftest.py"]))
 
 
 @cache
 def _shipped() -> Path | None:
-    """The folder of the programs that come with the toolkit."""
+    """Return the folder of the programs that come with the toolkit; None if it is not found."""
     spec = importlib.util.find_spec("tracr_bridge")
     package = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
     places = [package / "programs", package.parent / "programs"] if package is not None else []  # installed, or not
@@ -215,9 +215,9 @@ def _shipped() -> Path | None:
 
 
 def _declares_programs(path: Path) -> bool:
-    """Whether a file imports `rasp_program` from `tracr_bridge` and calls it, as its text alone says.
+    """Return whether a file's text imports `rasp_program` from `tracr_bridge` and calls it. The file is not run.
 
-    So does one that is no Python as long as it names both: it is not run either, and its author is told.
+    A file that cannot be parsed counts if it contains both names: collecting it tells its author what is wrong.
     """
     if not path.is_file() or path.stat().st_size > _LARGEST:
         return False
@@ -244,7 +244,7 @@ def _declares_programs(path: Path) -> bool:
 
 
 def _is_named(function: ast.expr, direct: set[str], modules: set[str]) -> bool:
-    """Whether an expression is `rasp_program`, by a name of its own or as part of a module."""
+    """Return whether an expression is `rasp_program`, as a name or as an attribute of a module."""
     match function:
         case ast.Name(id=name):
             return name in direct
@@ -255,7 +255,7 @@ def _is_named(function: ast.expr, direct: set[str], modules: set[str]) -> bool:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "ProgramFile | None":
-    """Collect a program file."""
+    """Collect a file if it is a program file."""
     if not _may_hold_programs(file_path, parent.config):
         return None
     named = parent.session.isinitpath(file_path)
@@ -270,7 +270,7 @@ class ProgramFile(pytest.File):
     """A Python file with programs."""
 
     def collect(self) -> "Iterator[ProgramTests]":
-        """One collector a program."""
+        """Yield one collector for each program."""
         from edgeprune.errors import ProgramFileError
         from edgeprune.user_code import told
 
@@ -278,23 +278,23 @@ class ProgramFile(pytest.File):
             programs = _load(self.config, self.path)
         except ProgramFileError as error:
             raise self.CollectError(told(error, "\n")) from error
-        for name, program in sorted(programs.items()):  # the processes of xdist agree, whatever a set is walked in
+        for name, program in sorted(programs.items()):  # the same order in all processes of xdist
             yield ProgramTests.from_parent(self, name=name, program=program)
 
 
 class ProgramTests(pytest.Collector):
-    """A program's tests."""
+    """The tests of one program."""
 
     def __init__(self, *, program: "Program", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.program = program
         self.tellers: dict[str, Check] = {}
-        """The test that fails where a stage does: compiling (no name), or certifying under an ablation (its name)."""
+        """The test that reports a stage's failure, by stage: "" for compiling, an ablation's name for certifying."""
 
         self._faults: dict[str, EdgePruneError | None] = {}
 
     def fault(self, stage: str) -> "EdgePruneError | None":
-        """What is wrong with a stage that several tests begin with."""
+        """Run a stage that several tests begin with, once; return its error, or None."""
         from edgeprune.errors import EdgePruneError
 
         if stage not in self._faults:
@@ -306,7 +306,7 @@ class ProgramTests(pytest.Collector):
         return self._faults[stage]
 
     def collect(self) -> "Iterator[Check]":
-        """`verify`, `truth[ablation]` and `recovery[ablation-method-seed]`."""
+        """Yield `verify`, `truth[ablation]` and `recovery[ablation-method-seed]`."""
         suite, program = _suite(self.config), self.program
         spec = f"{self._written_path()}:{program.name}"
         yield self._check("verify", [""], partial(suite.check_verify, program))
@@ -322,11 +322,11 @@ class ProgramTests(pytest.Collector):
                 yield item
 
     def _check(self, name: str, stages: Sequence[str], run: Callable[[], None]) -> "Check":
-        # Spelt out, for pytest itself takes what stands in brackets for no part of an item's name.
+        # The node id is explicit, as pytest does not take text in brackets as part of an item's name.
         return Check.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", stages=stages, run=run)
 
     def _written_path(self) -> Path:
-        """The file as a user in the directory of the run would write it."""
+        """Return the file's path, relative to the directory of the run if it lies inside."""
         here = self.config.invocation_params.dir
         return self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
 
@@ -340,15 +340,15 @@ class Check(pytest.Item):
 
     @property
     def tests(self) -> ProgramTests:
-        """Those of its program."""
+        """The collector of the program's tests."""
         assert isinstance(self.parent, ProgramTests)
         return self.parent
 
     def runtest(self) -> None:
-        """Run it.
+        """Run the check.
 
-        A program on which nothing could fail under this ablation is skipped, with the reason. One that cannot be
-        compiled, or certified, fails in the first test of a run that would, and is skipped in the others.
+        Skip a program on which nothing could fail under this ablation, with the reason. If a program cannot be compiled
+        or certified, the first selected test that needs this fails, and the others are skipped.
         """
         from edgeprune.errors import DegenerateProgram
 
@@ -364,7 +364,7 @@ class Check(pytest.Item):
         self._run()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The message alone where it says everything, else the traceback."""
+        """Return the message alone for errors whose message says everything, else the traceback."""
         from edgeprune.errors import EdgePruneError
         from edgeprune.user_code import told
         from tracr_bridge.recovery.pytest_checks import CheckFailed
@@ -374,12 +374,12 @@ class Check(pytest.Item):
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """The program's file, and the check by name."""
+        """Return the program's file, and the check's name."""
         return self.path, None, f"{self.parent.name if self.parent else ''}::{self.name}"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Choose, of the tests that run, those that say what is wrong with a program."""
+    """Choose the test that reports a stage's failure: the first selected test of the program that needs the stage."""
     for item in session.items:
         if isinstance(item, Check):
             for stage in item.stages:
@@ -397,25 +397,25 @@ def _asked(config: pytest.Config, what: str, usage: str) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`compiled(program)`: the `Compiled` of a program, given as such or by name."""
+    """`compiled(program)` returns the `Compiled` of a program, which is given as a `Program` or by name."""
     return _asked(request.config, "compiled", "compiled(program)")
 
 
 @pytest.fixture(scope="session")
 def truth(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`truth(program, ablation)`: its certified `Truth`."""
+    """`truth(program, ablation)` returns the program's certified `Truth`."""
     return _asked(request.config, "truth", "truth(program, ablation)")
 
 
 @pytest.fixture(scope="session")
 def recover(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`recover(program, ablation, seed=0)`: the `Assessment` of what the method under test finds."""
+    """`recover(program, ablation, seed=0)` returns the `Assessment` of the circuit that the method under test finds."""
     return _asked(request.config, "recover", "recover(program, ablation, seed=0)")
 
 
 @pytest.fixture
 def program() -> None:
-    """The program of a test that is marked `programs(name, ...)`, which runs once for each name."""
+    """The program of a test marked `programs(name, ...)`. The test runs once for each name."""
     from tracr_bridge.recovery.fixtures import USAGE
 
     pytest.fail(f"Expected {USAGE}; the test has no such mark", pytrace=False)
@@ -435,7 +435,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Say which edges two unequal circuits differ in."""
+    """List the edges in which two unequal circuits differ."""
     if op != "==" or type(left).__name__ != "Circuit" or type(right).__name__ != "Circuit":
         return None
     from edgeprune.graph import Circuit, edge_names

@@ -1,10 +1,11 @@
-"""What attribution patching costs, in passes of the model forward and backward.
+"""Cost of attribution patching (EAP), compared with a forward and backward pass of the model.
 
     python benchmarks/attribution.py          four programs under zero and resample, seconds
 
-All run every input of the domain once, in batches of one size, in turns in this process. The plain pass is
-without masks, to the gradient of the summed loss by the token embedding; the masked one is of the model with all edges
-kept, to the gradient by the mask, and leaves out what EAP does besides, such as running corrupted inputs.
+A plain pass, a masked pass and EAP are timed in turns in this process; each runs every input of the domain once, in
+batches of one size. The plain pass has no mask and computes the gradient of the summed loss for the token embedding.
+The masked pass keeps all edges and computes the gradient for the mask; it leaves out the rest of EAP, such as running
+corrupted inputs.
 """
 
 import torch
@@ -22,13 +23,13 @@ ROUNDS = 60
 
 
 def row(compiled: Compiled, ablation: Ablation) -> str:
-    """Both timed on one program."""
+    """Time both passes and EAP on one program, and return the row of the table."""
     model, dataset, config = compiled.model, compiled.dataset, EapConfig()
     ablator, objective = Ablator(model, dataset, ablation), Objective(dataset, config.loss)
     batches = [(b, ablator(b)) for b in dataset.batches(config.batch_size, torch.Generator().manual_seed(0))]
 
     def plainly() -> None:
-        # The only parameter that a plain run shows.
+        # The only parameter that a plain run exposes.
         embedding = model._token = model._token.detach().requires_grad_()  # pyright: ignore[reportPrivateUsage]
         for batch, _ in batches:
             torch.autograd.grad(objective.per_input(model(batch.clean), batch).sum(), embedding)

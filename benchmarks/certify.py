@@ -1,11 +1,11 @@
-"""What certifying costs: this toolkit on all shipped programs, or on some; beside a naive version, in one process.
+"""Cost of certifying all shipped programs, or some of them, also compared with a naive version; in one process.
 
-    python benchmarks/certify.py --ablations zero mean resample     all programs, minutes; how many have which status
-    python benchmarks/certify.py --program shuffle_dyck1 --naive    one of them beside the naive version, half a minute
+    python benchmarks/certify.py --ablations zero mean resample     all programs, minutes; counts of each status
+    python benchmarks/certify.py --program shuffle_dyck1 --naive    one program and the naive version, half a minute
     python benchmarks/certify.py --program shuffle_dyck1 --naive --ablations zero resample          10 minutes
 
-The naive version says which edges are necessary one by one: it runs the model without each edge of the graph, one mask
-and one input (pair) at a time. Ours goes on to prove the true circuits, which the naive one does not.
+The naive version only finds the edges that are necessary one by one: it runs the model without each edge of the graph,
+one mask and one input (pair) at a time. This toolkit also proves the true circuits.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tracr_bridge.recovery.known_models import certify
 
 @torch.no_grad()
 def naively_necessary(compiled: Compiled, ablation: Ablation) -> frozenset[Edge]:
-    """The edges that are necessary one by one, found the obvious way."""
+    """Return the edges that are necessary one by one, found with one mask and one input (pair) at a time."""
     model, dataset = compiled.model, compiled.dataset
     ablator = Ablator(model, dataset, ablation)
     rows = torch.arange(len(dataset))
@@ -46,7 +46,7 @@ def naively_necessary(compiled: Compiled, ablation: Ablation) -> frozenset[Edge]
 
 
 def necessary_by_judge(truth: Truth) -> frozenset[Edge]:
-    """The same edges, all masks at once."""
+    """Return the same edges, found with all masks at once."""
     graph = truth.circuit.graph
     masks = torch.stack([mask_of(graph, set(graph.edges) - {edge}) for edge in graph.edges])
     kept = truth.judge.reproduces(masks).tolist()
@@ -54,7 +54,7 @@ def necessary_by_judge(truth: Truth) -> frozenset[Edge]:
 
 
 def timed_certificate(compiled: Compiled, ablation: Ablation) -> tuple[Truth | None, float]:
-    """The truth and its seconds, printed; None where nothing could fail."""
+    """Print and return the truth and its seconds; the truth is None if no method could fail."""
     start = time.perf_counter()
     try:
         truth = certify(compiled, ablation)
@@ -73,7 +73,7 @@ def timed_certificate(compiled: Compiled, ablation: Ablation) -> tuple[Truth | N
 
 
 def main() -> None:
-    """Time certificates, and print totals and the ratio to the naive version."""
+    """Time certificates; print totals and the ratio to the naive version."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", action="append", help="may be repeated (default: all)")
     parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=["zero", "resample"])

@@ -1,11 +1,11 @@
-"""What `edgeprune plan` says of CodeLlama-13B, and how memory grows with depth; no weights and no GPU are needed.
+"""What `edgeprune plan` says about CodeLlama-13B, and how memory grows with depth; needs no weights and no GPU.
 
-    python benchmarks/codellama_plan.py           two tables, and the seconds that masks take
+    python benchmarks/codellama_plan.py           two tables, and the seconds that masks take per step
     python benchmarks/codellama_plan.py --json    the same as one JSON object
 
-The configuration is CodeLlama-13B's, written down here so that no model hub has to be reached; 72 tokens, bfloat16, the
-paper's 6,000 steps of 32 examples. What masks take is measured here: a step that draws and optimises all of them, on as
-many threads as torch has.
+CodeLlama-13B's configuration is part of this file, so that no model hub is needed. The plan is for 72 tokens, bfloat16,
+and the paper's 6,000 steps of 32 examples. The time of masks is measured here: a step that draws and optimises all of
+them, on as many threads as torch has. A stack is the per-source activations of one run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from edgeprune.runs.plan import GIGABYTE, Question, plan
 from edgeprune.runs.step_cost import load_config, step_cost
 
 GPUS = ((80.0, None), (80.0, 8), (40.0, None), (24.0, None))
-"""Gigabytes of each, and how many; None is as few as it takes."""
+"""Gigabytes of memory of each GPU, and number of GPUs; None stands for the fewest that suffice."""
 
 CODELLAMA_13B = LlamaConfig(
     num_hidden_layers=40,
@@ -39,7 +39,7 @@ INPUTS = 4
 
 
 def seconds_of_masks() -> float:
-    """The least of a few steps whose loss costs nothing."""
+    """Return the seconds of the fastest of four steps of masks whose loss costs nothing."""
     run = masks_run(Graph.transformer(embeddings=("embed",), layers=40, heads=40))
     taken = list[float]()
     for _ in range(4):

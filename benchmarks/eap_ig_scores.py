@@ -1,12 +1,12 @@
-"""How far our scores are from those that EAP-IG's own code gave every edge of a GPT-2.
+"""How far our edge scores are from those of EAP-IG's own code, on every edge of a GPT-2.
 
     python benchmarks/eap_ig_scores.py DIR
 
 DIR has `model` (config.json and safetensors), `pairs.json` (`clean`, `corrupted`: ids; `right`, `wrong`: the answers at
 the last position) and `scores.json` (signed scores by edge, as `input->a0.h0<q>`, under `EAP` and under
-`EAP-IG-inputs, N steps`), all under resample with minus the logit difference as the loss. A `graph.json` of `to_json`
-is read and written again. Prints the largest difference for each, and for EAP-IG with points in the middles of steps
-beside the ends; exits 1 where one that should agree is off by more than 0.00001.
+`EAP-IG-inputs, N steps`). All use resample ablation and minus the logit difference as the loss. A `graph.json`
+of `to_json`, if any, is read and written again. Prints the largest difference for each set of scores, for EAP-IG with
+points at the ends and in the middles of steps. Exits 1 if scores that should agree differ by more than 0.00001.
 """
 
 import json
@@ -30,11 +30,11 @@ from edgeprune.models.gpt2 import Gpt2Model
 from edgeprune.tasks import Encoded
 
 ATOL: Final = 1e-5
-"""Largest difference at which scores agree, in logits."""
+"""Largest difference, in logits, at which scores count as equal."""
 
 
 def main(folder: Path) -> bool:
-    """Print the differences; whether all that should agree do."""
+    """Print the differences, and return whether all scores that should agree do."""
     model = Gpt2Model(GPT2LMHeadModel.from_pretrained(folder / "model"))
     dataset, agree = _pairs(folder / "pairs.json").dataset(model), list[bool]()
     for what, theirs in json.loads((folder / "scores.json").read_text(encoding="utf-8")).items():
@@ -73,10 +73,10 @@ def _integrated(model: Gpt2Model, dataset: Dataset, config: EapIgConfig) -> Disc
 
 
 def _apart(found: Discovery, theirs: Mapping[str, float]) -> float:
-    """The largest difference over all edges.
+    """Return the largest difference of scores over all edges.
 
     Raises:
-        ValueError: the edges are others.
+        ValueError: the scores are of other edges.
     """
     ours = {str(edge): score for edge, score in scores_by_edge(found.scores, found.circuit.graph).items()}
     named = {re.sub(r"<(.)>$", r".\1", name.replace("input->", "embed->")): score for name, score in theirs.items()}
@@ -86,7 +86,7 @@ def _apart(found: Discovery, theirs: Mapping[str, float]) -> float:
 
 
 def _same_graph(path: Path) -> bool:
-    """Whether a graph that is read and written has the same edges, in or out, with the same signed scores."""
+    """Whether a graph keeps its edges, in or out of the circuit, and its signed scores when read and written again."""
     read = read_eap_ig(path, "resample")
     scores = scores_by_edge(read.scores, read.circuit.graph)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""What a step of Edge Pruning costs on GPT-2, beside a plain forward and backward of Hugging Face's.
+"""Cost of a step of Edge Pruning on GPT-2, compared with a plain forward and backward pass of Hugging Face's model.
 
     python benchmarks/gpt2_step.py           a table: batch 4 x 32 tokens first, then more inputs, then longer ones
     python benchmarks/gpt2_step.py --json    the first row alone, as one JSON object
 
-The shape of GPT-2 small with random weights, one thread; see `steps.py` for what is timed.
+The model has the shape of GPT-2 small and random weights, on one thread; `steps.py` says what is timed.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from edgeprune.models.gpt2 import Gpt2Model
 
 SHAPES = ((4, 32), (8, 32), (16, 32), (4, 64), (4, 128))
-"""Inputs, and tokens of each."""
+"""Inputs in a batch, and tokens of each input."""
 
 
 def main() -> None:
-    """Print one row, or one for each shape."""
+    """Print a row for each shape, or the first alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="the first row alone, as one JSON object")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What a step of Edge Pruning costs on Llama as it gets deeper, beside a plain forward and backward of Hugging Face's.
+"""Cost of a step of Edge Pruning on deeper and deeper Llamas, compared with Hugging Face's plain forward and backward.
 
     python benchmarks/llama_step.py           a table: 2, 8 and 16 layers
-    python benchmarks/llama_step.py --json    the same as one JSON object, whose `ratio` is that of 16 layers
+    python benchmarks/llama_step.py --json    the same as one JSON object, with the `ratio` of 16 layers
 
-Eight heads, width 256, random weights, batch 4 x 32 tokens, one thread; see `steps.py` for what is timed. The stack is
-what all sources write in one run; memory is what a step adds to the process at its most, in stacks.
+Eight heads, width 256, random weights, batch 4 x 32 tokens, one thread; `steps.py` says what is timed. A stack is the
+per-source activations of one run; memory is the peak that a step adds to the process, in stacks.
 """
 
 import argparse
@@ -25,7 +25,7 @@ INPUTS, LENGTH, HEADS, WIDTH = 4, 32, 8, 256
 
 
 def make(layers: int) -> LlamaForCausalLM:
-    """A model of so many layers."""
+    """Return a Llama with `layers` layers and random weights."""
     config = LlamaConfig(
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
@@ -38,7 +38,7 @@ def make(layers: int) -> LlamaForCausalLM:
 
 
 def stacks_held(layers: int) -> float:
-    """How much memory a step adds to a fresh process at its most, weights and logits apart, in stacks."""
+    """Return the peak memory, in stacks, that a step adds to a fresh process that holds the model."""
     torch.set_num_threads(1)
     model = LlamaModel(make(layers))
     run = random_run(model, INPUTS, LENGTH, positions=torch.full((INPUTS, 1), LENGTH - 1))
@@ -59,7 +59,7 @@ def stacks_held(layers: int) -> float:
 
 
 def _resident() -> int:
-    """Bytes that the process has in memory now."""
+    """Return the bytes of the process that are in memory now (pages of 4,096 bytes)."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
@@ -73,7 +73,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = {}
     for layers in LAYERS:
-        # In a process of its own, as what was freed stays with this one.
+        # In a fresh process: this one keeps memory that was freed before.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
             memory = {"stacks_held": apart.submit(stacks_held, layers).result()}
         original = make(layers)

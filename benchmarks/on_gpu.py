@@ -1,13 +1,13 @@
-"""Everything that wants a GPU, in one run on one of 80 GB: no download, nothing begun after eight minutes.
+"""All measurements that need a GPU, in one run on one GPU of 80 GB: no download, no section begun after eight minutes.
 
     python benchmarks/on_gpu.py --out docs/gpu.json              measure; the file is written anew with every figure
-    python benchmarks/on_gpu.py --page docs/gpu.json > docs/gpu.md     the page of what was measured
+    python benchmarks/on_gpu.py --page docs/gpu.json > docs/gpu.md     print the page of what was measured
     python benchmarks/on_gpu.py --rehearse                       the same code on a CPU, on small shapes
 
-Masked logits and gradients beside those of a CPU; a step of Edge Pruning beside a plain forward and backward on the
-shape of GPT-2 small; the shape of CodeLlama-13B with random weights, and what `edgeprune plan` says of it; one process
-under NCCL; and the toy pruned for 3,000 steps. A run that is cut off leaves the figures that it had. Without a GPU it
-exits 2.
+Measures masked logits and gradients against a CPU's; a step of Edge Pruning against a plain forward and backward on the
+shape of GPT-2 small; steps on the shape of CodeLlama-13B with random weights, against `edgeprune plan`; one process
+under NCCL against one without; and the toy, pruned for 3,000 steps. A run that is cut off keeps the figures that it had
+written. Exits 2 without a GPU.
 """
 
 import argparse
@@ -46,34 +46,34 @@ from edgeprune.toys import ToyConfig
 from edgeprune.toys.train import train_toy
 
 SECONDS = 480.0
-"""Of the whole run: what has not begun by then is left out, and named."""
+"""Seconds of the whole run after which no section begins; sections left out are named in the file."""
 
 GIGABYTE = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large everything is."""
+    """Device and sizes of everything that is measured."""
 
     device: str = "cuda"
     backend: str = "cpu:gloo,cuda:nccl"
     memory: int = 80 * GIGABYTE
-    """Bytes that CodeLlama's shape may take, whatever the GPU has."""
+    """Largest memory in bytes for CodeLlama's shape, even if the GPU has more."""
 
     gpt2: GPT2Config
     gpt2_batch: tuple[int, int] = (32, 64)
-    """Inputs, and tokens of each."""
+    """Inputs in a batch, and tokens of each input."""
 
     llama: LlamaConfig
     llama_tokens: int = 72
     llama_inputs: tuple[int, ...] = (1, 4, 8, 11, 16, 32)
-    """Together; as many as fit are tried."""
+    """Numbers of inputs in one batch; tried in order until one does not fit."""
 
     examples: int = 32
-    """A step of the paper's."""
+    """Inputs in a step of the paper's run."""
 
     steps: int = 6000
-    """Of the paper's run on CodeLlama-13B."""
+    """Optimiser steps of the paper's run on CodeLlama-13B."""
 
     toy: ToyConfig
     toy_steps: int = 3000
@@ -110,7 +110,7 @@ REHEARSAL = Scale(
 
 
 class Record:
-    """What was measured so far, in a file that is whole at any time."""
+    """The figures measured so far, in a file that is complete at any time."""
 
     def __init__(self, path: Path, scale: Scale) -> None:
         self.path, self.begun = path, time.perf_counter()
@@ -128,7 +128,7 @@ class Record:
         self.save()
 
     def note(self, section: str, **figures: Any) -> None:
-        """One more row of a section."""
+        """Add a row to a section, and write the file."""
         self.found.setdefault(section, []).append(figures)
         print(f"{time.perf_counter() - self.begun:5.0f} s  {section}: {json.dumps(figures)}", file=sys.stderr)
         self.save()
@@ -138,7 +138,7 @@ class Record:
         write_text(self.path, json.dumps(self.found, indent=1) + "\n")
 
     def run(self, section: str, measured: Callable[[], None]) -> None:
-        """A section, its seconds, and what stopped it, if anything did: the next ones are run all the same."""
+        """Run a section and record its seconds; an error is recorded too, and does not stop the sections after it."""
         start = time.perf_counter()
         if start - self.begun > SECONDS:
             self.note("stopped", what=section, why=f"not begun after {SECONDS:.0f} s")
@@ -152,7 +152,7 @@ class Record:
 
 
 def make(config: Any, device: str, precision: str, ranks: Ranks = ALONE) -> tuple[Any, Transformer]:
-    """Hugging Face's model with random weights, and ours over it."""
+    """Return Hugging Face's model with random weights, and the adapter over it."""
     torch.manual_seed(0)
     with torch.device(device):
         theirs: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision)).eval()
@@ -163,7 +163,7 @@ def make(config: Any, device: str, precision: str, ranks: Ranks = ALONE) -> tupl
 
 
 def logits_and_gradient(model: Transformer) -> tuple[Tensor, Tensor]:
-    """Of a masked run under resample ablation; inputs and mask are the same for every model of a shape."""
+    """Return logits and mask gradient of a resample run; inputs and mask are the same for all models of one shape."""
     generator = torch.Generator().manual_seed(0)
     clean, corrupted = torch.randint(model.vocabulary_size, (2, 4, 16), generator=generator)
     mask = torch.rand(1, len(model.graph.sources), len(model.graph.destinations), generator=generator).requires_grad_()
@@ -174,12 +174,12 @@ def logits_and_gradient(model: Transformer) -> tuple[Tensor, Tensor]:
 
 
 def apart(ours: Tensor, reference: Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
+    """Return the largest difference, as a share of the largest value of `reference`."""
     return float((ours - reference).abs().max() / reference.abs().max())
 
 
 def agreement(record: Record, scale: Scale) -> None:
-    """The same weights, inputs and masks on the device and on the CPU, which runs them in single precision."""
+    """Compare the same weights, inputs and masks on the device and on the CPU, which runs in single precision."""
     for name, config in (("gpt2", SMALL_GPT2), ("llama", SMALL_LLAMA), ("gpt2 small", scale.gpt2)):
         theirs, model = make(config, "cpu", "float32")
         expected = logits_and_gradient(model)
@@ -192,7 +192,7 @@ def agreement(record: Record, scale: Scale) -> None:
 
 @contextmanager
 def peak(device: str) -> Generator[dict[str, float | None]]:
-    """The most memory that was allocated on a GPU meanwhile, GB."""
+    """Put the peak memory allocated on the GPU inside the context into `peak_gb`, in GB; None without a GPU."""
     found = dict[str, float | None]()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -202,7 +202,7 @@ def peak(device: str) -> Generator[dict[str, float | None]]:
 
 
 def gpt2_small(record: Record, scale: Scale) -> None:
-    """A step beside a plain forward and backward, every position scored."""
+    """Time a step against a plain forward and backward, with every position scored."""
     inputs, tokens = scale.gpt2_batch
     for precision in ("float32", "bfloat16"):
         with peak(scale.device) as memory:
@@ -212,7 +212,7 @@ def gpt2_small(record: Record, scale: Scale) -> None:
 
 
 def codellama(record: Record, scale: Scale) -> None:
-    """Steps of more and more inputs, as long as they fit, then whole steps of the paper's batch in parts."""
+    """Time steps of more and more inputs while they fit, then masks alone, then steps of the paper's batch in parts."""
     if scale.device == "cuda":
         share = min(1.0, scale.memory / torch.cuda.get_device_properties(0).total_memory)
         torch.cuda.set_per_process_memory_fraction(share)
@@ -239,12 +239,12 @@ def codellama(record: Record, scale: Scale) -> None:
 
 
 def make_run(model: Transformer, inputs: int, tokens: int, *, parts: int) -> Pruning:
-    """Steps of `edgeprune prune` under resample ablation, of so many inputs, the last token of each scored."""
+    """Return a run of `edgeprune prune` under resample ablation on random inputs, scored at the last token of each."""
     return random_run(model, inputs, tokens, positions=torch.full((inputs, 1), tokens - 1), parts=parts)
 
 
 def timed(step: Callable[[], object], *, rounds: int) -> float:
-    """Seconds of one, the first one apart. A step ends with numbers on the CPU, so that nothing is under way."""
+    """Return a step's mean seconds after a first one. It ends with numbers on the CPU, so no GPU work is pending."""
     step()
     start = time.perf_counter()
     for _ in range(rounds):
@@ -253,7 +253,7 @@ def timed(step: Callable[[], object], *, rounds: int) -> float:
 
 
 def nccl(record: Record, scale: Scale) -> None:
-    """One process that shards, gathers and sums as several do, beside one that does not."""
+    """Compare one process that shards, gathers and sums as several do with one that does not."""
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(scale.backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
         try:
@@ -271,7 +271,7 @@ def nccl(record: Record, scale: Scale) -> None:
 
 
 def toy(record: Record, scale: Scale, folder: Path | None) -> None:
-    """Training on the CPU, unless a folder is given; then a run as `edgeprune prune` makes it, and its test split."""
+    """Train the toy on the CPU unless a folder is given; prune it as `edgeprune prune` does; measure the test split."""
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
         if folder is None:
@@ -288,7 +288,7 @@ def toy(record: Record, scale: Scale, folder: Path | None) -> None:
 
 
 def main() -> int:
-    """Run all of it, or make the page."""
+    """Run all sections, or print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("on_gpu.json"), help="where figures go (default: on_gpu.json)")
     parser.add_argument("--toy", type=Path, help="a folder that `edgeprune train-toy` wrote (default: train one)")

@@ -1,4 +1,4 @@
-"""docs/gpu.md, made of what `on_gpu.py` measured."""
+"""Makes docs/gpu.md from what `on_gpu.py` measured."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -57,10 +57,10 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """The page, in Markdown.
+    """Return the page, in Markdown.
 
     Args:
-        found: what `on_gpu.py` wrote; empty where it never ran.
+        found: what `on_gpu.py` wrote; empty if it never ran.
     """
     if not found:
         return _INTRODUCTION + _NOTHING

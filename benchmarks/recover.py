@@ -4,7 +4,7 @@
     python benchmarks/recover.py --ablations mean            the same under mean ablation
     python benchmarks/recover.py --method edge-pruning --programs reverse xproportion
 
-Seconds are wall-clock, one thread a process; discovery's are the mean over seeds. Progress goes to standard error.
+Seconds are wall-clock, one thread a process; those of discovery are means over seeds. Progress is on standard error.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tracr_bridge.recovery.recover import assess
 
 
 def measure(name: str, ablations: list[Ablation], method: str, seeds: int) -> list[dict[str, Any]]:
-    """One row for each ablation of a program."""
+    """Return one row for each ablation of a program."""
     torch.set_num_threads(1)
     start = time.perf_counter()
     compiled = compile_program(load_program(name))
@@ -61,7 +61,7 @@ def measure(name: str, ablations: list[Ablation], method: str, seeds: int) -> li
 
 
 def print_table(rows: list[dict[str, Any]], seeds: int) -> None:
-    """The rows as Markdown."""
+    """Print the rows as a Markdown table, then the total and all runs that are not exact."""
     print(
         "| program | ablation | exact | edges | structural | true | status | found | compile s | certify s | find s |"
     )

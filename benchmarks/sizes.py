@@ -1,15 +1,15 @@
-"""How far circuits of five sizes are from trained models, of Edge Pruning, polished or not, and of all other methods.
+"""KL divergence from trained models of circuits at five sizes: Edge Pruning, polished or not, and all other methods.
 
 python benchmarks/sizes.py --out DIR [--seeds 3] [--task sort ...] [--model NAME MODEL TASK.jsonl ...]
 
-Trains the toys that `--task` names (default: sort, parentheses and modular-addition; ioi takes an hour a seed), one a
-seed, and takes models of your own. Each is compared by `edgeprune compare`, which goes on in DIR where it was stopped.
-Sizes are five between a quarter and all of the edges that can carry something, where these are at most 40; otherwise
-30, 20, 10, 5 and 2 of a hundred. A circuit that has more edges than were asked for counts for none.
+Trains the toys that `--task` names (default: sort, parentheses and modular-addition; ioi takes an hour a seed), one for
+each seed, and takes your own models with `--model`. `edgeprune compare` runs all methods on each; if it was stopped, it
+resumes in DIR. If at most 40 edges can carry anything, the five sizes lie between a quarter and all of them; otherwise
+they are 30, 20, 10, 5 and 2 % of all edges. A circuit with more edges than were asked for does not count.
 
-Prints a row a subject and size, with what each method's circuit is from the full model on the test split, nats, a seed
-after the other, and in how many of them `edge-pruning-polished` is at most a hundredth, or 1e-6, above the best. The
-split of a toy but ioi is its whole task, on which methods learn too.
+Prints a row for each model and size: every method's KL divergence from the full model on the test split, in nats, seed
+after seed; and in how many seeds that of `edge-pruning-polished` is at most 1.01 times that of the best method but Edge
+Pruning, plus 1e-6. The test split of every toy but ioi is its whole task, on which methods learn too.
 """
 
 import argparse
@@ -44,12 +44,12 @@ OTHERS: Final = (
 )
 
 FEW: Final = 40
-"""Edges up to which all sizes are small."""
+"""Largest number of edges for which the sizes lie between a quarter and all of them."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model at a seed."""
+    """A model and a task, at one seed."""
 
     name: str
     model: Path
@@ -59,7 +59,7 @@ class Asked:
 
 
 def toys(tasks: Sequence[str], seeds: int, out: Path) -> Iterator[Asked]:
-    """Toys, trained unless they are there."""
+    """Yield the toys; train those that are not in `out` yet."""
     for task in tasks:
         for seed in range(seeds):
             folder = out / "toys" / f"{task}-{seed}"
@@ -72,7 +72,7 @@ def toys(tasks: Sequence[str], seeds: int, out: Path) -> Iterator[Asked]:
 
 
 def sizes_of(model: Transformer) -> list[int]:
-    """Edges that circuits are to have."""
+    """Return the five numbers of edges that circuits are to have, largest first."""
     graph, silent = model.graph, model.silent
     rows = torch.tensor([node in silent for node in graph.sources])
     columns = torch.tensor([node in silent for node in graph.destinations])
@@ -84,7 +84,7 @@ def sizes_of(model: Transformer) -> list[int]:
 
 
 def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list[ComparedRow]]:
-    """What `edgeprune compare` finds."""
+    """Run `edgeprune compare` on a model; return the sizes and the rows that it found."""
     model, _ = load_model(str(asked.model))
     sizes, total = sizes_of(model), model.graph.total
     pruning = PAPER if steps is None else with_settings(PAPER, {"steps": steps})
@@ -101,7 +101,7 @@ def rows_of(asked: Asked, steps: int | None, out: Path) -> tuple[list[int], list
 
 
 def shown(name: str, by_seed: Sequence[tuple[list[int], list[ComparedRow]]]) -> Iterator[tuple[str, int]]:
-    """A line a size, and in how many seeds polished leads."""
+    """Yield a line for each size, and in how many seeds `edge-pruning-polished` leads or ties."""
     for number, size in enumerate(by_seed[0][0]):
         found = dict[str, list[float]]()
         for _, rows in by_seed:
@@ -117,7 +117,7 @@ def shown(name: str, by_seed: Sequence[tuple[list[int], list[ComparedRow]]]) -> 
 
 
 def main() -> None:
-    """Run, and print the table."""
+    """Run all comparisons, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where toys and comparisons are kept")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: 3")

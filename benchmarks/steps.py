@@ -1,8 +1,8 @@
-"""A whole step of Edge Pruning beside a plain forward and backward of Hugging Face's, in turns and in this process.
+"""Times a whole step of Edge Pruning against a plain forward and backward of Hugging Face's, in turns in this process.
 
-A step is all of it: the full model's logits, sources of the corrupted inputs, the forward under a sampled mask,
-backward, and the optimiser. The plain pass is a language-model loss on all tokens, back to all weights. Every position
-is scored, as in the plain pass, and no step takes anything over from the one before but masks.
+A step is complete: the full model's logits, the sources of the corrupted inputs, the forward under a sampled mask,
+backward, and the optimiser. The plain pass is a language-model loss on all tokens, with gradients for all weights.
+A step scores every position (the plain pass all but the last), and reuses only the masks of the step before.
 """
 
 import resource
@@ -25,7 +25,7 @@ ROUNDS = 5
 
 
 def measure(original: Any, model: Transformer, inputs: int, length: int) -> dict[str, float]:
-    """Seconds of both on random tokens, and the most memory that the process has had."""
+    """Return the seconds of both on random tokens, and the peak memory of the process in MB."""
     device = original.lm_head.weight.device
     everywhere = torch.arange(length).expand(inputs, -1)
     run = random_run(model, inputs, length, positions=everywhere, device=device)
@@ -45,7 +45,7 @@ def measure(original: Any, model: Transformer, inputs: int, length: int) -> dict
 def random_run(
     model: Transformer, inputs: int, length: int, *, positions: Tensor, device: Any = "cpu", parts: int = 1
 ) -> Pruning:
-    """The paper's run under resample ablation on so many random inputs, all of them in each step."""
+    """Return the paper's run under resample ablation on random inputs, all of which are in each step's batch."""
     generator = torch.Generator().manual_seed(0)
     clean, corrupted = torch.randint(model.vocabulary_size, (2, inputs, length), generator=generator).to(device)
     positions = positions.to(device)
@@ -62,28 +62,28 @@ def random_run(
 
 
 class NoModel:
-    """Outputs that cost nothing, so that a step is drawing and optimising masks alone."""
+    """A model whose outputs cost nothing: a step only draws and optimises masks."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
     def sources(self, tokens: Tensor) -> Tensor:
-        """Nothing to speak of."""
+        """Return zeros of width 1 for every source."""
         return torch.zeros(len(self.graph.sources), *tokens.shape, 1)
 
     def __call__(self, tokens: Tensor, mask: Any = None, ablated: Any = None, positions: Any = None) -> Tensor:
-        """Two logits, of which one is the sum of the mask."""
+        """Return two logits: the sum of the mask, and 0."""
         total = mask.sum((-1, -2))[..., None, None, None]
         return torch.cat([total, torch.zeros_like(total)], -1)
 
 
 def masks_run(graph: Graph) -> Pruning:
-    """A run of the paper's whose model costs nothing."""
+    """Return a run of the paper's method whose model costs nothing."""
     one = torch.zeros(1, 1, dtype=torch.long)
     dataset = Dataset(one, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, 2), one[0], counterparts=one)
     return Pruning(Problem.of(NoModel(graph), dataset, "zero", PAPER.loss.loss), replace(PAPER, batch_size=1))
 
 
 def resident() -> float:
-    """The most memory that the process has had, MB."""
+    """Return the peak memory of the process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

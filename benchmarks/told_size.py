@@ -1,12 +1,12 @@
-"""How often the paper's objective finds an exported checkpoint's circuit when it is told how large that circuit is.
+"""How often the paper's objective finds an exported checkpoint's circuit when it is told the size of that circuit.
 
     python benchmarks/told_size.py                        the column of README
-    python benchmarks/told_size.py --programs induction   of one program
-    python benchmarks/told_size.py --golden               as tests/golden/told_size.json has it
+    python benchmarks/told_size.py --programs induction   one program
+    python benchmarks/told_size.py --golden               in the format of tests/golden/told_size.json
 
-Each run is `edgeprune prune --method edge-pruning` as a user starts it, with the paper's settings, on the `task.jsonl`
-that `edgeprune export` wrote. Its target is the sparsity of the smallest true circuit: something that a user does not
-know, so that this is no method of the registry, and has a name of its own, `edge-pruning-told-size`.
+Each run is `edgeprune prune --method edge-pruning`, as a user starts it, with the paper's settings, on the `task.jsonl`
+that `edgeprune export` wrote. Its target is the sparsity of the smallest true circuit. A user does not know that
+sparsity, so this is not a method of the registry, and has its own name, `edge-pruning-told-size`.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from tracr_bridge.recovery.recover import assess
 ABLATIONS: Final[tuple[Ablation, ...]] = ("mean", "resample")
 
 Row = tuple[bool, int, int, int]
-"""Whether exact; edges found, of the smallest true circuit, and in all."""
+"""Whether the circuit found is exact; its edges, those of the smallest true circuit, and those of the graph."""
 
 
 def told_size(exported: Exported, ablation: Ablation, out: Path) -> Row:
-    """One run by the command, told the size.
+    """Make one run with the command, told the size, and return its row.
 
     Raises:
         RuntimeError: the command failed.
@@ -52,14 +52,14 @@ def told_size(exported: Exported, ablation: Ablation, out: Path) -> Row:
     target = ["--method", "edge-pruning", "--target-sparsity", str(1 - true / total)]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         status = edgeprune(["prune", *about, *sizes, *target, "--out", str(out), "--json"])
-    if status > 1:  # 1: it missed its target, as its exactness says
+    if status > 1:  # status 1: the run missed its target, which shows as not exact
         raise RuntimeError(f"Expected a run that ends; got exit status {status}: {said.getvalue()}")
     found = load_circuit(out / "circuit.json")
     return assess(truth, found).comparison.exact, len(found), true, total
 
 
 def measure(name: str, family: Family) -> dict[str, Row]:
-    """Rows of one checkpoint, by ablation."""
+    """Return the rows of one checkpoint, by ablation."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         exported = export(load_program(name), family, Path(folder) / "checkpoint")

@@ -1,17 +1,17 @@
-"""Methods on trained models whose true circuits are known, as all subsets of their edges were run.
+"""Methods on trained models whose true circuits are known, because all subsets of their edges were run.
 
 python benchmarks/trained.py [--json FILE] [--jobs 2]
 
-Trains three tasks at three seeds, `edgeprune train-toy`, and asks for the circuits at three tolerances of the mean KL
-divergence, resample ablation. Every run is one of `edgeprune prune` itself, with all examples of the task to learn on:
+Trains models on three tasks at three seeds, as `edgeprune train-toy` does, and finds their true circuits at three
+tolerances of the mean KL divergence, under resample ablation. `edgeprune prune` itself makes all runs, on all examples:
 
-- edge-pruning-tolerance, asked for the tolerance, and the same polished;
+- edge-pruning-tolerance, given the tolerance, and the same polished;
 - edge-pruning, the paper's, told how many edges the smallest true circuit has, and the same polished;
-- edge-pruning-minimax, which is asked for nothing, as no output may change by more than 0.01: it is compared with the
-  circuits that are true where no example's divergence may be above 0.000001.
+- edge-pruning-minimax, which is given nothing, as it lets no output change by more than 0.01: it is compared with the
+  circuits that are true if no example's divergence may be above 0.000001.
 
-A run is exact if it ends with a true circuit, and within if what it ends with is within the tolerance. Prints a row a
-model and tolerance, then sums.
+A run is exact if its circuit is a true one, and within if its circuit is within the tolerance. Prints a row for each
+model and tolerance, then totals.
 """
 
 import argparse
@@ -41,23 +41,23 @@ from tracr_bridge.certify.trained_models import Loaded, Trained, load_trained
 from tracr_bridge.certify.truth import Truth
 
 TOLERANCES: Final = (0.01, 0.1, 1.0)
-"""Nats, of the mean over examples."""
+"""Tolerances of the mean KL divergence over examples, in nats."""
 
 NONE: Final = 1e-6
-"""Nats, of any example, that stand for no change."""
+"""Largest KL divergence of any example, in nats, that counts as no change."""
 
 STEPS: Final = 1500
-"""Of the paper's objective and of the tolerance; minimax ends where it has converged."""
+"""Optimiser steps of `edge-pruning` and `edge-pruning-tolerance`; minimax ends when it has converged."""
 
 ALL: Final = 2**20
-"""Examples that are asked for: a task has fewer."""
+"""Examples to ask for: more than any task has, so that all are used."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A run: its name in the table, and what `prune` is asked for."""
+    """A run: its name in the table, and its settings for `prune`."""
 
     name: str
     pruning: PruningConfig
@@ -65,7 +65,7 @@ class Asked:
 
 
 def asked_of(truth: Truth, tolerance: float) -> Iterator[Asked]:
-    """All runs at a tolerance; of the truth, none is told more than a size."""
+    """Yield all runs at a tolerance; of the truth, a run is told at most the size."""
     if tolerance == NONE:
         yield Asked("edge-pruning-minimax", MINIMAX)
         return
@@ -79,7 +79,7 @@ def asked_of(truth: Truth, tolerance: float) -> Iterator[Asked]:
 
 
 def run(folder: Path, seed: int, asked: Asked, out: Path) -> tuple[frozenset[Any], torch.Tensor]:
-    """What a run ends with."""
+    """Prune the model in `folder`; return the edges of the circuit, and its mask."""
     config = RunConfig(
         model=str(folder),
         task=str(folder / TASK),
@@ -93,7 +93,7 @@ def run(folder: Path, seed: int, asked: Asked, out: Path) -> tuple[frozenset[Any
 
 
 def rows_of(task: str, seed: int) -> list[Row]:
-    """Train a model, find its true circuits, and run all methods."""
+    """Train a model, find its true circuits, run all methods, and return their rows."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / task
@@ -119,7 +119,7 @@ def _at(given: Loaded, seed: int) -> Iterator[Row]:
 
 
 def shown(rows: Sequence[Row]) -> Iterator[str]:
-    """The table, as Markdown."""
+    """Yield the lines of the table, in Markdown."""
     methods = sorted({row["method"] for row in rows}, key=lambda name: ("minimax" in name, "told" in name, name))
     yield f"| model | tolerance | true circuits | {' | '.join(methods)} |"
     yield f"|---|---|---|{'---|' * len(methods)}"
@@ -143,7 +143,7 @@ def shown(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run, print, and write."""
+    """Run everything, print the table, and write the rows if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows too")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")

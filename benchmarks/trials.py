@@ -1,9 +1,9 @@
-"""The trials behind the defaults of Edge Pruning: each is one configuration for all programs.
+"""Trials behind the defaults of Edge Pruning: each trial is one configuration for all programs.
 
     python benchmarks/trials.py                     the table of trials in docs/exact-recovery.md
-    python benchmarks/trials.py --only baseline     one of them
+    python benchmarks/trials.py --only baseline     one trial
 
-Prints, for each trial, how many runs are exact, and which are not: program/ablation+seed: -missing +extra.
+Prints for each trial how many runs are exact, and the others as program/ablationSEED: -missing +extra.
 """
 
 import argparse
@@ -51,7 +51,7 @@ BASELINE = replace(
 
 
 def changed(config: PruningConfig, **settings: Any) -> PruningConfig:
-    """The same with other settings, and without the final check where it could not be made."""
+    """Return `config` with other settings, and without the final check if the settings do not allow one."""
     if settings.get("loss", "worst") != "worst" or settings.get("counterexamples") == 0:
         config = replace(config, final_check=None)
     return with_settings(config, settings)
@@ -91,7 +91,7 @@ TRIALS = {
     "defaults, range 6": changed(MINIMAX, largest_log_alpha=6.0),
     "defaults": MINIMAX,
 }
-"""Each changes one thing of the baseline, or takes one thing away from the defaults."""
+"""Each trial changes one thing of the baseline, or changes or removes one thing of the defaults."""
 
 COMPILED = configurations.COMPILED
 PAPERS = {
@@ -103,13 +103,13 @@ PAPERS = {
     "paper's, learning rate 0.8": changed(COMPILED, learning_rate=0.8),
     "paper's, multipliers' 0.8": changed(COMPILED, multiplier_learning_rate=0.8),
 }
-"""The same for the paper's objective; run when `--only` names them."""
+"""Trials of the paper's objective; run only if `--only` names them."""
 
 ALL: dict[str, PruningConfig] = {**TRIALS, **PAPERS}
 
 
 def run(name: str, *, trials: dict[str, PruningConfig], seeds: int) -> dict[str, list[str]]:
-    """For each trial what its runs on one program got wrong: "" for nothing."""
+    """Run all trials on one program; return for each the mistakes of its runs, "" for an exact run."""
     torch.set_num_threads(1)
     compiled = compile_program(load_program(name))
     name = compiled.program.name
@@ -130,7 +130,7 @@ def run(name: str, *, trials: dict[str, PruningConfig], seeds: int) -> dict[str,
 
 
 def main() -> None:
-    """Run the trials that the arguments name."""
+    """Run the trials that the arguments name, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(TRIALS))
     parser.add_argument("--programs", nargs="+", default=None, help="as on the command line (default: all)")

@@ -1,4 +1,4 @@
-"""Timing things side by side."""
+"""Times several functions in turns."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def in_turns(*runs: Callable[[], object], rounds: int) -> list[float]:
-    """The median seconds of each, over rounds after a first one: a machine that slows down slows all of them."""
+    """Return each function's median seconds after a first round; a machine that slows down slows all of them."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds + 1):
         for run, mine in zip(runs, times, strict=True):

@@ -1,6 +1,6 @@
 """Circuit discovery on transformers, with masks on the edges of the computation graph.
 
-`import edgeprune as ep`: everything in `__all__` is loaded when it is asked for first (docs/python.md).
+`import edgeprune as ep` offers every name in `__all__`; each is imported on first use (docs/python.md).
 """
 
 from importlib import import_module

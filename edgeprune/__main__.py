@@ -1,4 +1,4 @@
-"""`python -m edgeprune`, and so `torchrun … -m edgeprune`: the command of that name."""
+"""Run the `edgeprune` command as `python -m edgeprune`, and so under `torchrun … -m edgeprune`."""
 
 import sys
 

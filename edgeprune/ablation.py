@@ -1,4 +1,4 @@
-"""What a removed edge carries: nothing, a mean, or the value on a corrupted input."""
+"""Ablation values, which removed edges carry: zeros, means over inputs, or values on corrupted inputs."""
 
 from typing import Final
 
@@ -13,15 +13,15 @@ from edgeprune.masked_model import MaskedModel, Sources, Tokens
 from edgeprune.parallel import ranks_of
 
 _ROOM: Final = 2**26
-"""Numbers that sources are held in at a time."""
+"""Largest number of source activation values held at a time."""
 
 
 class Ablator:
-    """Gives the ablated sources of a batch, under one ablation.
+    """A callable that gives the ablation values of every source for a batch, under one ablation.
 
     Args:
         model: the model whose sources are ablated.
-        dataset: the inputs that a mean runs over, group by group; batches of others may be given later.
+        dataset: the inputs that means are taken over, group by group; batches may come from another dataset.
         ablation: zero, mean or resample.
     """
 
@@ -36,12 +36,15 @@ class Ablator:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Sources | None:
-        """The ablated sources of `batch`; None stands for zeros."""
+        """Return the ablation values of every source for `batch`; None stands for zeros."""
         return self._of(batch.corrupted, batch.group)
 
     @torch.no_grad()
     def own(self, batch: Batch) -> Sources | None:
-        """Those of the inputs that this process runs, where several split a batch, for a model that takes no others."""
+        """Return the ablation values for the rows of `batch` that this process runs; None stands for zeros.
+
+        The model needs no others: where several processes split a batch, each runs its own rows.
+        """
         return self._of(self._ranks.own(batch.corrupted, -2), self._ranks.own(batch.group, -1))
 
     def _of(self, corrupted: Tokens, group: Int[Tensor, "*lead batch"]) -> Sources | None:
@@ -59,13 +62,13 @@ class Ablator:
 
 @torch.no_grad()
 def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
-    """Every source's mean over each group that `dataset` has, position by position: `[source, group, pos, d_model]`."""
+    """Return every source's mean over each group of `dataset`, per position: `[source, group, pos, d_model]`."""
     ranks = ranks_of(model)
     present, group, counts = dataset.group.unique(return_inverse=True, return_counts=True)
-    # Of several processes each adds up its own rows, and those that are there twice once.
+    # Each process sums its own rows; a repeated row counts once.
     own, counted = ranks.rows(len(dataset)), ranks.first_times(len(dataset))
     one = model.sources(dataset.tokens[:1])
-    # Half precision has too few digits to add up many.
+    # Sum in float32 or wider: half precision has too few digits for a sum over many inputs.
     kind = torch.promote_types(one.dtype, torch.float32)
     total = one.new_zeros(one.shape[0], len(present), *one.shape[2:], dtype=kind)
     size = rows_at_once(model, dataset)
@@ -77,5 +80,5 @@ def group_means(model: MaskedModel, dataset: Dataset) -> Tensor:
 
 
 def rows_at_once(model: MaskedModel, dataset: Dataset) -> int:
-    """How many inputs' sources fit, of a model however wide."""
+    """Return how many inputs to run at a time so that their sources fit in `_ROOM` values: 1 to 1024."""
     return max(1, min(1024, _ROOM // model.sources(dataset.tokens[:1]).numel()))

@@ -1,4 +1,4 @@
-"""What a notebook needs, in one place: `import edgeprune as ep` has everything in here."""
+"""The Python API for notebooks and scripts: `import edgeprune as ep` offers its functions and classes."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from tracr_bridge.compile.program import Program
 
 Corrupted = Int[Tensor, "others other_pos"]
-"""Corrupted inputs: under mean, as many as one likes."""
+"""Corrupted inputs: under mean ablation, any number of them."""
 
 
 def load_circuit(path: str | Path) -> Circuit:
-    """The circuit of a file that we wrote, or of a run's folder; see `Circuit.load`."""
+    """Return the circuit in a file that edgeprune wrote, or in a run's folder; see `Circuit.load`."""
     return Circuit.load(path)
 
 
@@ -50,16 +50,16 @@ def load_task(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Dataset]:
-    """A task in a language model's tokens: a dataset for each of `train`, `validation` and `test`.
+    """Return a task in a language model's tokens: one dataset each for `train`, `validation` and `test`.
 
     Args:
         task: a name such as `ioi`, or a file of examples (docs/language-models.md).
-        model: what `load_model` gave.
-        tokenizer: the same.
-        train: examples, at the most.
-        validation: the same.
-        test: the same.
-        seed: of the examples.
+        model: the model that `load_model` returned.
+        tokenizer: the tokenizer that `load_model` returned.
+        train: largest number of training examples.
+        validation: largest number of validation examples.
+        test: largest number of test examples.
+        seed: the same seed gives the same examples.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
@@ -81,17 +81,17 @@ def make_dataset(
     scored: Bool[Tensor, "batch pos"] | None = None,
     logits: bool = True,
 ) -> Dataset:
-    """Inputs of one length as a dataset that methods take.
+    """Return a dataset of inputs of one length, for use with any method.
 
     Args:
         model: the full model, whose outputs are the target.
         tokens: the clean inputs.
-        corrupted: for each its corrupted one; where it is None, resample ablation takes any other of `tokens`.
-        scored: the positions that count; all unless given.
-        logits: whether outputs are logits, or values themselves.
+        corrupted: the corrupted input of each clean input; if None, resample ablation draws from all of `tokens`.
+        scored: True at the positions that count; if None, all count.
+        logits: True if outputs are logits, False if they are the values themselves.
 
     Raises:
-        ConfigError: shapes do not match.
+        ConfigError: the shape of `corrupted` or `scored` is not that of `tokens`.
     """
     for name, other in (("corrupted", corrupted), ("scored", scored)):
         if other is not None and other.shape != tokens.shape:
@@ -108,21 +108,23 @@ def make_dataset(
 
 
 def _inputs(tokens: Int[Tensor, "batch pos"]) -> Dataset:
-    """Inputs of one length, of which nothing is asked."""
+    """Return a dataset of inputs of one length, with no scored position and empty targets."""
     nothing = torch.zeros_like(tokens, dtype=torch.bool)
     return Dataset(tokens, nothing, torch.empty(*tokens.shape, 0), torch.zeros(len(tokens), dtype=torch.long))
 
 
 def edge_pruning(*, target_sparsity: float | None = None, tolerance: float | None = None, **settings: Any) -> Method:
-    """Edge Pruning with settings of one's own, as `discover` takes it.
+    """Return Edge Pruning with custom settings, as a method for `discover`.
+
+    Exactly one of `target_sparsity` and `tolerance` must be given.
 
     Args:
-        target_sparsity: share of edges that the paper's objective removes.
-        tolerance: in its place, the loss, nats, that the fewest edges are to stay within.
-        settings: others by name, as `edgeprune prune --help` lists them, such as `steps=600`.
+        target_sparsity: share of all edges to remove, for the paper's objective.
+        tolerance: largest allowed loss, in nats; the method looks for the fewest edges within it.
+        settings: other settings by name, such as `steps=600`; `edgeprune prune --help` lists them.
 
     Raises:
-        ConfigError: neither or both of the two are given, or a setting is none of its options, or outside its range.
+        ConfigError: neither or both of the two are given, or a setting is unknown or outside its range.
     """
     if (target_sparsity is None) == (tolerance is None):
         got = "neither" if tolerance is None else "both"
@@ -143,21 +145,21 @@ def discover(
     seed: int = 0,
     progress: bool = False,
 ) -> Discovery:
-    """Find a circuit. The method sees the masked model and a copy of the inputs, and nothing else.
+    """Find a circuit. The method sees only the masked model and a copy of the inputs.
 
     Args:
         model: any `MaskedModel`.
         dataset: inputs, with the full model's outputs.
-        method: a name (docs/methods.md), what `edge_pruning` gives, or a function of one's own, which is called as
+        method: a name (docs/methods.md), a method from `edge_pruning`, or a custom function. A function is called as
             `function(model, dataset, ablation, seed=seed)` and returns a `Circuit` or scores `[source, destination]`.
         ablation: what removed edges carry.
         seed: the same seed gives the same circuit.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        UnknownMethod: there is none of that name.
-        TaskError: under resample, all corrupted inputs are the clean ones.
-        MethodError: a function of one's own raised, or returned something else.
+        UnknownMethod: there is no method of that name.
+        TaskError: under resample ablation, every corrupted input equals its clean input.
+        MethodError: a custom function raised, or returned something else.
     """
     parse_ablation(ablation)
     if ablation == "resample" and dataset.counterparts is not None:
@@ -180,21 +182,21 @@ def certify(
     tolerance: float | None = None,
     criterion: Literal["mean", "worst"] = "mean",
 ) -> "Truth":
-    """The true circuits, and the certificate that says how far they are proved (docs/truth.md).
+    """Return the true circuits, and the certificate that says how far they are proved (docs/truth.md).
 
     Args:
-        subject: a program, or its name or `path/to/file.py:name`; the folder of a checkpoint that `edgeprune export`
-            wrote; or, with `task` and `tolerance`, that of a trained model whose edges are few.
+        subject: a program, its name, or `path/to/file.py:name`; the folder of a checkpoint that `edgeprune export`
+            wrote; or, with `task` and `tolerance`, the folder of a trained model with few edges.
         ablation: what removed edges carry.
-        seed: of what is sampled.
-        task: of a trained model, its examples.
-        tolerance: of a trained model, the largest divergence of a faithful circuit, nats.
-        criterion: of a trained model, whether in the mean over examples or on each.
+        seed: seed of all sampling.
+        task: for a trained model, the task that gives its examples.
+        tolerance: for a trained model, the largest KL divergence of a faithful circuit, in nats.
+        criterion: for a trained model, whether the tolerance bounds the mean over examples or every example.
 
     Raises:
-        EdgePruneError: there is no such program or model, or nothing could fail on it.
+        EdgePruneError: there is no such program or model, or no method could fail on it.
     """
-    # By the package that knows programs, which this one does not import.
+    # tracr_bridge, which knows programs, registers its certifier as an entry point: edgeprune does not import it.
     certifiers = [entry.load() for entry in entry_points(group="edgeprune.certify")]
     if len(certifiers) != 1:
         raise ConfigError(f"Expected one package that certifies, tracr_bridge; got {len(certifiers)}: install it again")
@@ -212,18 +214,18 @@ def evaluate(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Evaluation:
-    """KL, the task's metric, exact match and accuracy of a circuit, in the mean over predictions.
+    """Return a circuit's KL, task metric, exact match and accuracy, averaged over predictions.
 
     Args:
         model: the full model.
-        circuit: of its graph.
-        dataset: of a task, which has answers.
-        means_of: what mean ablation averages over; `dataset` unless given.
-        batch_size: inputs a forward.
+        circuit: a circuit of the model's graph.
+        dataset: a task's inputs, with answers.
+        means_of: the inputs that mean ablation averages over; `dataset` if None.
+        batch_size: inputs per forward pass.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        CircuitMismatch: the circuit is of another model.
+        CircuitMismatch: the circuit belongs to another graph.
         ConfigError: the dataset has no answers.
     """
     _check_graph(model, circuit)
@@ -234,14 +236,14 @@ def evaluate(
 
 
 class CircuitModel(nn.Module):
-    """A model of which a circuit is left: all other edges are ablated as the circuit says.
+    """A model that runs only a circuit: every other edge is ablated, with the circuit's ablation.
 
     Args:
         model: the full model.
-        circuit: of its graph.
+        circuit: a circuit of the model's graph.
 
     Raises:
-        CircuitMismatch: the circuit is of another model.
+        CircuitMismatch: the circuit belongs to another graph.
     """
 
     mask: Tensor
@@ -255,16 +257,16 @@ class CircuitModel(nn.Module):
     def forward(
         self, tokens: Tokens, corrupted: Corrupted | None = None, positions: Positions | None = None
     ) -> Outputs:
-        """Outputs of the circuit.
+        """Return the circuit's outputs.
 
         Args:
             tokens: clean inputs `[batch, pos]`.
-            corrupted: under resample, a corrupted input for each; under mean, inputs of the same length, over which
-                means are taken position by position; none under zero.
-            positions: those of each input at which outputs are wanted; all where it is None.
+            corrupted: under resample ablation, one corrupted input per clean input; under mean ablation, inputs of the
+                same length, averaged per position; under zero ablation, None.
+            positions: the positions of each input at which outputs are computed; None means all.
 
         Raises:
-            ConfigError: corrupted inputs are missing, not wanted, or of another shape.
+            ConfigError: corrupted inputs are missing, are given under zero ablation, or have the wrong shape.
         """
         return self.model(tokens, self.mask, self._ablated(tokens, corrupted), positions)
 
@@ -295,21 +297,21 @@ def run_with(
     *,
     positions: Positions | None = None,
 ) -> Outputs:
-    """Outputs `[batch, pos, vocab]` of a model of which a circuit is left, without gradients; see `CircuitModel`."""
+    """Return the outputs `[batch, pos, vocab]` of a circuit, without gradients; see `CircuitModel`."""
     return CircuitModel(model, circuit)(tokens, corrupted, positions)
 
 
 @contextmanager
 def ablated(model: MaskedModel, circuit: Circuit, corrupted: Corrupted | None = None) -> Generator[MaskedModel]:
-    """Inside, `model(tokens)` runs the circuit; a call with a mask of its own, and `sources`, are as they were.
+    """Make `model(tokens)` run the circuit inside the context; calls with a mask, and `sources`, do not change.
 
     Args:
-        model: the full model, which is changed for as long.
-        circuit: of its graph.
-        corrupted: as `CircuitModel.forward` takes them, for all calls.
+        model: the full model; it is modified inside the context.
+        circuit: a circuit of the model's graph.
+        corrupted: the corrupted inputs of all calls, as for `CircuitModel.forward`.
 
     Raises:
-        CircuitMismatch: the circuit is of another model.
+        CircuitMismatch: the circuit belongs to another graph.
     """
     left, kind, plain = CircuitModel(model, circuit), type(model), False
 
@@ -328,7 +330,7 @@ def ablated(model: MaskedModel, circuit: Circuit, corrupted: Corrupted | None = 
         finally:
             plain = before
 
-    # As torch's own parametrizations do it: what `model()` runs is looked up on its class.
+    # Python looks `__call__` up on the class, so the class is replaced, as torch's own parametrizations do.
     object.__setattr__(model, "__class__", type(kind.__name__, (kind,), {"__call__": call, "sources": sources}))
     try:
         yield model

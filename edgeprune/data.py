@@ -1,4 +1,4 @@
-"""Inputs that a circuit is discovered and judged on."""
+"""Datasets and batches of the inputs that a circuit is discovered and evaluated on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,38 +14,38 @@ from edgeprune.masked_model import MaskedModel, OnlyMasked
 from edgeprune.metrics.answers import Answers
 
 _AT_ONCE: Final = 64
-"""Inputs that the full model runs on at a time."""
+"""Inputs per forward pass of the full model."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean inputs, each with the corrupted input that resample ablation puts in its place."""
+    """Clean inputs, each with the corrupted input that resample ablation uses for it."""
 
     clean: Int[Tensor, "*lead batch pos"]
     corrupted: Int[Tensor, "*lead batch pos"]
     scored: Bool[Tensor, "*lead batch predicted"]
-    """The predictions that count."""
+    """True for the predictions that count."""
 
     target: Float[Tensor, "*lead batch predicted vocab"]
     """The full model's outputs on `clean`."""
 
     group: Int[Tensor, "*lead batch"]
-    """The group (length) of each input: its mean ablation is over that group."""
+    """The group (length) of each input; mean ablation averages over that group."""
 
     positions: Int[Tensor, "*lead batch predicted"] | None = None
-    """The positions at which outputs are wanted; all where it is None."""
+    """The positions at which outputs are computed; None means all."""
 
     answers: Answers | None = None
-    """What a task asks for."""
+    """The task's right and wrong answers; None if it has none."""
 
 
 class LazyTarget:
-    """The full model's outputs, computed again whenever rows of them are asked for: all together would not fit.
+    """The full model's outputs, recomputed whenever rows are indexed: all outputs together would not fit in memory.
 
     Args:
         model: the full model.
-        tokens: its inputs.
-        positions: those of each input at which outputs are wanted.
+        tokens: the inputs of the model.
+        positions: the positions of each input at which outputs are computed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LazyTarget:
         self._model, self._tokens, self._positions = model, tokens, positions
 
     def copy(self) -> "LazyTarget":
-        """The same of inputs in memory of its own, and of nothing but a `MaskedModel`."""
+        """Return a copy with its own input tensors; its model is wrapped in `OnlyMasked`."""
         return LazyTarget(OnlyMasked(self._model), self._tokens.clone(), self._positions.clone())
 
     @torch.no_grad()
@@ -67,30 +67,30 @@ class LazyTarget:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All inputs that may be drawn. Inputs of one group (one length) may stand in for each other when corrupted."""
+    """All inputs that may be drawn. Inputs of one group (one length) may serve as each other's corrupted inputs."""
 
     tokens: Int[Tensor, "batch pos"]
     scored: Bool[Tensor, "batch predicted"]
-    """The predictions that count."""
+    """True for the predictions that count."""
 
     target: Float[Tensor, "batch predicted vocab"] | LazyTarget
     """The full model's outputs."""
 
     group: Int[Tensor, " batch"]
     logits: bool = True
-    """Whether outputs are logits, one a value, or values themselves: it decides what their divergence is."""
+    """True if outputs are logits (one per value), False if they are values; it decides which divergence is used."""
 
     positions: Int[Tensor, "batch predicted"] | None = None
-    """The positions at which outputs are wanted; all where it is None."""
+    """The positions at which outputs are computed; None means all."""
 
     counterparts: Int[Tensor, "batch pos"] | None = None
-    """The one corrupted input of each input; where it is None, any input of its group may be."""
+    """The corrupted input of each input; None allows any input of the same group."""
 
     answers: Answers | None = None
-    """What a task asks for, where it has right answers besides the full model's."""
+    """The task's right and wrong answers, if it has any besides the full model's own."""
 
     def copy(self) -> "Dataset":
-        """The same in memory of its own."""
+        """Return a copy that shares no memory."""
         return replace(
             self,
             tokens=self.tokens.clone(),
@@ -106,7 +106,7 @@ class Dataset:
         return self.tokens.shape[0]
 
     def take(self, clean: Int[Tensor, "*lead batch"], corrupted: Int[Tensor, "*lead batch"]) -> Batch:
-        """The batch of these rows of the dataset; corrupted inputs are counterparts where there are any."""
+        """Return the batch of these rows; row numbers in `corrupted` index the counterparts where there are any."""
         return Batch(
             clean=self.tokens[clean],
             corrupted=(self.tokens if self.counterparts is None else self.counterparts)[corrupted],
@@ -118,19 +118,19 @@ class Dataset:
         )
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Every input once, in order, each with a corrupted input drawn for it; `size` at a time."""
+        """Yield every input once, in order, `size` at a time, each with a corrupted input drawn for it."""
         for clean in torch.arange(len(self)).split(size):
             yield self.take(clean, self.partners(clean, generator))
 
     def sample(self, size: int, generator: torch.Generator) -> Batch:
-        """One batch of `size` inputs drawn without replacement, or of all where there are fewer."""
+        """Return one batch of `size` inputs drawn without replacement, or of all inputs if there are fewer."""
         (batch,) = self.sample_batches(size, size, generator)
         return batch
 
     def sample_batches(
         self, size: int, batch_size: int, generator: torch.Generator, *, among: Int[Tensor, " row"] | None = None
     ) -> Iterator[Batch]:
-        """The same in batches; of some rows, where they are named."""
+        """Yield `size` inputs drawn without replacement, in batches; only rows in `among` are drawn, if given."""
         rows = torch.arange(len(self)) if among is None else among
         clean = rows[torch.randperm(len(rows), generator=generator)[:size]]
         corrupted = self.partners(clean, generator)
@@ -138,7 +138,7 @@ class Dataset:
             yield self.take(*some)
 
     def partners(self, clean: Int[Tensor, "*lead"], generator: torch.Generator) -> Int[Tensor, "*lead"]:
-        """For each row the row of its corrupted input: a uniformly drawn one of its group, or its counterpart's."""
+        """Return the row of each input's corrupted input: its counterpart's, or a uniform draw from its group."""
         if self.counterparts is not None:
             return clean
         order, starts, counts = self._by_group
@@ -149,12 +149,12 @@ class Dataset:
 
     @cached_property
     def _by_group(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows in order of their groups; where each group starts, and how many it has."""
+        """Rows sorted by group; the index at which each group starts; the size of each group."""
         counts = torch.bincount(self.group)
         return torch.argsort(self.group, stable=True), counts.cumsum(0) - counts, counts
 
     def pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-        """All clean rows, and the rows of their corrupted inputs: the domain of resample ablation."""
+        """Return the clean and the corrupted row of every allowed pair: the domain of resample ablation."""
         if self.counterparts is not None:
             rows = torch.arange(len(self))
             return rows, rows
@@ -164,10 +164,10 @@ class Dataset:
 
 
 def check_counterparts(tokens: Int[Tensor, "batch pos"], counterparts: Int[Tensor, "batch pos"]) -> None:
-    """Resample ablation has something to put in place of what is removed.
+    """Raise TaskError if resample ablation would change nothing.
 
     Raises:
-        TaskError: all corrupted inputs are the clean ones.
+        TaskError: every corrupted input equals its clean input.
     """
     if torch.equal(tokens, counterparts):
         raise TaskError(

@@ -1,26 +1,26 @@
-"""Every error that a user can cause, in one tree.
+"""Every error that a user can cause, in one tree of `ValueError`s.
 
-A message says what was expected, what came, and what to do. All of them are `ValueError`s. A broken promise of our own
-code is an `AssertionError`: a `BrokenPromise` where a verdict rests on it, as `assert` says nothing under `python -O`.
+A message says what was expected, what was given, and what to do. A broken invariant of our own code is an
+`AssertionError`. Where a verdict rests on the invariant, it is a `BrokenPromise`: `python -O` skips `assert`.
 """
 
 
 class BrokenPromise(AssertionError):
-    """What our own code promises does not hold, so that its verdict would be worth nothing."""
+    """An invariant of our own code does not hold, so its verdict would be worthless."""
 
 
 def promise(holds: bool, what: str) -> None:  # noqa: FBT001
-    """Raise where a promise that a verdict rests on is broken, under `python -O` too.
+    """Raise BrokenPromise unless an invariant `holds`; unlike `assert`, under `python -O` too.
 
     Raises:
-        BrokenPromise: it is.
+        BrokenPromise: the invariant does not hold.
     """
     if not holds:
         raise BrokenPromise(what)
 
 
 class EdgePruneError(ValueError):
-    """Unusable input: the command line prints the message as one line and exits with 2."""
+    """Unusable input. The command line prints the message as one line and exits with status 2."""
 
 
 class GraphError(EdgePruneError):
@@ -28,19 +28,19 @@ class GraphError(EdgePruneError):
 
 
 class CircuitMismatch(EdgePruneError):
-    """Two circuits that cannot be compared: another graph, or another ablation."""
+    """Circuits, or a circuit and a model, that do not match: another graph, or another ablation."""
 
 
 class UnknownAblation(EdgePruneError):
-    """An ablation that is none of zero, mean and resample."""
+    """An ablation other than zero, mean and resample."""
 
 
 class UnknownMethod(EdgePruneError):
-    """A discovery method that the registry does not hold."""
+    """A discovery method that does not exist: no such name, module or function."""
 
 
 class MethodError(EdgePruneError):
-    """A discovery method that raised, took too long, or returned what no method may return."""
+    """A discovery method that raised, took too long, or returned something that no method may return."""
 
 
 class ConfigError(EdgePruneError):
@@ -72,19 +72,19 @@ class DegenerateProgram(EdgePruneError):
 
 
 class ModelError(EdgePruneError):
-    """A language model cannot be had or used: no such name or folder, or a kind that is not supported."""
+    """A language model that cannot be loaded or used: no such name or folder, or an unsupported architecture."""
 
 
 class TaskError(EdgePruneError):
-    """A task cannot be had or used: no such name or file, or an example that does not fit the model's tokenizer."""
+    """A task that cannot be loaded or used: no such name or file, or an example that does not fit the tokenizer."""
 
 
 class ExampleError(TaskError):
     """An example that cannot be used.
 
     Args:
-        message: the whole of it.
-        reason: what examples that are refused for the same reason share.
+        message: the full message.
+        reason: a text that all examples rejected for the same reason share; `message` if empty.
     """
 
     def __init__(self, message: str, *, reason: str = "") -> None:
@@ -93,14 +93,14 @@ class ExampleError(TaskError):
 
 
 class RunError(EdgePruneError):
-    """A run that cannot go on: its folder holds another run or a damaged file, or its loss is no number any more."""
+    """A run that cannot continue: its folder holds another run or a damaged file, or its loss is NaN or infinite."""
 
 
 def printable(text: str) -> str:
-    """A text without what would steer a terminal: all but lines and tabs that is not to be seen is escaped."""
+    """Return the text with every unprintable character but newline and tab escaped, so no terminal obeys it."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line that a terminal can be shown."""
+    """Return an error's message as one line that is safe to print on a terminal."""
     return printable(" ".join(str(error).split()))

@@ -31,7 +31,7 @@ Kind = Literal["tok", "pos", "embed", "a", "m", "logits"]
 Port = Literal["", "q", "k", "v"]
 
 _SHOWN: Final = 3
-"""Edges that a circuit is printed with, at the most."""
+"""Largest number of edges shown when a circuit is printed."""
 
 EMBEDDINGS: Final = ("tok", "pos", "embed")
 _NODE = re.compile(
@@ -40,10 +40,10 @@ _NODE = re.compile(
 
 
 def parse_ablation(name: str) -> Ablation:
-    """The ablation of that name.
+    """Return the ablation of this name.
 
     Raises:
-        UnknownAblation: there is none.
+        UnknownAblation: there is no such ablation.
     """
     for ablation in ABLATIONS:
         if name == ablation:
@@ -55,8 +55,8 @@ def parse_ablation(name: str) -> Ablation:
 class Node:
     """A place where the residual stream is written (a source) or read (a destination).
 
-    `layer` and `head` count from 0 and are -1 where they mean nothing; `port` is the input of an attention head that a
-    destination reads into, and empty for everything else.
+    `layer` and `head` count from 0 and are -1 where they do not apply. `port` is the input of an attention head that a
+    destination reads into; it is empty for every other node.
     """
 
     kind: Kind
@@ -66,7 +66,7 @@ class Node:
 
     @property
     def stage(self) -> float:
-        """When it happens: embeddings 0, attention of layer l 1 + 2l, its MLP 2 + 2l, logits last."""
+        """Order of computation: 0 for embeddings, 1 + 2l for attention in layer l, 2 + 2l for its MLP, logits last."""
         if self.kind in EMBEDDINGS:
             return 0.0
         if self.kind == "logits":
@@ -75,9 +75,9 @@ class Node:
 
     @property
     def owner(self) -> "Node":
-        """Where this destination is drawn: a head for its q, k and v, else itself.
+        """The node at which this destination is drawn: the head for q, k and v, else the node itself.
 
-        Which nodes compute with what it reads, `Graph.readers` says: several heads may share keys and values.
+        `Graph.readers` gives the nodes that compute with what it reads: several heads may share keys and values.
         """
         return Node(self.kind, self.layer, self.head)
 
@@ -91,10 +91,10 @@ class Node:
 
     @staticmethod
     def parse(text: str) -> "Node":
-        """The node written `text`, for instance `a0.h1.q`.
+        """Return the node written `text`, for instance `a0.h1.q`.
 
         Raises:
-            GraphError: it is not a node's name.
+            GraphError: `text` is not a node's name.
         """
         match = _NODE.fullmatch(text)
         if match is None:
@@ -108,7 +108,7 @@ class Node:
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """What `destination` reads from `source`."""
+    """A connection along which `destination` reads what `source` writes."""
 
     source: Node
     destination: Node
@@ -121,10 +121,10 @@ class Edge:
 
     @staticmethod
     def parse(text: str) -> "Edge":
-        """The edge written `text`, for instance `tok->a0.h0.q`.
+        """Return the edge written `text`, for instance `tok->a0.h0.q`.
 
         Raises:
-            GraphError: it is not an edge's name.
+            GraphError: `text` is not an edge's name.
         """
         source, arrow, destination = text.partition("->")
         if not arrow:
@@ -134,10 +134,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """All sources and destinations of a model, in the order of its masks' rows and columns.
+    """All sources and destinations of a model, in the order of a mask's rows and columns.
 
     Raises:
-        GraphError: a node is named twice, or cannot write, or read.
+        GraphError: a node is listed twice, a source cannot write, or a destination cannot read.
     """
 
     sources: tuple[Node, ...]
@@ -158,13 +158,13 @@ class Graph:
 
     @staticmethod
     def transformer(*, embeddings: tuple[Kind, ...], layers: int, heads: int, kv_heads: int | None = None) -> "Graph":
-        """The graph of a decoder with `layers` blocks of attention, then MLP.
+        """Return the graph of a decoder with `layers` blocks, each of attention and then an MLP.
 
         Args:
             embeddings: the embedding sources, `("tok", "pos")` or `("embed",)`.
-            layers: blocks.
-            heads: attention heads a block (query heads, with grouped-query attention).
-            kv_heads: key-value heads a block; `heads` unless given.
+            layers: number of blocks.
+            heads: attention heads per block (query heads, with grouped-query attention).
+            kv_heads: key-value heads per block; `heads` if None.
         """
         kv_heads = heads if kv_heads is None else kv_heads
         sources: list[Node] = [Node(kind) for kind in embeddings]
@@ -179,12 +179,12 @@ class Graph:
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
-        """Every edge, by destination and then by source."""
+        """Every edge, ordered by destination and then by source."""
         return tuple(Edge(s, d) for d in self.destinations for s in self.sources if s.stage < d.stage)
 
     @property
     def total(self) -> int:
-        """How many edges there are, counted without listing them."""
+        """Number of edges, counted without listing them."""
         stages = sorted(source.stage for source in self.sources)
         return sum(bisect_left(stages, destination.stage) for destination in self.destinations)
 
@@ -200,9 +200,9 @@ class Graph:
 
     @cached_property
     def readers(self) -> Mapping[Node, tuple[Node, ...]]:
-        """The nodes that compute with what each destination reads: for keys and values all heads that share them.
+        """The nodes that compute with what each destination reads: for keys and values, all heads that share them.
 
-        In a part of a graph, where it does not say how many share them, a head has its own.
+        In a partial graph whose nodes do not show how many heads share them, each head has its own.
         """
         heads = Counter(node.layer for node in self.sources if node.kind == "a")
         shared = Counter(node.layer for node in self.destinations if node.port == "k")
@@ -216,7 +216,7 @@ class Graph:
         return found
 
     def position(self, edge: Edge) -> tuple[int, int]:
-        """The row and column of `edge` in a mask.
+        """Return the row and column of `edge` in a mask.
 
         Raises:
             GraphError: the graph has no such edge.
@@ -230,9 +230,9 @@ class Graph:
 
 @dataclass(frozen=True, repr=False)
 class Circuit:
-    """Edges that are kept; every other edge of `graph` is ablated as `ablation` says.
+    """A set of kept edges; every other edge of `graph` is ablated by `ablation`.
 
-    `a & b`, `a | b` and `a.minus(b)` are circuits of one graph under one ablation; other pairs raise `CircuitMismatch`.
+    `a & b`, `a | b` and `a.minus(b)` are circuits too. They raise `CircuitMismatch` if graphs or ablations differ.
     """
 
     graph: Graph
@@ -240,14 +240,14 @@ class Circuit:
     edges: frozenset[Edge]
 
     def __post_init__(self) -> None:
-        edges: Any = self.edges  # what a method of one's own put there
+        edges: Any = self.edges  # a custom method may pass another type
         if not isinstance(edges, frozenset) or not all(isinstance(edge, Edge) for edge in edges):
             raise GraphError(f"Expected a frozenset of Edge objects, such as Edge.parse('tok->m0'); got {edges!r:.80}")
         for edge in self.edges:
             self.graph.position(edge)
 
     def names(self) -> list[str]:
-        """The edges as text, in the graph's order."""
+        """Return the edges as text, in the graph's order."""
         return edge_names(self.graph, self.edges)
 
     def __len__(self) -> int:
@@ -266,14 +266,14 @@ class Circuit:
         return replace(self, edges=self.edges | other.edges)
 
     def minus(self, other: "Circuit") -> "Circuit":
-        """The edges of this circuit that the other has not."""
+        """Return the circuit of the edges that are in this circuit and not in `other`."""
         compare_circuits(self, other)
         return replace(self, edges=self.edges - other.edges)
 
     def paths(self, start: Node | str) -> Iterator[tuple[Edge, ...]]:
-        """All paths of kept edges from a source to the logits, in the order of the graph.
+        """Yield all paths of kept edges from a source to the logits, in the order of the graph.
 
-        There may be exponentially many in the number of layers: take as many as you need.
+        The number of paths may be exponential in the number of layers: take as many as you need.
 
         Args:
             start: a source, such as `tok` or `a0.h1`.
@@ -296,7 +296,7 @@ class Circuit:
             left += [(*path, edge) for reader in reversed(readers) for edge in reversed(leaving.get(reader, []))]
 
     def to_networkx(self) -> Any:
-        """A `networkx.MultiDiGraph`: an edge for each kept edge and node that reads it, `port` as its key."""
+        """Return a `networkx.MultiDiGraph` with one edge per kept edge and node that reads it; the key is the port."""
         from networkx import MultiDiGraph
 
         graph = MultiDiGraph(ablation=self.ablation)
@@ -308,7 +308,7 @@ class Circuit:
         return graph
 
     def to_dataframe(self) -> Any:
-        """A `pandas.DataFrame` with a row for each kept edge: `edge`, `source`, `destination` and its `port`.
+        """Return a `pandas.DataFrame` with one row per kept edge: `edge`, `source`, `destination` and its `port`.
 
         Raises:
             ImportError: pandas is not installed.
@@ -323,7 +323,7 @@ class Circuit:
         """Write the circuit as JSON (`edgeprune/files/circuit.schema.json`).
 
         Raises:
-            UnwritableFile: it cannot be written there.
+            UnwritableFile: the file cannot be written.
         """
         from edgeprune.files.store import save_circuit
 
@@ -331,10 +331,10 @@ class Circuit:
 
     @staticmethod
     def load(path: str | Path) -> "Circuit":
-        """The circuit of a file, or of a run's folder.
+        """Return the circuit in a file, or in a run's folder.
 
         Raises:
-            CircuitFileError: the file holds none.
+            CircuitFileError: the file holds no circuit.
             RunError: the run in the folder has not ended.
         """
         from edgeprune.files.folders import circuit_file
@@ -343,7 +343,7 @@ class Circuit:
         return load_circuit(circuit_file(Path(path)))
 
     def _repr_svg_(self) -> str:
-        """What a notebook shows."""
+        """Return the SVG picture that a notebook shows."""
         from edgeprune.pictures.draw import as_svg, draw_comparison
 
         title = f"{len(self)} of {self.graph.total:,} edges, {self.ablation} ablation"
@@ -351,14 +351,14 @@ class Circuit:
 
 
 def edge_names(graph: Graph, edges: Iterable[Edge]) -> list[str]:
-    """`edges` as text, in the order of `graph`."""
+    """Return `edges` as text, in the order of `graph`, each once."""
     chosen = set(edges)
     return [str(edge) for edge in sorted(chosen, key=lambda e: graph.position(e)[::-1])]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`found` against `truth`, as sets of edges."""
+    """The difference between `found` and `truth`, as sets of edges."""
 
     missing: frozenset[Edge]
     """True edges that were not found."""
@@ -367,14 +367,14 @@ class Comparison:
     """Edges found that are not true."""
 
     exact: bool
-    """Neither missing nor extra edges."""
+    """True if no edge is missing and none is extra."""
 
 
 def compare_circuits(found: Circuit, truth: Circuit) -> Comparison:
     """Compare two circuits edge by edge. Scores play no part.
 
     Raises:
-        CircuitMismatch: they differ in graph or in ablation.
+        CircuitMismatch: the circuits differ in graph or in ablation.
     """
     if found.graph != truth.graph:
         raise CircuitMismatch(

@@ -1,4 +1,4 @@
-"""Edges that may go only together: without one of them, what is left computes something else."""
+"""Sets of edges to remove together: if only one of them is removed, a circuit may compute something else."""
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
@@ -12,25 +12,25 @@ from torch import Tensor
 from edgeprune.graph import Edge, Graph
 
 SUBSETS: Final = 4096
-"""Small sets that are tried, at the most: all of one edge, and of two, three and so on as long as they keep below."""
+"""Largest number of small sets tried; sets of one edge are always tried, larger ones if they fit in this number."""
 
 PAIRS: Final = 1 << 14
-"""Pairs of groups that are tried, at the most; where there are more, none is."""
+"""Largest number of pairs of groups tried; if there are more pairs, none is tried."""
 
 Removals = Bool[Tensor, "removal edge"]
-"""What is taken out of a circuit together, one set of edges a row."""
+"""Sets of edges to remove from a circuit, one set per row; True removes the edge."""
 
 
 def groups(graph: Graph, edges: Sequence[Edge]) -> Removals:
-    """All edges into each destination; the queries and keys of each node; all its inputs; all its outputs."""
+    """Return the groups: all edges into each destination; per node, its queries and keys, all inputs, all outputs."""
     return _as_rows(_groups(graph, edges), len(edges))
 
 
 def removals(graph: Graph, edges: Sequence[Edge], *, pairs: int | None = None) -> Removals:
-    """What to try to take out of a circuit of `edges` together, small sets first.
+    """Return the sets of edges to try to remove from a circuit of `edges`, smallest sets first.
 
-    All sets of one edge, of two, three and so on, as long as there are at most `SUBSETS` of them; all `groups`; any two
-    of these, if there are at most `pairs` of them, or `PAIRS`.
+    These are all sets of one edge; all sets of two, three and so on while there are at most `SUBSETS` in total; all
+    `groups`; and every union of two groups, if there are at most `pairs` of these (`PAIRS` if None).
     """
     single = _groups(graph, edges)
     double = combinations(single, 2) if comb(len(single), 2) <= (PAIRS if pairs is None else pairs) else ()
@@ -62,7 +62,7 @@ def _as_rows(sets: Collection[frozenset[int]], edges: int) -> Removals:
 
 
 def _small_sets(count: int) -> Iterator[Removals]:
-    """All sets of one of so many edges, of two, and so on."""
+    """Yield all sets of one of `count` edges, then of two and so on, while at most `SUBSETS` in total."""
     total = 0
     for size in range(1, count + 1):
         total += comb(count, size)
@@ -75,7 +75,7 @@ def _small_sets(count: int) -> Iterator[Removals]:
 def masks_without(
     graph: Graph, edges: Sequence[Edge], removed: Removals
 ) -> Float[Tensor, "removal source destination"]:
-    """The masks of `edges` without those that each row removes."""
+    """Return one mask per row of `removed`, which keeps `edges` except those that the row removes."""
     masks = torch.zeros(len(removed), len(graph.sources), len(graph.destinations))
     if edges:
         rows, columns = zip(*map(graph.position, edges), strict=True)

@@ -1,4 +1,4 @@
-"""What a model must offer to have its circuit discovered."""
+"""The interface that a model must offer for circuit discovery."""
 
 import copy
 from functools import cached_property
@@ -13,33 +13,33 @@ Tokens = Int[Tensor, "*lead batch pos"]
 """Token ids."""
 
 Sources = Float[Tensor, "source *lead batch pos d_model"]
-"""What every source of the graph writes."""
+"""Activations: what every source of the graph writes."""
 
 Mask = Float[Tensor, "*masks source destination"]
-"""1 keeps an edge and 0 ablates it; entries that no edge stands behind are not read."""
+"""1 keeps an edge and 0 ablates it; entries where the graph has no edge are not read."""
 
 Positions = Int[Tensor, "*places batch predicted"]
-"""The positions of each input at which outputs are wanted."""
+"""The positions of each input at which outputs are computed."""
 
 Outputs = Float[Tensor, "*runs batch predicted vocab"]
-"""Outputs before decoding: logits, or the value itself."""
+"""Outputs before decoding: logits, or the values themselves."""
 
 
 @runtime_checkable
 class MaskedModel(Protocol):
     """A frozen transformer whose edges can be ablated one by one.
 
-    Leading dimensions batch whole runs: a mask of shape `[M, source, destination]` on tokens `[B, pos]` gives outputs
-    `[M, B, pos, vocab]`, and on tokens `[M, B, pos]` each mask meets tokens of its own.
+    Leading dimensions batch whole runs. A mask of shape `[M, source, destination]` on tokens `[B, pos]` gives outputs
+    `[M, B, pos, vocab]`; on tokens `[M, B, pos]`, each mask runs on its own tokens.
     """
 
     @property
     def graph(self) -> Graph:
-        """The edges that masks stand for."""
+        """The graph whose edges the masks cover."""
         ...
 
     def sources(self, tokens: Tokens) -> Sources:
-        """What every source writes in a plain run, for use as `ablated`."""
+        """Return what every source writes in an unmasked run, for use as `ablated`."""
         ...
 
     def __call__(
@@ -49,20 +49,20 @@ class MaskedModel(Protocol):
         ablated: Sources | None = None,
         positions: Positions | None = None,
     ) -> Outputs:
-        """Outputs with every edge mixed: `z * clean + (1 - z) * ablated`.
+        """Return the outputs when every edge carries `z * clean + (1 - z) * ablated`.
 
         Args:
-            tokens: the clean input.
-            mask: z for every edge; a plain run where it is None.
-            ablated: what removed edges carry; zero where it is None.
-            positions: those of each input at which outputs are wanted, in that order; all where it is None.
+            tokens: the clean inputs.
+            mask: z for every edge; None runs the full model.
+            ablated: the ablation values that removed edges carry; None means zeros.
+            positions: the positions of each input at which outputs are computed, in that order; None means all.
         """
         ...
 
 
 class OnlyMasked:
-    """A model with nothing to it but what `MaskedModel` promises, and its weights: what a discovery method is handed,
-    so that it does not lean on what only a compiled model knows of itself."""
+    """A model reduced to the `MaskedModel` interface and its weights. Discovery methods receive this, so that they
+    cannot rely on what only a compiled model offers."""
 
     def __init__(self, model: MaskedModel) -> None:
         self.graph = model.graph
@@ -70,8 +70,8 @@ class OnlyMasked:
 
     @cached_property
     def weights(self) -> Any:
-        """What the model computes with, for a published implementation that has to run it in its own way; None where it
-        does not say. Of a compiled program, `tracr_bridge.compile.weights.Weights`. A copy, to write into."""
+        """A writable copy of the model's weights, for published implementations that must run the model themselves.
+        None if the model offers none. For a compiled program, a `tracr_bridge.compile.weights.Weights`."""
         return copy.deepcopy(getattr(self._model, "weights", None))
 
     def sources(self, tokens: Tokens) -> Sources:

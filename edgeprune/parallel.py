@@ -1,8 +1,8 @@
 """One model on several processes, as `torchrun` starts them.
 
-Every process runs the same code, on the same examples, with the same seeds: masks, losses and optimisers are alike on
-all, and methods need not know. What is split is a batch: each process runs the inputs that are its own, outputs are
-gathered, and gradients by masks are summed on the way back. Weights are sharded in `models/sharded.py`.
+Every process runs the same code on the same examples with the same seeds. So masks, losses and optimisers are the same
+on all of them, and methods need not know. Only batches are split: each process runs its own inputs, outputs are
+gathered, and mask gradients are summed in the backward pass. Weights are sharded in `models/sharded.py`.
 """
 
 import atexit
@@ -26,10 +26,10 @@ from edgeprune.files.folders import clear, locked
 
 @contextmanager
 def together() -> Generator[None]:
-    """What all processes take part in.
+    """Run a step that all processes take part in.
 
     Raises:
-        RunError: it failed, as it does where one of them has stopped.
+        RunError: the step failed, for instance because a process has stopped.
     """
     try:
         yield
@@ -44,39 +44,39 @@ def together() -> Generator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that run one model together, and which of them this one is.
+    """The processes that run one model together, and which of them this one is.
 
     Raises:
-        RunError: of all that talks to the others: it failed, as it does where one of them has stopped.
+        RunError: communication with the other processes failed, for instance because one has stopped.
     """
 
     number: int = 0
     count: int = 1
     grouped: bool = False
-    """Whether torch has a group of processes for them even if there is but one, so that one runs as several do."""
+    """True if torch has a process group even for a single process, which then runs as several do."""
 
     @property
     def several(self) -> bool:
-        """Whether inputs, weights and values are shared out."""
+        """Whether inputs, weights and values are split among processes."""
         return self.count > 1 or self.grouped
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.number == 0
 
     def rows(self, batch: int) -> Int[Tensor, " own"]:
-        """The rows of a batch that this process runs: equally many for each, the last row again where they run out."""
+        """Return the rows of a batch that this process runs: equally many per process, padded with the last row."""
         own = math.ceil(batch / self.count)
         return torch.arange(self.number * own, (self.number + 1) * own).clamp(max=batch - 1)
 
     def first_times(self, batch: int) -> Bool[Tensor, " own"]:
-        """Which of these rows no process has run before, so that sums over processes count them once."""
+        """Return which of these rows are not padding, so that sums over processes count each row once."""
         own = math.ceil(batch / self.count)
         return torch.arange(self.number * own, (self.number + 1) * own) < batch
 
     def own(self, value: Tensor, dim: int) -> Tensor:
-        """The part of `value` that belongs to this process's rows of a batch, which lies along `dim`."""
+        """Return the part of `value` at this process's rows of a batch; `dim` is the batch dimension."""
         if not self.several:
             return value
         return value.index_select(dim, self.rows(value.shape[dim]).to(value.device))
@@ -84,39 +84,39 @@ class Ranks:
     def gather(
         self, outputs: Float[Tensor, "*lead own predicted vocab"], batch: int
     ) -> Float[Tensor, "*lead batch predicted vocab"]:
-        """The outputs of the whole batch, from those of every process's rows."""
+        """Return the outputs of the whole batch, gathered from every process's rows."""
         if not self.several:
             return outputs
         by_rank: Tensor = _Gather.apply(outputs, self)  # pyright: ignore[reportAssignmentType]
         return by_rank.movedim(0, -4).flatten(-4, -3)[..., :batch, :, :]
 
     def alike(self, value: Tensor) -> Tensor:
-        """The first process's value, which should be that of all; its gradient is the sum of all of theirs."""
+        """Return the first process's value, which all should share; its gradient is summed over all processes."""
         if not self.several:
             return value
         return _Alike.apply(value)  # pyright: ignore[reportReturnType]
 
     def summed(self, value: Tensor) -> Tensor:
-        """The sum of all processes' values, which takes the place of this one's."""
+        """Sum `value` over all processes in place, and return it."""
         if self.several:
             with together():
                 dist.all_reduce(value)
         return value
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have come here."""
         if self.several:
             with together():
                 dist.barrier()
 
     def take_first(self, value: Tensor) -> None:
-        """Put the first process's values in the place of these, should rounding have told them apart."""
+        """Overwrite `value` with the first process's, in case rounding made them differ."""
         if self.several:
             with together():
                 dist.broadcast(value, src=0)
 
     def agree(self, number: int) -> bool:
-        """Whether all processes have the same number."""
+        """Return whether `number` is the same on all processes."""
         both = torch.tensor([number, -number])
         if self.several:
             with together():
@@ -128,17 +128,17 @@ ALONE: Final = Ranks()
 
 
 def ranks_of(model: object) -> Ranks:
-    """The processes that a model runs on; most know of none but this one."""
+    """Return the processes that a model runs on; `ALONE` if the model names none."""
     return getattr(model, "ranks", ALONE)
 
 
 def join() -> Ranks:
-    """This process's place among those that `torchrun` started; alone if it started none.
+    """Return this process's rank among those that `torchrun` started; `ALONE` if it started none, or only one.
 
-    Where there are GPUs, each process of a machine has its own from here on.
+    If the machine has GPUs, each of its processes uses its own from here on.
 
     Raises:
-        RunError: the others cannot be reached.
+        RunError: the other processes cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
         return ALONE
@@ -153,7 +153,7 @@ def join() -> Ranks:
 
 
 def _take_gpu() -> None:
-    """Let `cuda` mean the GPU whose number this process has on its machine, where there is one of that number."""
+    """Make `cuda` mean the GPU whose number is this process's local rank, if the machine has that GPU."""
     number = int(os.environ["LOCAL_RANK"])
     if number < torch.cuda.device_count():
         torch.cuda.set_device(number)
@@ -161,14 +161,14 @@ def _take_gpu() -> None:
 
 @contextmanager
 def sole_writer(folder: Path, what: str) -> Generator[None]:
-    """Let this run, on however many processes, be the only one that writes to a folder: the first process locks it.
+    """Make this run, on however many processes, the only writer to a folder: the first process locks the folder.
 
-    What a run that was killed left unfinished in the folder goes.
+    Unfinished files that a killed run left in the folder are removed.
 
     Raises:
-        Busy: another run writes to it.
-        UnwritableFile: it cannot be made, or written to.
-        RunError: the first process could not lock it.
+        Busy: another run writes to the folder.
+        UnwritableFile: the folder cannot be made, or written to.
+        RunError: the first process could not lock the folder.
     """
     ranks = join()
     with ExitStack() as held:
@@ -187,7 +187,7 @@ def sole_writer(folder: Path, what: str) -> Generator[None]:
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' values, one after the other; each takes its own part of the gradient, which all have alike."""
+    """All processes' values, stacked. Each process takes its own part of the gradient, which is the same on all."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
@@ -204,7 +204,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Alike(torch.autograd.Function):
-    """The first process's value; the gradient is summed over processes."""
+    """The first process's value, broadcast to all; the gradient is summed over processes."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

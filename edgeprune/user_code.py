@@ -1,4 +1,4 @@
-"""Where in a user's own file an error comes from: the file, the line's number, and the line itself."""
+"""Find where in a user's own file an error comes from: the file, the line number, and the line itself."""
 
 import difflib
 import linecache
@@ -16,26 +16,26 @@ _Error = TypeVar("_Error", bound=BaseException)
 _ROOT: Final = Path(__file__).resolve().parents[1]
 
 _LONGEST: Final = 160
-"""Characters of a line that are shown."""
+"""Largest number of characters shown of a line."""
 
 
 @cache
 def _libraries() -> tuple[Path, ...]:
-    """Folders and files whose lines are none of the user's: Python's, installed packages, and ours."""
+    """Return the folders and files that are not the user's: Python's, installed packages, and ours."""
     installed = {Path(path).resolve() for name, path in sysconfig.get_paths().items() if "lib" in name}
     return (*installed, *(_ROOT / name for name in ("edgeprune", "tracr_bridge", "_edgeprune_pytest.py")))
 
 
 def place_of(error: BaseException, source: Callable[..., Any] | None = None) -> str:
-    """`mine.py, line 8: return rasp.Selct(…)`: the innermost line of a user's file that an error went through.
+    """Return the innermost line of a user's file that an error went through: `mine.py, line 8: return rasp.Selct(…)`.
 
     Args:
-        error: what was raised.
-        source: the function that was called. Its own file counts as a user's, wherever it lies; where an error went
-            through no line of it, as one about a number of arguments, its first line is the place.
+        error: the error that was raised.
+        source: the function that was called. If the error went through no user's file, `source`'s own file counts as
+            one. If it went through no line of that either (a wrong number of arguments), the first line of `source`.
 
     Returns:
-        The place; empty where there is none.
+        The place; empty if there is none.
     """
     if isinstance(error, SyntaxError) and error.filename is not None and error.lineno is not None:
         return _written(error.filename, error.lineno)
@@ -49,18 +49,18 @@ def place_of(error: BaseException, source: Callable[..., Any] | None = None) -> 
 
 
 def at(error: _Error, *places: str) -> _Error:
-    """The same error, which knows where it comes from; `told` says so, and the message alone does not."""
+    """Record in an error the places it comes from, and return it; `told` shows them, `str(error)` does not."""
     error.__dict__["places"] = tuple(dict.fromkeys(filter(None, places)))
     return error
 
 
 def places_of(error: BaseException) -> tuple[str, ...]:
-    """Where an error comes from, as `at` was told."""
+    """Return the places that `at` recorded in an error."""
     return error.__dict__.get("places", ())
 
 
 def told(error: BaseException, between: str = "; ") -> str:
-    """An error's message, and where it comes from, without what would steer a terminal."""
+    """Return an error's message and places, with the characters that a terminal would obey escaped."""
     return printable(between.join([str(error), *places_of(error)]))
 
 
@@ -78,7 +78,7 @@ def _written(file: str, line: int) -> str:
 
 
 def _meant(error: BaseException) -> str:
-    """A name close to one that there is not, as Python's own traceback has it."""
+    """Return a hint at a similar name if an attribute is missing, as Python's own traceback does; else nothing."""
     if not isinstance(error, AttributeError) or error.name is None:
         return ""
     close = difflib.get_close_matches(error.name, dir(error.obj), n=1)

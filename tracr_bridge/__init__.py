@@ -1,4 +1,4 @@
-"""From RASP programs, through Tracr, to transformers whose true circuits are known."""
+"""Compiles RASP programs with Tracr into transformers whose true circuits are known."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ keep_asserts_of_haiku()
 
 
 def __getattr__(name: str) -> Any:
-    # Tracr brings JAX: whoever only wants the command's help need not wait for it.
+    # Imported on first use: Tracr imports JAX, and `--help` should not wait for it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tracr_bridge.compile import program

@@ -1,1 +1,1 @@
-"""What a circuit is worth: against the truth, and by what it does when run."""
+"""Evaluation of circuits: against the true circuit, and by their behaviour when run."""

@@ -1,4 +1,4 @@
-"""What a circuit of a language model does on a task, beside the full model."""
+"""Evaluation of a language model's circuit on a task, compared with the full model."""
 
 from dataclasses import dataclass
 
@@ -17,19 +17,19 @@ from edgeprune.metrics.distances import kl_divergence, not_negative
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over all predictions that count."""
+    """Results of a circuit, as means over all predictions that count."""
 
     kl: float
-    """KL(full model || circuit), nats."""
+    """KL(full model || circuit), in nats."""
 
     metric: float
-    """The task's: a logit or a probability difference (`answers.Metric`)."""
+    """The task's metric: a logit or a probability difference (`answers.Metric`)."""
 
     exact_match: float
-    """How often the most likely token is the full model's."""
+    """Share of predictions whose most likely token is the full model's."""
 
     accuracy: float
-    """How often it is a right answer."""
+    """Share of predictions whose most likely token is a right answer."""
 
     edges: int
     sparsity: float
@@ -47,15 +47,15 @@ def evaluate(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Evaluation:
-    """Run the circuit that `mask` keeps on every input of a dataset that has answers.
+    """Run the circuit that `mask` keeps on every input of a dataset with answers, and return its mean results.
 
     Args:
         model: the full model.
         dataset: the inputs, each with its corrupted counterpart.
         ablation: what removed edges carry.
         mask: 1 for the edges that are kept; a mask of ones gives the full model.
-        means_of: the inputs that mean ablation runs over, those of each length for itself; this dataset's unless given.
-        batch_size: inputs a forward.
+        means_of: the inputs that mean ablation averages over, separately for each length; `dataset` if None.
+        batch_size: inputs per forward pass.
         progress: show a progress bar on standard error, if that is a terminal.
     """
     exists = edge_exists(model.graph)
@@ -68,7 +68,7 @@ def evaluate(
         assert batch.answers is not None, "a task has answers"
         logits = model(batch.clean, mask, ablator.own(batch), batch.positions)
         scored, best = batch.scored, logits.argmax(-1)
-        # One prediction at a time: inputs with several of them count for as many.
+        # KL per prediction, not per input: an input with several predictions counts several times.
         kl = kl_divergence(logits[..., None, :], batch.target[..., None, :], scored[..., None])
         measured = (
             kl,

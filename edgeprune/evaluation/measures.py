@@ -1,25 +1,24 @@
-"""How good what a method found is: against the truth, edge by edge and node by node, and by what it does when run.
+"""Measures of a method's result: against the true circuit, edge by edge and node by node, and by behaviour when run.
 
-Where there is a truth, **precision** is the share of what was found that is true, **recall** the share of what is true
-that was found, **IoU** (Jaccard's index) what both have over what either has. Scores are judged at every threshold at
-once: the **ROC** curve runs through a point for each, its area **AUROC** is the probability that a true edge scores
-above another one, and the **best threshold** is the one that a method would choose if it knew the truth, which none
-does. Of signed scores both are asked of the sizes, by which circuits are chosen (`Discovery.strength`). Scores are
-taken as they are: of two edges without a derivative, one may score 0 and the other 1e-9, by rounding alone, and both
-measures tell them apart.
+If the true circuit is known: **precision** is the share of the found set that is true, **recall** the share of the true
+set that was found, **IoU** (Jaccard's index) the intersection over the union. Scores are judged at every threshold. The
+**ROC** curve has one point per threshold; its area **AUROC** is the probability that a true edge scores above another
+edge. The **best threshold** is the one that a method would choose if it knew the truth, which none does. For signed
+scores, both use absolute values, by which circuits are chosen (`Discovery.strength`). Scores are not rounded: of two
+edges with zero derivative, one may score 0 and the other 1e-9 by rounding error, and both measures tell them apart.
 
-Of a circuit that is run, with m the mean logit difference (or its like for numbers) over some inputs,
-`f = (m - m(every edge ablated)) / (m(full model) - m(every edge ablated))` (MIB, arXiv:2504.13151):
+For a circuit that is run, m is the mean logit difference over some inputs (or its counterpart for numerical outputs),
+and `f = (m - m(every edge ablated)) / (m(full model) - m(every edge ablated))` (MIB, arXiv:2504.13151):
 
 - **faithfulness**: f of the circuit.
-- **completeness**: f of all but the circuit; a complete circuit leaves nothing behind (arXiv:2403.19647).
-- **minimality**: how much f changes without the edge whose removal changes it least (arXiv:2211.00593, edge by edge).
-- **CPR**: the area under f of the k edges with the highest scores, by the share of edges that k is (MIB). Signed scores
-  keep their sign: edges that help come first, and those that work against the answer last.
-- **CMD**: the area between that curve and 1 (MIB), where k edges are those whose scores are largest in size.
+- **completeness**: f of all edges outside the circuit; 0 means the circuit leaves nothing out (arXiv:2403.19647).
+- **minimality**: the smallest change in f when one edge is removed (arXiv:2211.00593, here edge by edge).
+- **CPR**: the area under f of the k edges with the highest scores, plotted against k as a share of all edges (MIB).
+  Signed scores keep their sign: edges that help come first, and edges that work against the answer last.
+- **CMD**: the area between f and 1 (MIB), with the k edges whose scores are largest in absolute value.
 
-Both areas depend on how small the graph and how large its circuit is: where half of a graph's edges are needed, no
-method can have f = 1 at any smaller share. They compare methods on the same runs, and nothing else.
+Both areas depend on the graph's size and its circuit's: if half of all edges are needed, no method reaches f = 1 with
+fewer. Use them only to compare methods on the same runs.
 """
 
 from collections.abc import Sequence
@@ -40,27 +39,27 @@ from edgeprune.methods.loss import Objective
 from edgeprune.methods.method import sizes
 
 FRACTIONS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of edges at which MIB's code runs circuits; areas are those of trapezia between them."""
+"""Shares of edges at which MIB's code runs circuits; areas are integrated between them by the trapezoidal rule."""
 
 _ROWS: Final = 4096
-"""Masked inputs in one forward."""
+"""Masked inputs per forward pass."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The ROC curve of some scores, by its corners: points on a straight line between two others are left out."""
+    """The corners of the ROC curve of some scores; points on a straight line between two others are left out."""
 
     false_positive_rate: tuple[float, ...]
     true_positive_rate: tuple[float, ...]
     thresholds: tuple[float, ...]
-    """Edges that score as much or more are kept."""
+    """Each point's threshold; edges that score at least as much are kept."""
 
     area: float
-    """AUROC; NaN where all edges are true, or none."""
+    """AUROC, 0 to 1; NaN if all edges are true, or none."""
 
 
 def roc(scores: Float[Tensor, "source destination"], truth: Circuit) -> Curve:
-    """How scores tell true edges from others, at every threshold."""
+    """Return the ROC curve of scores: true against false positive rate at every threshold."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
     label, score = _labelled(scores, truth)
@@ -73,41 +72,41 @@ def roc(scores: Float[Tensor, "source destination"], truth: Circuit) -> Curve:
 
 @dataclass(frozen=True)
 class BestThreshold:
-    """What the scores would give at the threshold that suits the truth best: a bound, and no result of the method."""
+    """The circuit at the threshold that fits the truth best: an upper bound, not a result of the method."""
 
     threshold: float
-    """Edges that score as much or more are kept."""
+    """Edges that score at least this are kept."""
 
     iou: float
     exact: bool
 
 
 def best_threshold(scores: Float[Tensor, "source destination"], truth: Circuit) -> BestThreshold:
-    """The threshold with the largest IoU, the highest of those that share it."""
+    """Return the threshold with the largest IoU; of several, the highest."""
     label, score = _labelled(scores, truth)
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(label[order])
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of those that score the same
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # the last edge of each score
     iou = hits[last] / (label.sum() + last + 1 - hits[last])
     best = int(np.argmax(iou))
     return BestThreshold(float(score[order][last[best]]), float(iou[best]), bool(iou[best] == 1))
 
 
 def _labelled(scores: Tensor, truth: Circuit) -> tuple[np.ndarray, np.ndarray]:
-    """For every edge of the graph whether it is true, and its score."""
+    """Return, for every edge of the graph, whether it is true and its score."""
     exists = edge_exists(truth.graph)
     return (circuit_mask(truth)[exists] > 0).numpy(), scores[exists].double().numpy()
 
 
 class Behaviour:
-    """What circuits do when they are run, on one sample of inputs.
+    """Measures of circuits when they are run, on one sample of inputs.
 
     Args:
         model: the model.
-        dataset: its inputs.
+        dataset: the model's inputs.
         ablation: what removed edges carry.
-        inputs: how many inputs are sampled, each with a corrupted one drawn for it.
-        seed: of that sample.
+        inputs: number of inputs sampled, each with a corrupted input drawn for it.
+        seed: seed of the sample.
     """
 
     def __init__(
@@ -130,19 +129,19 @@ class Behaviour:
         )
 
     def faithfulness(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
-        """f of each mask: 0 with every edge ablated, 1 for the full model; not bounded by either."""
+        """Return f of each mask: 0 with every edge ablated, 1 for the full model; other values may lie outside."""
         return (self._metric(masks) - self._nothing) / self._range
 
     def of(self, circuit: Circuit) -> float:
-        """f of a circuit."""
+        """Return f of a circuit."""
         return float(self.faithfulness(circuit_mask(circuit)[None])[0])
 
     def completeness(self, circuit: Circuit) -> float:
-        """f of all edges but the circuit's."""
+        """Return f of all edges outside the circuit."""
         return float(self.faithfulness((edge_exists(circuit.graph).float() - circuit_mask(circuit))[None])[0])
 
     def minimality(self, circuit: Circuit) -> float:
-        """The least change of f by taking one edge out of the circuit; infinite for an empty one."""
+        """Return the smallest absolute change in f when one edge is removed; infinity for an empty circuit."""
         if not circuit.edges:
             return float("inf")
         fewer = torch.stack([mask_of(circuit.graph, circuit.edges - {edge}) for edge in sorted(circuit.edges)])
@@ -156,12 +155,12 @@ class Behaviour:
         *,
         signed: bool = True,
     ) -> tuple[float, float]:
-        """CPR of the edges with the highest scores, and CMD of those whose scores are largest in size.
+        """Return CPR, for the edges with the highest scores, and CMD, for those with the largest absolute scores.
 
         Args:
-            scores: of edges.
+            scores: the score of each edge.
             fractions: shares of all edges that are kept.
-            signed: whether scores are attributions; CMD ranks others, such as ACDC's, as they are.
+            signed: whether scores are signed attributions; if not (such as ACDC's), CMD ranks by the scores themselves.
         """
         by_size = sizes(scores) if signed else scores
         cpr, cmd = (self.faithfulness(highest(self._model.graph, s, fractions)).numpy() for s in (scores, by_size))
@@ -171,7 +170,7 @@ class Behaviour:
 def highest(
     graph: Graph, scores: Float[Tensor, "source destination"], fractions: Sequence[float]
 ) -> Float[Tensor, "fraction source destination"]:
-    """Masks of the edges with the highest scores, a share of all edges each, rounded down."""
+    """Return one mask per fraction: it keeps that share of all edges, rounded down, those with the highest scores."""
     cells = torch.nonzero(edge_exists(graph))
     order = cells[scores[cells[:, 0], cells[:, 1]].argsort(descending=True, stable=True)]
     masks = torch.zeros(len(fractions), *scores.shape)

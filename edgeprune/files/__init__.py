@@ -1,1 +1,1 @@
-"""Files that are never half written and never half believed: circuits, checkpoints, folders, other tools' formats."""
+"""Files, written atomically and validated when read: circuits, checkpoints, folders, other tools' formats."""

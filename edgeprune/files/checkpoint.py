@@ -1,4 +1,4 @@
-"""The state of what takes long, as a file of tensors: written whole or not at all, and given back where it is whole."""
+"""Checkpoints of long computations as files of tensors: written atomically, and validated before they are restored."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,27 +14,27 @@ from edgeprune.errors import RunError
 from edgeprune.files.store import read_bytes, write_atomically
 
 _LARGEST: Final = 2**34
-"""Bytes of a state that is read, at the most."""
+"""Largest checkpoint that is read, bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """What a tensor of a state may be, beside one that its engine would write. It is never NaN."""
+    """Allowed type, shape and range of one tensor of a checkpoint. NaN is never allowed."""
 
     like: Tensor
-    """Of the same type and shape."""
+    """Tensor with the required type and shape."""
 
     or_empty: bool = False
-    """Or without any number, along its one axis."""
+    """Whether a tensor of shape (0,) is allowed too."""
 
     columns: int | None = None
-    """If given, the last axis may be as long as 0 to this instead."""
+    """If given, the last axis may have any length from 0 to this, whatever its length in `like`."""
 
     least: int | float = -math.inf
     most: int | float = math.inf
 
     def fault(self, value: Tensor) -> str | None:
-        """What is wrong with a value, in words; None if nothing is."""
+        """Return what is wrong with a tensor, in words; None if nothing is."""
         wanted, got = tuple(self.like.shape), tuple(value.shape)
         free = self.columns is not None and got[:-1] == wanted[:-1] and bool(got) and got[-1] <= self.columns
         if value.dtype != self.like.dtype:
@@ -47,10 +47,10 @@ class Allowed:
 
 
 def check_state(state: Mapping[str, Tensor], allowed: Mapping[str, Allowed]) -> None:
-    """Whether a state has all that it should, and nothing else.
+    """Check that a state has exactly the allowed tensors.
 
     Raises:
-        ValueError: it has not.
+        ValueError: a tensor is missing, is unexpected, or breaks its rule.
     """
     if names := state.keys() ^ allowed.keys():
         raise ValueError(f"it lacks {name}" if (name := min(names)) in allowed else f"it has {name:.60} too")
@@ -60,22 +60,22 @@ def check_state(state: Mapping[str, Tensor], allowed: Mapping[str, Allowed]) -> 
 
 
 def part(name: str, of: Mapping[str, Allowed]) -> dict[str, Allowed]:
-    """The rules of a part, under the names that its tensors have in the whole."""
+    """Return the rules of one part of a state, under the names `{name}/{key}` that its tensors have there."""
     return {f"{name}/{key}": rule for key, rule in of.items()}
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state.
+    """Write a state to a file.
 
     Raises:
-        UnwritableFile: there is no room, or no such folder.
+        UnwritableFile: the disk is full, or the folder does not exist.
     """
-    apart = {name: value.clone().contiguous() for name, value in state.items()}  # some are one and the same
+    apart = {name: value.clone().contiguous() for name, value in state.items()}  # some share memory
     write_atomically(path, lambda file: file.write(save(apart)))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """Read the tensors of a file.
 
     Raises:
         ValueError: they cannot be read.
@@ -87,10 +87,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def restore_from(path: Path, restore: Callable[[Mapping[str, Tensor]], None]) -> None:
-    """Give a state that was written back to what it is of, which checks it.
+    """Read a state from a file, and pass it to `restore`, which checks it.
 
     Raises:
-        RunError: it is damaged, or of something else.
+        RunError: the file is damaged, or holds the state of something else.
     """
     try:
         restore(read_state(path))

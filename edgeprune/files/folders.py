@@ -1,7 +1,7 @@
-"""Folders that one process at a time writes to, and folders that appear when all of them is there.
+"""Folders with one writer at a time, and folders that appear only when they are complete.
 
-Who writes holds a lock that the operating system releases when its process ends, however that ends. What a process that
-was killed left is told by that: hidden, and locked by nobody.
+A writer holds a lock that the operating system releases when its process ends, however it ends. What a killed process
+left is recognised by that: it is hidden, and nobody holds its lock.
 """
 
 import os
@@ -20,22 +20,22 @@ from edgeprune.errors import EdgePruneError, RunError
 from edgeprune.files.store import UnwritableFile, check_writable, load_json, read_text
 
 LOCK: Final = ".edgeprune.lock"
-"""In a folder that is being written to. It is taken away in the end; where it stays, it stops nobody."""
+"""Lock file in a folder that is being written to. It is removed at the end; one that is left over blocks nobody."""
 
 _HIDDEN: Final = re.compile(r"(\.[0-9a-f]{32})(\.lock)?")
 
 
 class Busy(RunError):
-    """Another process writes there."""
+    """Another process writes to the folder."""
 
 
 @contextmanager
 def locked(folder: Path, what: str = "a run") -> Generator[None]:
-    """Make a folder, unless it is there, and be the only one to write to it; what was left unfinished in it goes.
+    """Create a folder if it is missing, and hold its lock, so that no other process writes to it.
 
     Raises:
         Busy: another process writes to it.
-        UnwritableFile: it is none, or cannot be written to.
+        UnwritableFile: it is not a folder, or cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,11 +48,11 @@ def locked(folder: Path, what: str = "a run") -> Generator[None]:
 
 @contextmanager
 def _lock(path: Path, busy: str) -> Generator[None]:
-    """Hold a lock, whose file is taken away in the end.
+    """Hold a lock; its file is removed at the end.
 
     Raises:
-        Busy: another process holds it; `busy` is the message.
-        UnwritableFile: there can be no such file.
+        Busy: another process holds the lock; `busy` is the message.
+        UnwritableFile: the lock's file cannot be created.
     """
     lock = FileLock(path)
     try:
@@ -65,29 +65,30 @@ def _lock(path: Path, busy: str) -> Generator[None]:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is held: whoever has opened it by now finds out that it is gone
+            path.unlink()  # before it is released: a process that has opened the file notices that it is gone
         lock.release()
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What a process that was killed left in a folder, and what one that is writing has there now."""
+    """Return locks and hidden files in a folder: left by a killed process, or in use by one that is writing."""
     return [file for file in folder.iterdir() if file.name == LOCK or _HIDDEN.fullmatch(file.name)]
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing in it that was finished."""
+    """Whether the folder does not exist, or holds nothing but unfinished files."""
     return not os.path.lexists(folder) or (folder.is_dir() and len(unfinished(folder)) == len(list(folder.iterdir())))
 
 
 def clear(*folders: Path) -> None:
-    """Remove what was left unfinished in folders that this process has locked: files of `store.write_atomically`, and
-    folders of `new_folder` whose process has ended.
+    """Remove what killed processes left in folders that this process has locked.
+
+    That is, files of `store.write_atomically`, and folders of `new_folder` whose process has ended.
 
     Raises:
-        UnwritableFile: they cannot be removed.
+        UnwritableFile: a file cannot be removed.
     """
     for file in (each for folder in folders if folder.is_dir() for each in unfinished(folder)):
-        if file.suffix != ".lock" and not file.is_dir():  # a lock may be held
+        if file.suffix != ".lock" and not file.is_dir():  # another process may hold a lock
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
@@ -98,17 +99,17 @@ def clear(*folders: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Generator[Path]:
-    """A hidden folder beside `out` to write to, which becomes `out` in the end; where that is not reached, it goes.
+    """Yield a hidden folder beside `out` to write to, and rename it to `out` at the end; on an error, remove it.
 
-    Those beside it that belonged to processes which were killed go too.
+    Hidden folders of killed processes beside `out` are removed too.
 
     Raises:
         Busy: another process is making `out`.
-        UnwritableFile: there is something at `out`, or it cannot be made.
+        UnwritableFile: `out` exists already, or cannot be made.
     """
     if not os.path.lexists(out):
         check_writable(out)
-    # The same name for all who make `out`, so that one lock says both who does and whether what is hidden is needed.
+    # All processes that make `out` use one hidden name, so one lock says whether any does and the folder is in use.
     parent, name = os.path.split(os.path.abspath(out))
     hidden = Path(parent) / f".{sha256(os.fsencode(name)).hexdigest()[:32]}"
     busy = f"Expected a folder that nobody else makes; another process is at work on {str(out)!r}: name another folder"
@@ -130,7 +131,7 @@ def new_folder(out: Path) -> Generator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the hidden folders of processes that ended before they were done."""
+    """Remove the hidden folders of processes that ended before they finished."""
     for file in parent.iterdir():
         if (found := _HIDDEN.fullmatch(file.name)) and found[2]:
             with suppress(EdgePruneError), _lock(file, "it is needed"):
@@ -138,10 +139,10 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def circuit_file(path: Path) -> Path:
-    """The file of a circuit: `path` itself, or the one in that folder.
+    """Return the file of a circuit: `path` itself, or `circuit.json` in that folder.
 
     Raises:
-        RunError: the folder is that of a run which has not ended; the message says where it stands.
+        RunError: the folder holds a run that has not ended; the message says at which step it stands.
     """
     if not path.is_dir():
         return path
@@ -161,7 +162,7 @@ def circuit_file(path: Path) -> Path:
 
 
 def _from_checkpoint(path: Path) -> str:
-    """Where a run goes on, in words."""
+    """Return where a run will resume, in words."""
     if not path.is_file():
         return ", from the beginning, as it has no checkpoint yet"
     try:

@@ -1,14 +1,14 @@
-"""Circuits in the files of other tools, both ways, with what each way loses.
+"""Read and write circuits in the files of other tools, and say what each conversion loses.
 
 - **Edge-Pruning** (the paper's code): `edges.json`, a list of `[writer, reader]`. Writers are `tok_embeds` and
   `pos_embeds` (GPT-2) or `embeds` (Llama), heads and MLPs; readers a head's `.q`, `.k` or `.v`, MLPs and `resid_post`.
 - **EAP-IG** (and MIB): a graph as JSON, with every edge's signed score and whether it is in the circuit. There is one
   embedding, `input`, and a head's inputs are written `a0.h0<q>`.
 
-Neither says which ablation a circuit belongs to, so that whoever reads one has to. One side may have two embeddings
-where the other has one. Under zero, an edge from the one is an edge from both, and an edge from either is one from the
-one. Under mean and resample, positions carry the same whether they are kept or not: an edge from the one is one from
-the tokens, and an edge from positions alone is none.
+Neither file names the ablation, so the caller has to. One side may have two embeddings (`tok` and `pos`) where the
+other has one. Under zero ablation, an edge from the single embedding becomes an edge from both, and an edge from either
+becomes one from the single embedding. Under mean and resample, positions carry the same value, kept or not: an edge
+from the single embedding becomes one from `tok`, and an edge from `pos` alone is dropped.
 """
 
 import re
@@ -32,10 +32,10 @@ _GPT2: Final = "gpt2"
 _INPUT: Final = "input"
 _PORT: Final = re.compile(r"<([qkv])>$")
 _LARGEST: Final = 1000
-"""Layers, and heads a layer, of a graph that is read: ten times more than any model has."""
+"""Most layers, and most heads per layer, of a graph that is read: ten times more than any model has."""
 
 _LARGEST_SCORE: Final = torch.finfo(torch.float32).max
-"""Beyond which single precision, which all tools hold scores in, has infinity."""
+"""Largest size of a score: beyond it, single precision, which all tools use for scores, has only infinity."""
 
 MERGED: Final = (
     "edges from tok and from pos are one edge from the embedding, kept where either is; its score is the larger of "
@@ -71,23 +71,23 @@ class Imported:
 
     circuit: Circuit
     scores: Float[Tensor, "source destination"]
-    """1 for the circuit's edges and 0 for others where the file holds none."""
+    """Score of each edge; without scores in the file, 1 for the circuit's edges and 0 for others."""
 
     losses: tuple[str, ...]
-    """What the file does not hold, and what was made of it, in words."""
+    """What the file does not hold, and what was assumed or changed, in words."""
 
 
 def write_edge_pruning(circuit: Circuit, path: Path, *, family: str | None = None) -> tuple[str, ...]:
-    """Write `edges.json` as the paper's code does; what is lost, in words.
+    """Write `edges.json` as the paper's code does; return what is lost, in words.
 
     Args:
-        circuit: what is written.
-        path: where to.
-        family: the kind of model, as `config.json` names it; where heads share keys it is no GPT-2, else one unless
-            given. The paper's GPT-2 has two embeddings, its Llama one.
+        circuit: the circuit to write.
+        path: the file.
+        family: the kind of model, as `config.json` names it; GPT-2 by default, and never GPT-2 if heads share keys.
+            For GPT-2, an edge from `embed` is written as one from each of two embeddings, as in the paper's code.
 
     Raises:
-        UnwritableFile: it cannot be written there.
+        UnwritableFile: the file cannot be written.
     """
     twice = (family or _GPT2) == _GPT2 and not _grouped(circuit.graph)
     content = list[list[str]]()
@@ -99,14 +99,14 @@ def write_edge_pruning(circuit: Circuit, path: Path, *, family: str | None = Non
 
 
 def needs_family(circuit: Circuit) -> bool:
-    """Whether `write_edge_pruning` writes another file for a GPT-2 than for other kinds of model."""
+    """Whether `write_edge_pruning` writes a different file for a GPT-2 than for other kinds of model."""
     return any(edge.source.kind == "embed" for edge in circuit.edges) and not _grouped(circuit.graph)
 
 
 def family_of(saved: SavedCircuit) -> str | None:
-    """The kind of model that a circuit is of: what its file says, or else `config.json` of the model, if that is here.
+    """Return the kind of model of a circuit: from its file, or else from the model's `config.json`, if that is local.
 
-    None where neither does.
+    Return None if neither says it.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -114,7 +114,7 @@ def family_of(saved: SavedCircuit) -> str | None:
         return saved.family or None
     config: object = Path(saved.model) / "config.json"
     if not Path(saved.model).is_dir():
-        with suppress(ValueError):  # no name that the hub has
+        with suppress(ValueError):  # not a valid name on the hub
             config = try_to_load_from_cache(saved.model, "config.json")
     with suppress(CircuitFileError):
         content = load_json(Path(config)) if isinstance(config, str | Path) else None
@@ -132,10 +132,10 @@ def _their_name(node: Node) -> str:
 
 
 def read_edge_pruning(path: Path, graph: Graph, ablation: Ablation) -> Imported:
-    """The circuit in an `edges.json`, as one of `graph`.
+    """Read the circuit in an `edges.json`, as a circuit of `graph`.
 
     Raises:
-        CircuitFileError: there is no such file, it is none, or the graph has no such edges.
+        CircuitFileError: the file does not exist, is not an `edges.json`, or has edges that `graph` lacks.
     """
     named: list[tuple[str, str, float]] = []
     for pair in _load(path, list):
@@ -151,17 +151,17 @@ def read_edge_pruning(path: Path, graph: Graph, ablation: Ablation) -> Imported:
 
 
 def write_eap_ig(circuit: Circuit, path: Path, *, scores: Mapping[Edge, float] | None = None) -> tuple[str, ...]:
-    """Write a graph as EAP-IG's `Graph.to_json` does; what is lost, in words.
+    """Write a graph as EAP-IG's `Graph.to_json` does; return what is lost, in words.
 
     Args:
-        circuit: what is in the graph.
-        path: where to write it.
-        scores: of edges; 1 for those of the circuit and 0 for all others unless given.
+        circuit: the circuit; its edges are marked as in the graph.
+        path: the file.
+        scores: score of each edge; by default 1 for the circuit's edges and 0 for all others.
 
     Raises:
-        UnwritableFile: it cannot be written there.
-        GraphError: the graph is not that of a whole transformer, or has fewer key-value heads than heads: EAP-IG's
-            graphs have no other; or a score is no number that single precision has.
+        UnwritableFile: the file cannot be written.
+        GraphError: the graph is not that of a whole transformer, or has fewer key-value heads than heads, which
+            EAP-IG's graphs cannot express; or a score is not a finite number in single precision.
     """
     graph = circuit.graph
     losses = [NO_ABLATION, NO_WIDTH]
@@ -202,10 +202,10 @@ def write_eap_ig(circuit: Circuit, path: Path, *, scores: Mapping[Edge, float] |
 
 
 def _shape(graph: Graph) -> tuple[tuple[Kind, ...], int, int]:
-    """The embeddings of a graph, its layers, and the heads of each.
+    """Return the embeddings of a graph, its number of layers, and its number of heads per layer.
 
     Raises:
-        GraphError: it is one that EAP-IG has none of.
+        GraphError: EAP-IG cannot express the graph.
     """
     layers = 1 + max((node.layer for node in graph.sources), default=-1)
     heads = sum(node.kind == "a" and node.layer == 0 for node in graph.sources)
@@ -227,15 +227,16 @@ def _eap_name(edge: Edge) -> str:
 
 
 def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -> Imported:
-    """The circuit in a graph of EAP-IG.
+    """Read the circuit in a graph of EAP-IG.
 
     Args:
         path: the file.
         ablation: what removed edges carry.
-        graph: the graph to read it into; that of the file, with one embedding, unless given.
+        graph: the circuit's graph; by default that of the file, with one embedding.
 
     Raises:
-        CircuitFileError: there is no such file, it holds no such graph, or the graph has no such edges.
+        CircuitFileError: the file does not exist, holds no graph of EAP-IG, or has edges that `graph` lacks.
+        GraphError: EAP-IG cannot express `graph`.
     """
     content = _load(path, dict)
     try:
@@ -260,7 +261,7 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
             f"Expected a graph of {of_model[0]} layers of {of_model[1]} heads in {str(path)!r}, as the model has; got "
             f"{layers} of {heads}"
         )
-    # Neurons, where they are scored, stand in lists of their own beside the nodes.
+    # Scores of neurons, if any, are separate lists beside the nodes.
     losses = [NO_ABLATION, NODE_SCORES] if more or "neurons" in content else [NO_ABLATION]
     if len(named) < own.total:
         losses.append(SOME_EDGES)
@@ -270,10 +271,10 @@ def read_eap_ig(path: Path, ablation: Ablation, *, graph: Graph | None = None) -
 
 
 def _eap_edge(name: str, entry: Any) -> tuple[str, str, float, bool]:
-    """An edge's source, destination, score, and whether it is in the circuit.
+    """Return an edge's source, destination, score, and whether it is in the circuit.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the entry is not an edge.
     """
     source, destination = _PORT.sub(r".\1", name).split("->")
     score = float(_as((int, float), entry["score"], f"score of {name}"))
@@ -284,10 +285,10 @@ def _eap_edge(name: str, entry: Any) -> tuple[str, str, float, bool]:
 
 
 def _as(kind: Any, value: Any, what: str) -> Any:
-    """A value of a file that is of a kind; true is no number.
+    """Return `value` if it is of type `kind`; true and false do not count as numbers.
 
     Raises:
-        TypeError: it is of another.
+        TypeError: it is of another type.
     """
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         named = "true or false" if kind is bool else "a whole number" if kind is int else "a number"
@@ -296,14 +297,14 @@ def _as(kind: Any, value: Any, what: str) -> Any:
 
 
 def scores_by_edge(scores: Float[Tensor, "source destination"], graph: Graph) -> dict[Edge, float]:
-    """The score of every edge, by edge."""
+    """Return the score of every edge of `graph`, by edge."""
     return {edge: float(scores[graph.position(edge)]) for edge in graph.edges}
 
 
 def _imported(
     named: Iterable[tuple[str, str, float]], graph: Graph, ablation: Ablation, path: Path, losses: Sequence[str]
 ) -> Imported:
-    """The edges of `graph` that go by these names, with their scores; embeddings are merged or split as need be."""
+    """Return the edges of `graph` with these names, and their scores; embeddings are merged or split to fit `graph`."""
     found, made_of = _with_embeddings_of(graph, ablation, named)
     scores = torch.zeros(len(graph.sources), len(graph.destinations))
     edges: set[Edge] = set()
@@ -320,7 +321,7 @@ def _imported(
 def _with_embeddings_of(
     graph: Graph, ablation: Ablation, named: Iterable[tuple[str, str, float]]
 ) -> tuple[dict[tuple[str, str], float], list[str]]:
-    """Scores by source and destination, embeddings being those of `graph`; and what was made of others, in words."""
+    """Return scores by source and destination, with the embeddings of `graph`; and what was changed, in words."""
     embeddings = [node.kind for node in graph.sources if node.kind in EMBEDDINGS]
     one, positions_count = embeddings == ["embed"], ablation == "zero"
     found, alone = dict[tuple[str, str], float](), dict[str, set[str]]()

@@ -1,4 +1,4 @@
-"""What a JSON file holds, read as a dataclass: of exactly its fields and types, and within its ranges."""
+"""Read JSON files as dataclasses: with exactly the dataclass's fields and types, and values within range."""
 
 import json
 from dataclasses import asdict
@@ -12,26 +12,26 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.files.store import load_json
 
 _SHOWN: Final = 3
-"""Faults that a message lists, at the most."""
+"""Maximum number of faults in a message."""
 
 _Kind = TypeVar("_Kind")
 
 
 class Listed(RootModel[list[list[str]]]):
-    """Circuits, each as the names of its edges."""
+    """Circuits, each as the list of its edges' names."""
 
 
 @cache
 def _adapter(kind: type[Any]) -> Any:
-    """A `TypeAdapter`, whose own type beartype has no words for."""
+    """Return the `TypeAdapter` of a type; it is annotated as Any, as beartype cannot check its own type."""
     return TypeAdapter(kind)
 
 
 def checked(kind: type[_Kind], content: Any) -> _Kind:
-    """What content that was read from JSON says, as an object of a dataclass or model; other fields are passed over.
+    """Return content that was read from JSON as a dataclass or pydantic model; other fields are ignored.
 
     Raises:
-        ValueError: it has other types, or values that are out of range; the message says where.
+        ValueError: a type is wrong, or a value is out of range; the message says where.
     """
     try:
         return _adapter(kind).validate_json(json.dumps(content), strict=True)
@@ -40,10 +40,10 @@ def checked(kind: type[_Kind], content: Any) -> _Kind:
 
 
 def parse(kind: type[_Kind], content: Any) -> _Kind:
-    """What content that was read from JSON says, as an object of a dataclass.
+    """Return content that was read from JSON as a dataclass that has exactly its fields.
 
     Raises:
-        ValueError: it has other fields or types, or values that are out of range.
+        ValueError: fields or types differ, or a value is out of range.
     """
     found: Any = checked(kind, content)
     try:
@@ -51,16 +51,16 @@ def parse(kind: type[_Kind], content: Any) -> _Kind:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if written != content:
-        differing = " ".join(", ".join(_differing(written, content)).split())  # names in a file may have lines
+        differing = " ".join(", ".join(_differing(written, content)).split())  # names in a file may have newlines
         raise ValueError(f"it lacks, or has beside what it should: {differing}")
     return found
 
 
 def load(kind: type[_Kind], path: Path, what: str, error: type[EdgePruneError]) -> _Kind:
-    """What a JSON file says, as an object of a dataclass.
+    """Return what a JSON file holds, as a dataclass.
 
     Raises:
-        EdgePruneError: of type `error`: there is no such file, it is none, or its content is not of that kind.
+        EdgePruneError: of type `error`: the file does not exist, is not JSON, or its content does not fit `kind`.
     """
     content = load_json(path, what, error)
     try:
@@ -70,7 +70,7 @@ def load(kind: type[_Kind], path: Path, what: str, error: type[EdgePruneError]) 
 
 
 def _in_words(error: ValidationError) -> str:
-    """The first faults, each with its place."""
+    """Return the first faults as text, each with its place in the content."""
     faults = [
         f"in {'/'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
         for fault in error.errors(include_url=False, include_context=False, include_input=False)
@@ -79,7 +79,7 @@ def _in_words(error: ValidationError) -> str:
 
 
 def _differing(written: Any, content: Any) -> list[str]:
-    """Names of fields that the one has and the other has not, or has otherwise."""
+    """Return names of the first fields that only one side has, or whose values differ."""
     if not isinstance(written, dict) or not isinstance(content, dict):
         return []
     found = list[str]()

@@ -1,4 +1,4 @@
-"""Files that are never seen half written, and read only where they are plain files of a bounded size; circuits."""
+"""Write files atomically, read only plain files of bounded size, and save and load circuits."""
 
 import json
 import math
@@ -24,44 +24,44 @@ from edgeprune.graph import Circuit, Edge, Graph, Node, parse_ablation
 
 
 class UnwritableFile(EdgePruneError):
-    """A file that cannot be written where it was asked for."""
+    """A file cannot be written at the requested path."""
 
 
 class CircuitFileError(EdgePruneError):
-    """A file that holds no circuit."""
+    """A file holds no circuit, or does not exist."""
 
 
 LARGEST: Final = 2**29
-"""Bytes of a file that is read whole, at the most: a circuit of four million edges with their scores takes a third."""
+"""Largest file that is read whole, bytes; a circuit of four million edges with scores takes a third of it."""
 
 _LONGEST_WHOLE_NUMBER: Final = 20
-"""Characters of a whole number in JSON, at the most: enough for 64 bits."""
+"""Maximum characters of a whole number in JSON: enough for 64 bits."""
 
 
 def check_writable(path: Path) -> None:
-    """Find out before long work whether its result can be written to `path`.
+    """Check, before long work, that its result can be written to `path`.
 
     Raises:
         UnwritableFile: the folder does not exist or cannot be written to, or `path` is itself a folder.
     """
     try:
         usable = not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK)
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         usable = False
     if not usable:
         raise UnwritableFile(f"Expected a file in an existing, writable folder; got {str(path)!r}")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write to a temporary file beside `path`, then rename it: whatever stood there stays whole until then.
+    """Write to a temporary file beside `path`, then rename it; an existing file stays intact until then.
 
-    A link stays one, to the new file; what is no file, such as a terminal, is written to as it is.
+    A symbolic link is kept, and leads to the new file. Anything but a file, such as a terminal, is written to directly.
 
     Raises:
         UnwritableFile: the folder does not exist, or cannot be written to.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{uuid.uuid4().hex}")  # no longer than a name may be, whatever the file's own is
+    temporary = path.with_name(f".{uuid.uuid4().hex}")  # short enough for a file's name, however long `path` is
     try:
         if path.exists() and not path.is_file():
             with open(path, "wb") as file:
@@ -78,16 +78,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as `write_atomically` does."""
+    """Write `text` with `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write what `load_json` reads, as `write_atomically` does.
+    """Write JSON that `load_json` reads, with `write_atomically`.
 
     Raises:
-        UnwritableFile: the folder cannot be written to, or `content` has what JSON has no word for: a number without
-            end, or half a character, as in the name of a file that is not in UTF-8.
+        UnwritableFile: the folder cannot be written to, or JSON cannot express `content`: it has NaN, infinity, or
+            half a surrogate pair, as in the name of a file that is not UTF-8.
     """
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
@@ -103,42 +103,42 @@ def write_json(path: Path, content: object) -> None:
 FORMAT: Final = "edgeprune circuit 1"
 
 SCHEMA: Final = Path(__file__).with_name("circuit.schema.json")
-"""The published JSON schema of a circuit's file."""
+"""Published JSON schema of a circuit's file."""
 
 
 @dataclass(frozen=True)
 class SavedCircuit:
-    """A circuit, and what its file says of it."""
+    """A circuit with the other fields of its file."""
 
     circuit: Circuit
     scores: Mapping[Edge, float] = field(default_factory=dict[Edge, float])
-    """How strongly the method holds on to edges, on a scale of its own; empty where that is not known."""
+    """How strongly the method keeps each edge, on the method's own scale; empty if unknown."""
 
     model: str = ""
-    """The program or checkpoint that it is a circuit of."""
+    """Program or checkpoint that the circuit belongs to; empty if unknown."""
 
     method: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """`name`, `seed` and `config` of what found it; empty for a circuit that was certified."""
+    """`name`, `seed` and `config` of the method that found the circuit; empty for a certified circuit."""
 
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of what ran."""
+    """Versions of the software that ran, by package."""
 
     family: str = ""
-    """The kind of checkpoint, as `config.json` names it; empty where that is not known."""
+    """Kind of checkpoint, as `config.json` names it; empty if unknown."""
 
     certificate: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What was proved of the model's true circuits, as `tracr_bridge/certify/summary.py` writes it; or empty."""
+    """What was proved of the model's true circuits, as `tracr_bridge/certify/summary.py` writes it; may be empty."""
 
     @property
     def true(self) -> tuple[Circuit, ...]:
-        """Circuits that count as true: all that the certificate lists, or, without one, the circuit itself."""
+        """True circuits: all that the certificate lists or, without a certificate, the circuit itself."""
         listed = self.certificate.get("circuits", ())
         edges = [frozenset(map(Edge.parse, names)) for names in listed]
         return tuple(replace(self.circuit, edges=each) for each in edges) or (self.circuit,)
 
 
 def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
-    """Write a circuit as JSON, as `SCHEMA` has it: nodes and edges by name.
+    """Write a circuit as JSON that follows `SCHEMA`, with nodes and edges by name.
 
     Raises:
         UnwritableFile: the folder does not exist, or cannot be written to.
@@ -166,25 +166,25 @@ def save_circuit(saved: SavedCircuit | Circuit, path: Path) -> None:
 
 
 def load_circuit(path: Path) -> Circuit:
-    """The circuit in a file of `save_circuit`'s.
+    """Load the circuit of a file that `save_circuit` wrote.
 
     Raises:
-        CircuitFileError: there is no such file, or it holds no circuit.
+        CircuitFileError: the file does not exist, or holds no circuit.
     """
     return load_saved(path).circuit
 
 
 def load_saved(path: Path) -> SavedCircuit:
-    """A circuit with all that its file says of it.
+    """Load a circuit with all other fields of its file.
 
     Raises:
-        CircuitFileError: there is no such file, or it holds no circuit.
+        CircuitFileError: the file does not exist, or holds no circuit.
     """
     content = load_json(path)
     fault = best_match(Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(content))
     if fault is not None:
         where = "/".join(map(str, fault.absolute_path))
-        said = " ".join(f"{where and f'in {where}: '}{fault.message}".split())  # names in a file may have lines
+        said = " ".join(f"{where and f'in {where}: '}{fault.message}".split())  # names in a file may have newlines
         raise CircuitFileError(f"Expected a circuit in {str(path)!r}; {said:.300}")
     try:
         graph = Graph(*(tuple(map(Node.parse, content["graph"][kind])) for kind in ("sources", "destinations")))
@@ -202,15 +202,15 @@ def load_saved(path: Path) -> SavedCircuit:
 
 
 def load_json(path: Path, what: str = "a circuit's file", error: type[EdgePruneError] = CircuitFileError) -> Any:
-    """What a JSON file holds, all numbers in it finite.
+    """Read a JSON file in which all numbers are finite.
 
     Args:
         path: the file.
-        what: it should hold, in words.
-        error: to raise.
+        what: what the file should hold, in words, for messages.
+        error: the type of exception to raise.
 
     Raises:
-        EdgePruneError: of type `error`: there is no such file, or it is none.
+        EdgePruneError: of type `error`: the file does not exist, or is not JSON.
     """
     text = read_text(path, what, error)
     try:
@@ -220,39 +220,39 @@ def load_json(path: Path, what: str = "a circuit's file", error: type[EdgePruneE
 
 
 def read_text(path: Path, what: str, error: type[EdgePruneError]) -> str:
-    """What a plain file holds, as text.
+    """Read a plain file as UTF-8 text.
 
     Raises:
-        EdgePruneError: of type `error`: it cannot be read, is no plain file, is too large, or is no UTF-8.
+        EdgePruneError: of type `error`: the file cannot be read, is not a plain file, is too large, or is not UTF-8.
     """
     try:
         return read_bytes(path).decode()
-    except (OSError, ValueError) as fault:  # or bytes that are no text, or a name that no file can have
+    except (OSError, ValueError) as fault:  # ValueError: bytes that are not UTF-8, or an invalid file name
         reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
         raise error(f"Expected {what}; cannot read {str(path)!r}: {reason!s:.200}") from fault
 
 
 def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:
-    """What a plain file holds.
+    """Read a plain file as bytes.
 
     Raises:
-        OSError: it cannot be read; or it is a folder, a device or a pipe, which may have no end, or larger than `most`.
+        OSError: it cannot be read, has more than `most` bytes, or is a folder, or a device or pipe, which may not end.
     """
     with open_plain(path) as file:
         large = os.fstat(file.fileno()).st_size > most
-        found = b"" if large else file.read(most + 1)  # it may have grown since
+        found = b"" if large else file.read(most + 1)  # the file may have grown since
     if large or len(found) > most:
         raise OSError(f"it has more than {most:,} bytes")
     return found
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a plain file to be read; whatever else stands there is not waited for.
+    """Open a plain file for reading; anything else is refused without waiting for it.
 
     Raises:
         OSError: it cannot be opened, or is a folder, a device or a pipe.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # or opening a pipe would wait
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError("it is no plain file")
@@ -263,24 +263,24 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def parse_json(text: str) -> Any:
-    """What a text says as JSON, all numbers in it finite.
+    """Parse JSON in which all numbers are finite.
 
     Raises:
-        ValueError: it is none, nested too deeply to be read, or has a number without end, half a character or a
-            name twice.
+        ValueError: the text is not JSON, is nested too deeply, or has NaN, infinity, an overlong whole number, half a
+            surrogate pair or a repeated name.
     """
     try:
         content = json.loads(
             text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once
         )
-        json.dumps(content, ensure_ascii=False).encode()  # half a character, which nobody could print, is an error
+        json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair, which cannot be printed
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return content
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, each of whose names comes once: of two, json takes the last and says nothing."""
+    """Return a JSON object whose names are unique; json itself would silently keep the last of two."""
     found = dict(pairs)
     if len(found) < len(pairs):
         (name, times), *_ = Counter(name for name, _ in pairs).most_common(1)
@@ -305,7 +305,7 @@ def _whole(text: str) -> int:
 
 @cache
 def versions() -> Mapping[str, str]:
-    """What runs: Python, this package, and those that numbers depend on."""
+    """Return the versions of Python, this package, and the packages that results depend on."""
     found = {"python": python_version()}
     for name in (
         "edgeprune",
@@ -320,6 +320,6 @@ def versions() -> Mapping[str, str]:
     ):
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # run from a folder, without having been installed
+        except PackageNotFoundError:  # run from a folder, without being installed
             found[name] = "not installed"
     return found

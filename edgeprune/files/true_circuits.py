@@ -1,4 +1,4 @@
-"""Circuits that count as true, wherever they were saved, and the one of them that a circuit comes nearest to."""
+"""Load true circuits from any file or folder that lists them, and find the one nearest to a circuit."""
 
 import os
 from collections.abc import Sequence
@@ -11,25 +11,26 @@ from edgeprune.files.store import CircuitFileError, load_circuit, load_json, loa
 from edgeprune.graph import Ablation, Circuit, Comparison, Edge, Graph, Node, compare_circuits
 
 TRUTH: Final = "truth.json"
-"""What the truth of a trained model is in, in a folder of its own."""
+"""File with the true circuits of a trained model, in a folder of its own."""
 
 _LISTED: Final = (("certificate.json", "claims"), (TRUTH, "certificate"))
-"""Files of a folder that list true circuits, each with the entry that has them."""
+"""Files in a folder that list true circuits, each with the JSON entry that holds them."""
 
 _EXPORT: Final = "edgeprune export "
 
 
 def load_true(path: Path, ablation: Ablation) -> tuple[Circuit, ...]:
-    """The true circuits that a file or a folder lists, smallest first.
+    """Return the true circuits that a file or a folder lists, smallest first.
 
     Args:
-        path: a circuit's file: all circuits of its certificate, or, without one, its own circuit. The folder of a
-            certificate or of a trained model's truth: all that it lists. The folder of a run: its circuit. The folder
-            of an exported checkpoint: all under `ablation`.
-        ablation: of the circuit that is compared with them.
+        path: a circuit's file gives all circuits of its certificate or, without one, its own circuit. The folder of a
+            certificate or of a trained model's truth gives all that it lists. A run's folder gives its circuit. The
+            folder of an exported checkpoint gives all under `ablation`.
+        ablation: ablation of the circuit that is compared with them.
 
     Raises:
-        CircuitFileError: there is no such file, it holds no circuit, or what it lists is damaged.
+        CircuitFileError: the file does not exist, holds no circuit, or lists damaged ones.
+        RunError: the folder holds a run that has not ended.
     """
     if not path.is_dir():
         return load_saved(path).true
@@ -38,13 +39,13 @@ def load_true(path: Path, ablation: Ablation) -> tuple[Circuit, ...]:
         return _exported(path / "circuit.json", content, ablation)
     first = load_circuit(path / "circuit.json")
     for name, entry in _LISTED:
-        if os.path.lexists(path / name):  # what is no file is refused where it is read
+        if os.path.lexists(path / name):  # anything but a file is refused on reading
             return _beside(path / name, entry, first)
     return load_saved(path / "circuit.json").true
 
 
 def _beside(path: Path, entry: str, first: Circuit) -> tuple[Circuit, ...]:
-    """What a file lists beside `circuit.json`, whose circuit is one of them."""
+    """Return the circuits that a file beside `circuit.json` lists; `first`, that of `circuit.json`, must be one."""
     try:
         listed = checked(Listed, load_json(path)[entry]["circuits"]).root
         found = tuple(Circuit(first.graph, first.ablation, frozenset(map(Edge.parse, names))) for names in listed)
@@ -56,7 +57,7 @@ def _beside(path: Path, entry: str, first: Circuit) -> tuple[Circuit, ...]:
 
 
 def _exported(path: Path, content: Any, ablation: Ablation) -> tuple[Circuit, ...]:
-    """The true circuits of a checkpoint under an ablation."""
+    """Return the true circuits of an exported checkpoint under an ablation."""
     try:
         known = content["circuits"][ablation]
         if "refused" in known:
@@ -71,10 +72,10 @@ def _exported(path: Path, content: Any, ablation: Ablation) -> tuple[Circuit, ..
 
 
 def nearest(found: Circuit, true: Sequence[Circuit]) -> Comparison:
-    """`found` against the one of several true circuits from which it differs in the fewest edges.
+    """Compare `found` with the true circuit from which it differs in the fewest edges.
 
     Raises:
-        CircuitMismatch: they are of another graph, or under another ablation.
+        CircuitMismatch: a true circuit has another graph or ablation.
     """
     comparisons = [compare_circuits(found, circuit) for circuit in true]
     return min(comparisons, key=lambda each: len(each.missing) + len(each.extra))

@@ -1,4 +1,4 @@
-"""Discovery methods, by name. Every one of them has the signature of `Method`."""
+"""Registry of discovery methods, by name. Every method has the signature of `Method`."""
 
 import json
 from collections.abc import Mapping
@@ -38,26 +38,26 @@ METHODS: Final[Mapping[str, Method]] = {
     "single-edge": partial(ablate_each, config=SingleEdgeConfig()),
     "random": draw_scores,
 }
-"""Each in its one configuration, for every model and program."""
+"""Every method by name. Each has one configuration, for every model and program."""
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """The settings that the method of that name runs with, as JSON has them; none for one that is not ours."""
+    """Return a method's settings as JSON values; empty for `random` and for methods outside the registry."""
     method = METHODS.get(name)
     return json.loads(json.dumps(asdict(method.keywords["config"]))) if isinstance(method, partial) else {}
 
 
 def find_method(name: str, more: Mapping[str, Method] | None = None) -> Method:
-    """The method of that name, or one of your own, named `package.module:function`.
+    """Return the method `name`: one of the registry, one of `more`, or your own as `package.module:function`.
 
-    It sees a `MaskedModel` and a copy of the inputs: what it does to them, the judge does not see.
+    The method receives a `MaskedModel` and a copy of the inputs. Its changes to them do not reach the judge.
 
     Args:
-        name: which one.
-        more: methods beside those of the registry.
+        name: name of the method.
+        more: methods to accept in addition to the registry.
 
     Raises:
-        UnknownMethod: there is none.
+        UnknownMethod: no method has that name.
     """
     known = {**METHODS, **(more or {})}
     if ":" not in name and name not in known:

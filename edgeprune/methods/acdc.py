@@ -1,12 +1,13 @@
-"""ACDC: edges are ablated one after the other, and stay so where that changes little.
+"""ACDC: remove edges one by one, each for good if that changes the output little.
 
 Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability", arXiv:2304.14997, algorithm 1:
 from the logits backwards, an edge is removed for good if the divergence from the full model grows by less than a
 threshold.
 
-Note: decisions are the algorithm's, one by one, but several are run at once: as most edges go, the next few are run
-under the assumption that all of them do, and what was run after the first that stays is thrown away. One threshold
-serves all models. Inputs are one sample, drawn once. Numbers, which have no divergence, take a squared error.
+Note: the decisions equal the algorithm's, one by one, but several are evaluated in one batch. Most edges are removed,
+so the next few masks assume that every edge before them was removed; results after the first kept edge are discarded.
+One threshold serves all models. Edges are judged on one sample of inputs, drawn once. Numerical outputs have no
+divergence and use squared error.
 """
 
 import math
@@ -34,25 +35,25 @@ class AcdcConfig:
     """Settings of `remove_greedily`."""
 
     threshold: float = 0.01
-    """tau: growth of the loss below which an edge is removed."""
+    """Threshold tau: an edge is removed if the loss grows by less than this."""
 
     order: Literal["latest first", "earliest first"] = "latest first"
-    """In which order the sources of a destination are tried. Destinations come latest first either way."""
+    """Order in which the sources of a destination are tried. Destinations always come latest first."""
 
     loss: Loss = "divergence"
-    """See `loss.Loss`."""
+    """Loss whose growth is measured; see `loss.Loss`."""
 
     logit_scale: float = 10.0
-    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
+    """Factor on the logits before the divergence; above 1 because compiled outputs are one-hot."""
 
     inputs: int = 256
-    """Inputs in the sample on which edges are judged, or all where there are fewer."""
+    """Inputs in the sample that edges are judged on; all if there are fewer."""
 
     at_once: int = 32
-    """Decisions run together, at the most; it changes nothing but the time."""
+    """Largest number of decisions evaluated in one batch; affects time only."""
 
     batch_size: int = 512
-    """Inputs in a forward; it changes nothing but time and memory."""
+    """Inputs per forward pass; affects time and memory only."""
 
     def __post_init__(self) -> None:
         counts = ("inputs", "at_once", "batch_size")
@@ -62,7 +63,7 @@ class AcdcConfig:
 
 
 _BROKEN: Final = 1e6
-"""By how much the loss grows where it is no number any more."""
+"""Score of an edge without which the loss is not finite."""
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def remove_greedily(
     progress: bool = False,
     config: AcdcConfig | None = None,
 ) -> Discovery:
-    """Ablate edges one by one; an edge's score is by how much the loss grew without it. See `Method`, `AcdcConfig`."""
+    """Remove edges one by one. An edge's score is the growth of the loss without it. See `Method`, `AcdcConfig`."""
     config = AcdcConfig() if config is None else config
     loss_of = CircuitLoss(
         model,
@@ -109,9 +110,9 @@ def remove_greedily(
 
 
 def traversal(graph: Graph, order: Literal["latest first", "earliest first"]) -> list[Edge]:
-    """The edges in the order in which they are tried: by destination, from the logits backwards."""
+    """Return the edges in the order in which they are tried: by destination, from the logits backwards."""
     sign = -1 if order == "latest first" else 1
-    # The graph lists nodes in the order in which they are computed.
+    # The graph lists nodes in order of computation.
     by_source = [graph.sources[::sign].index(source) for source in graph.sources]
     return sorted(
         graph.edges,
@@ -120,7 +121,7 @@ def traversal(graph: Graph, order: Literal["latest first", "earliest first"]) ->
 
 
 def _without_more_and_more(kept: Tensor, cells: Sequence[tuple[int, int]]) -> Float[Tensor, "cell source destination"]:
-    """`kept` without the first of `cells`, without the first two, and so on."""
+    """Return masks that remove from `kept` the first of `cells`, the first two, and so on."""
     masks = kept.repeat(len(cells), 1, 1)
     for number, (row, column) in enumerate(cells):
         masks[number:, row, column] = 0

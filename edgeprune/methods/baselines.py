@@ -1,4 +1,4 @@
-"""The two ends between which methods lie: every edge tried alone, and none tried at all."""
+"""Baselines at the two extremes: ablate every edge alone, or score edges at random."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from edgeprune.methods.loss import Loss, Objective
 from edgeprune.methods.method import Discovery, keep_above
 
 _ROWS = 8192
-"""Masked inputs in one forward."""
+"""Largest number of masked inputs per forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class SingleEdgeConfig:
     """Settings of `ablate_each`."""
 
     loss: Loss = "worst"
-    """See `loss.Loss`."""
+    """Loss of the model without an edge; see `loss.Loss`."""
 
     threshold: float = 0.0
-    """Loss above which an edge is kept; `worst` is 0 up to what counts as the same output."""
+    """Edges that score above this are kept. The loss `worst` is 0 for outputs that count as the same."""
 
     inputs: int = 512
-    """Inputs in the sample on which edges are judged, or all where there are fewer."""
+    """Inputs in the sample that edges are judged on; all if there are fewer."""
 
     def __post_init__(self) -> None:
         if self.inputs < 1:
@@ -48,10 +48,10 @@ def ablate_each(
 ) -> Discovery:
     """Ablate every edge alone in the full model: what EAP approximates (arXiv:2310.10348).
 
-    Exact in what each edge does by itself. Edges of which either would do score nothing, and neither is kept.
+    The scores are exact single-edge effects. Of two redundant edges, each scores 0 and neither is kept.
 
-    Note: an edge scores the loss without it, which is 0 with it, in place of the change of a metric. By default that is
-    the worst over the inputs, as the truth asks whether any input needs an edge.
+    Note: an edge's score is the loss without it (with it, the loss is 0), not the change of a metric. By default this
+    is the worst loss over the inputs, because the truth asks whether any input needs an edge.
     """
     config = SingleEdgeConfig() if config is None else config
     batch = dataset.sample(config.inputs, torch.Generator().manual_seed(seed))
@@ -69,7 +69,7 @@ def ablate_each(
 def draw_scores(
     model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
 ) -> Discovery:
-    """A uniform score for every edge, and the better half of them kept: what knowing nothing gives."""
+    """Score every edge uniformly at random in [0, 1) and keep scores above 0.5: a baseline without knowledge."""
     generator = torch.Generator().manual_seed(seed)
     exists = edge_exists(model.graph)
     return keep_above(model.graph, ablation, exists * torch.rand(exists.shape, generator=generator), 0.5)

@@ -1,4 +1,4 @@
-"""The loss of many circuits on one sample of inputs, which is drawn once."""
+"""Loss of many circuits on one sample of inputs, drawn once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,25 +17,25 @@ from edgeprune.methods.loss import DISTANCES, Loss, Objective, Over
 from edgeprune.parallel import ranks_of
 
 _ROOM: Final = 2**28
-"""Numbers that ablated sources of all inputs may be to be held."""
+"""Largest number of ablated source values held in memory; above it they are recomputed."""
 
 _SLACK: Final = 1e-5
-"""Share of a limit by which sums of parts may differ from the mean of the whole."""
+"""Relative margin on a limit: rounding lets sums over batches differ from the mean over all inputs."""
 
 
 class CircuitLoss:
-    """Runs circuits, several masks in a forward.
+    """Evaluates circuits on one sample, several masks per forward pass.
 
     Args:
         model: the full model.
         dataset: inputs to draw from.
-        ablation: what removed edges carry, or what gives it.
-        loss: of each input, see `loss.Loss`.
-        logit_scale: what logits are multiplied by before a divergence.
-        over: how the losses of inputs become one.
-        inputs: inputs in the sample, or all where there are fewer; those of which no output counts are in none.
-        batch_size: inputs in a forward; it changes nothing but time and memory.
-        seed: of the sample.
+        ablation: the ablation of removed edges, or an `Ablator`.
+        loss: loss of each input; see `loss.Loss`.
+        logit_scale: factor on the logits before a divergence.
+        over: how the losses of the inputs are reduced to one.
+        inputs: size of the sample; all inputs if there are fewer. Inputs without a scored prediction are never drawn.
+        batch_size: inputs per forward pass; affects time and memory only.
+        seed: seed of the sample.
     """
 
     def __init__(
@@ -64,19 +64,19 @@ class CircuitLoss:
 
     @property
     def graph(self) -> Graph:
-        """The edges that masks stand for."""
+        """The graph whose edges the masks refer to."""
         return self._model.graph
 
     @torch.no_grad()
     def __call__(
         self, masks: Float[Tensor, "mask source destination"], *, limit: float = math.inf
     ) -> Float[Tensor, " mask"]:
-        """The loss of each; infinite where it is no number.
+        """Return the loss of each mask; infinite where it is NaN.
 
         Args:
-            masks: circuits.
-            limit: infinite stands for a loss above it, and the circuit need not be run to the end. Only for losses that
-                are nowhere below 0.
+            masks: the circuits.
+            limit: losses above this are returned as infinite, and such circuits need not be run on all inputs. Only for
+                losses that are never below 0.
         """
         promise(self._is_distance or limit == math.inf, "a limit asks for losses that are nowhere below 0")
         self.masks_run += len(masks)
@@ -84,15 +84,16 @@ class CircuitLoss:
 
     @torch.no_grad()
     def glance(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
-        """The loss of each on the first inputs alone, by which it can be guessed which is best."""
+        """Return the loss of each mask on the first batch alone, as a cheap estimate of their ranking."""
         self.masks_run += len(masks)
         return self._objective.reduce(self._on(0, masks))
 
     @torch.no_grad()
     def best(self, masks: Float[Tensor, "mask source destination"], *, limit: float = math.inf) -> tuple[int, float]:
-        """The circuit of least loss, and that loss; infinite where none is within the limit.
+        """Return the index and the loss of the best circuit; the loss is infinite if none is within the limit.
 
-        The one that is best on the first inputs is run to the end, and others as long as they may be better still.
+        The circuit that is best on the first batch is run on all inputs. The others are run only while they can still
+        beat it.
         """
         promise(self._is_distance, "a race asks for losses that are nowhere below 0")
         self.masks_run += len(masks)
@@ -107,7 +108,7 @@ class CircuitLoss:
     def _race(
         self, masks: Float[Tensor, "mask source destination"], limit: float, first: Float[Tensor, "mask input"]
     ) -> Float[Tensor, " mask"]:
-        """The losses, given those on the first inputs; each circuit is run as long as it may be within the limit."""
+        """Return the losses, given those on the first batch; circuits are run while they can be within the limit."""
         losses, running = [first], torch.arange(len(masks))
         for number in range(1, len(self._batches)):
             if math.isfinite(limit):
@@ -119,18 +120,18 @@ class CircuitLoss:
         return torch.where(reduced <= limit, reduced, math.inf)
 
     def _on(self, number: int, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, "mask input"]:
-        """The loss of each mask on each input of a batch; infinite where it is no number."""
+        """Return the loss of each mask on each input of batch `number`; infinite where it is NaN."""
         batch, ablated = self._batches[number], self._ablated(number)
         losses = self._objective.per_input(self._model(batch.clean, masks, ablated, batch.positions), batch)
         losses = torch.nan_to_num(losses, nan=math.inf, posinf=math.inf)
-        if self._is_distance:  # rounding may say that it is less
+        if self._is_distance:  # rounding may give slightly less than 0
             losses = losses.clamp(min=0)
         losses = losses.contiguous()
-        ranks_of(self._model).take_first(losses)  # or processes would go on with others
+        ranks_of(self._model).take_first(losses)  # else processes would continue with different losses
         return losses
 
     def gradient(self, mask: Float[Tensor, "source destination"]) -> Float[Tensor, "source destination"]:
-        """The derivative of a circuit's mean loss by each entry of its mask."""
+        """Return the derivative of the circuit's mean loss with respect to each mask entry."""
         mask = mask.clone().requires_grad_()
         for number, batch in enumerate(self._batches):
             ablated = self._ablated(number)
@@ -141,12 +142,12 @@ class CircuitLoss:
         return mask.grad
 
     def _least(self, losses: Float[Tensor, "mask input"]) -> Float[Tensor, " mask"]:
-        """The least that losses over all inputs can be, given those of some."""
+        """Return a lower bound on the loss over all inputs, given the losses of some of them."""
         return losses.amax(-1) if self._objective.over == "worst" else losses.sum(-1) / self.inputs
 
 
 def _ablated(ablator: Ablator, batches: Sequence[Batch]) -> Callable[[int], Tensor | None]:
-    """The ablated sources of each batch: held where they fit, and otherwise computed whenever they are asked for."""
+    """Return a function that gives each batch's ablated sources: held in memory if they fit, else recomputed."""
     first = ablator.own(batches[0])
     if first is None or first.numel() * len(batches) <= _ROOM:
         return [first, *map(ablator.own, batches[1:])].__getitem__

@@ -1,4 +1,4 @@
-"""A discovery method of one's own, named `package.module:function`, held to the same contract as ours."""
+"""Custom discovery methods, named `package.module:function`, held to the same contract as ours."""
 
 import importlib
 import inspect
@@ -27,17 +27,17 @@ from edgeprune.user_code import at, place_of
 
 
 def load_method(spec: str) -> Method:
-    """The method `package.module:function`; the working directory is searched too.
+    """Load the method `package.module:function`; the working directory is on the search path too.
 
     The function is called as `function(model, dataset, ablation, seed=seed)` and returns one of
 
     - a `Circuit` of `model.graph` under `ablation`;
-    - scores, a tensor `[source, destination]` of which every edge above 0.5 is kept; what stands where the graph has
-      no edge is not read;
-    - a `Discovery`, which is both.
+    - a tensor of scores `[source, destination]`: edges that score above 0.5 are kept, and entries where the graph has
+      no edge are ignored;
+    - a `Discovery`, which has both.
 
     Raises:
-        UnknownMethod: there is no such module or no such function.
+        UnknownMethod: the module cannot be imported, or has no such function.
     """
     module_name, _, function_name = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -46,7 +46,7 @@ def load_method(spec: str) -> Method:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever importing a user's module raises, sys.exit among it
+    except BaseException as error:  # importing a user's module may raise anything, even SystemExit
         why = f"{type(error).__name__}: {error}"
         message = f"Expected a method package.module:function; {spec!r} cannot be imported: {why}"
         raise at(UnknownMethod(message), place_of(error)) from error
@@ -57,7 +57,7 @@ def load_method(spec: str) -> Method:
 
 
 def adapt(function: Callable[..., Any], name: str) -> Method:
-    """A function of one's own in the signature of all methods; `load_method` says what it may return."""
+    """Wrap a custom function in the signature of `Method`; `load_method` lists what it may return."""
 
     def discover(
         model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
@@ -69,7 +69,7 @@ def adapt(function: Callable[..., Any], name: str) -> Method:
             return _checked(result, graph, ablation, name)
         except (MethodError, Overtime, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # whatever a user's method raises, sys.exit and pytest.skip among it
+        except BaseException as error:  # a user's method may raise anything, even SystemExit or pytest.skip
             message = f"Method {name} raised {type(error).__name__}: {error}"
             raise at(MethodError(message), place_of(error, inspect.unwrap(function))) from error
 
@@ -78,7 +78,7 @@ def adapt(function: Callable[..., Any], name: str) -> Method:
 
 @contextmanager
 def _seeded(seed: int) -> Generator[None]:
-    """Every generator that a method may draw from without a word starts from `seed`, and is put back afterwards."""
+    """Seed the global generators of Python, NumPy and torch inside the block, and restore their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -93,7 +93,7 @@ def _seeded(seed: int) -> Generator[None]:
 
 @contextmanager
 def _torch_as_it_was() -> Generator[None]:
-    """Undo what is set for all of torch inside."""
+    """Restore torch's global settings after the block: default dtype and device, number of threads, gradient mode."""
     dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     device = torch.get_default_device()
     try:
@@ -107,10 +107,10 @@ def _torch_as_it_was() -> Generator[None]:
 
 
 def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Discovery:
-    """What a method returned, as a `Discovery`.
+    """Return a method's result as a `Discovery`.
 
     Raises:
-        MethodError: it is nothing that a method may return.
+        MethodError: a method may not return this result.
     """
     if isinstance(result, Tensor):
         _check_scores(result, graph, name)
@@ -132,7 +132,7 @@ def _checked(result: object, graph: Graph, ablation: Ablation, name: str) -> Dis
     _check_scores(result.scores, graph, name)
     _check_trace(result, graph, name)
     scores = result.scores.detach().cpu().float()
-    return replace(result, scores=torch.where(edge_exists(graph), scores, 0.0))  # whatever stands where no edge is
+    return replace(result, scores=torch.where(edge_exists(graph), scores, 0.0))  # drop values where there is no edge
 
 
 def _check_trace(result: Discovery, graph: Graph, name: str) -> None:
@@ -152,29 +152,29 @@ def _check_scores(scores: object, graph: Graph, name: str) -> None:
         raise MethodError(f"Expected a tensor of real scores from method {name}; got {got}")
     if tuple(scores.shape) != shape:
         raise MethodError(f"Expected scores of shape {shape} from method {name}; got {tuple(scores.shape)}")
-    of_edges = scores.detach().cpu().float()[edge_exists(graph)]  # in which they are kept
+    of_edges = scores.detach().cpu().float()[edge_exists(graph)]  # the dtype in which scores are stored
     bad = int((~torch.isfinite(of_edges)).sum())
     if bad:
         raise MethodError(f"Expected finite scores from method {name}; those of {bad} of {len(of_edges)} edges are not")
 
 
 _FOR_EVER = 1e8
-"""Seconds beyond which there is no limit; timers take no more."""
+"""Limit in seconds above which no timer is set, as timers do not accept more."""
 
 
 class Overtime(BaseException):
-    """Raised inside a method whose time is up; no `Exception`, so that its own handlers let it pass."""
+    """Raised inside a method that ran too long. It is no `Exception`, so a method's own handlers do not catch it."""
 
 
 @contextmanager
 def time_limit(seconds: float, name: str) -> Generator[None]:
-    """Interrupt what runs inside after `seconds`, and again every second until it stops; a timer set before goes on.
+    """Interrupt the block after `seconds`, and every second after that until it stops; a timer set before is resumed.
 
-    Enforced by a signal, hence in the main thread of a POSIX system alone; elsewhere nothing is interrupted. Inside one
-    long call of compiled code, an interruption waits for its end; a loop around a bare `except:` outlives them all.
+    This uses a signal, so it works only in the main thread on a POSIX system; elsewhere there is no limit. The limit
+    cannot interrupt native code or a bare `except:` loop: the first is interrupted when it returns, the second never.
 
     Raises:
-        MethodError: it took longer.
+        MethodError: the block took longer.
     """
     possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if not possible or seconds > _FOR_EVER:
@@ -192,12 +192,12 @@ def time_limit(seconds: float, name: str) -> Generator[None]:
     late = MethodError(f"Method {name} ran longer than the {seconds:g} s that it is given")
     try:
         yield
-        if time.monotonic() - start > seconds:  # it caught what interrupted it
+        if time.monotonic() - start > seconds:  # the method caught Overtime
             raise late
     except KeyboardInterrupt:
         raise
     except BaseException:
-        if time.monotonic() - start > seconds:  # whatever it made of it
+        if time.monotonic() - start > seconds:  # whatever the method raised in its place
             raise late from None
         raise
     finally:

@@ -1,15 +1,16 @@
-"""Edge attribution patching: what ablating each edge would do, to first order, from one backward pass.
+"""Edge attribution patching: a first-order estimate of what ablating each edge does, from one backward pass.
 
-Syed, Rager and Conmy, "Attribution Patching Outperforms Automated Circuit Discovery", arXiv:2310.10348: an edge
-scores `(ablated - clean) . d loss / d input of its destination`, the mean over inputs: about how much the loss rises
-without the edge. Below 0, the edge works against the answer. A destination reads `z * clean + (1 - z) * ablated`, so
-that the score is minus the derivative of the loss by z, at z = 1; all edges have theirs from one forward and one
-backward pass. Edges are chosen by the size of their scores, as in the paper and by default in EAP-IG's code.
+Syed, Rager and Conmy, "Attribution Patching Outperforms Automated Circuit Discovery", arXiv:2310.10348. An edge's score
+is `(ablated - clean) . d loss / d input of its destination`, averaged over inputs: about how much the loss rises
+without the edge. A negative score means that the edge works against the answer. A destination reads
+`z * clean + (1 - z) * ablated`, so the score is minus the derivative of the loss with respect to z, at z = 1. One
+forward and one backward pass give it for all edges. Edges are chosen by the size of their scores, as in the paper and
+by default in EAP-IG's code.
 
-Note: the loss is minus a logit difference, for any number of answers, or its like for numbers (`loss.Loss`); a
-divergence from the full model has no gradient there. Where the paper keeps a given number of edges, those
-above one threshold are kept, for every model alike. Compiled attention is saturated: the derivative by a query or key
-edge is zero almost everywhere, and what depends on it is not seen.
+Note: the loss is minus a logit difference, for any number of answers, or its analogue for numerical outputs
+(`loss.Loss`); the divergence from the full model has no gradient at the full model. The paper keeps a given number of
+edges; here, edges above one threshold are kept, the same for every model. Compiled attention is saturated: the
+derivative for a query or key edge is 0 almost everywhere, so EAP does not see such edges.
 """
 
 from dataclasses import dataclass
@@ -31,13 +32,13 @@ class EapConfig:
     """Settings of `attribution_patching`."""
 
     loss: Loss = "disagreement"
-    """See `loss.Loss`; a distance has no gradient at the full model."""
+    """Loss to differentiate; see `loss.Loss`. A distance has no gradient at the full model."""
 
     threshold: float = 0.01
-    """Size of a score above which an edge is kept, in units of the loss."""
+    """Edges whose score exceeds this in size are kept; in units of the loss."""
 
     batch_size: int = 512
-    """Inputs a pass; every input is run once."""
+    """Inputs per pass; every input is run once."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -53,7 +54,7 @@ def attribution_patching(
     progress: bool = False,
     config: EapConfig | None = None,
 ) -> Discovery:
-    """Score every edge by its derivative; see `Method` and `EapConfig`."""
+    """Score every edge by minus its derivative; see `Method` and `EapConfig`."""
     config = EapConfig() if config is None else config
     generator = torch.Generator().manual_seed(seed)
     ablator, objective = Ablator(model, dataset, ablation), Objective(dataset, config.loss)
@@ -63,5 +64,5 @@ def attribution_patching(
         mask = torch.ones_like(total, requires_grad=True)
         loss = objective.per_input(model(batch.clean, mask, ablator.own(batch), batch.positions), batch).sum()
         total -= torch.autograd.grad(loss, mask)[0]
-        del loss  # and all that it holds, before the next batch runs
+        del loss  # frees the autograd graph before the next batch runs
     return keep_above(model.graph, ablation, total / len(dataset), config.threshold, signed=True)

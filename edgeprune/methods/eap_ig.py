@@ -1,27 +1,27 @@
-"""Edge attribution patching with integrated gradients, over inputs or over activations.
+"""Edge attribution patching with integrated gradients (EAP-IG), over inputs or over activations.
 
-Hanna, Pezzelle and Belinkov, "Have Faith in Faithfulness", arXiv:2403.17806: an edge scores
-`(ablated - clean) . mean over alpha of d loss / d input of its destination`, the derivative of EAP averaged along the
-straight line from ablated to clean input embeddings (over `inputs`), or, as in MIB (arXiv:2504.13151), along that
-of the source's own output (over `activations`), each source having a path of its own.
+Hanna, Pezzelle and Belinkov, "Have Faith in Faithfulness", arXiv:2403.17806. An edge's score is
+`(ablated - clean) . mean over alpha of d loss / d input of its destination`. This averages EAP's derivative along the
+straight line from ablated to clean input embeddings (over `inputs`) or, as in MIB (arXiv:2504.13151), from the ablated
+to the clean output of the edge's source (over `activations`); each source has its own path.
 
-Both follow from derivatives by the mask. With z = alpha for every edge out of an embedding, and 1 for all others, a
-model runs on interpolated embeddings; with z = alpha for every edge out of one source, on its interpolated output.
-Scores have the sign of EAP's, and edges are chosen by size.
+Both follow from derivatives with respect to the mask. With z = alpha for every edge out of an embedding and z = 1 for
+all others, the model runs on interpolated embeddings. With z = alpha for every edge out of one source, it runs on that
+source's interpolated output. Scores have the sign of EAP's, and edges are chosen by the size of their scores.
 
-Note, beside the authors' code (github.com/hannamw/EAP-IG at 795f560):
+Note, compared with the authors' code (github.com/hannamw/EAP-IG at 795f560):
 
-- Over inputs with the same loss, under resample, scores are theirs (`tests/golden/eap_ig.json`), where derivatives are
-  taken at the `ends` of steps. The `middles` are a variant of ours with names of its own: where attention is
-  saturated, as in compiled models, gradients at the ends are next to 0.
-- Over activations they interpolate all heads of a layer together, and add up the scores of all edges whatever is
-  interpolated; here each source's path scores its own edges, as the formula says.
-- They interpolate token embeddings and leave positions as they are, which differs under zero ablation alone; their
-  EAP-IG over inputs takes no other ablation than resample.
-- The divergence from the full model is KL(full || run), summed over the vocabulary; theirs is its mean. Numbers, which
-  have none, take a squared error.
+- Over inputs, with the same loss and resample ablation, scores equal theirs (`tests/golden/eap_ig.json`) if derivatives
+  are taken at the `ends` of steps. The `middles` are our variant, under names of their own: where attention is
+  saturated, as in compiled models, gradients at the ends are almost 0.
+- Over activations, they interpolate all heads of a layer together, and add up the scores of all edges whatever is
+  interpolated. Here each source's path scores that source's edges alone, as in the formula.
+- They interpolate token embeddings and keep position embeddings clean, which differs only under zero ablation; their
+  EAP-IG over inputs supports resample ablation only.
+- The divergence from the full model is KL(full || run), summed over the vocabulary; theirs is the mean over it.
+  Numerical outputs have no divergence and use squared error.
 - Scores are means over inputs, as theirs are for a metric that is a sum over a batch.
-- One threshold keeps edges in place of a given number of them.
+- One threshold decides which edges are kept, instead of a given number of edges.
 """
 
 from collections.abc import Mapping
@@ -48,26 +48,26 @@ class EapIgConfig:
     """Settings of `integrate_gradients`."""
 
     over: Literal["inputs", "activations"] = "inputs"
-    """Whose path it is: that of all embeddings together, or of each source's output by itself."""
+    """What is interpolated: all embeddings together, or each source's output by itself."""
 
     steps: int = 30
-    """Points on the path (the authors' code; the paper's figures use 5)."""
+    """Number of points on the path (30 in the authors' code, 5 in the paper's figures)."""
 
     points: Literal["ends", "middles"] = "ends"
-    """Where each step has its point: at the end that the authors' code takes, ablated over inputs and clean over
-    activations, or in the middle."""
+    """Where each step is evaluated: at the end that the authors' code takes (the ablated end over inputs, the clean end
+    over activations), or in the middle."""
 
     threshold: float = 0.01
-    """Size of a score above which an edge is kept, in units of the loss."""
+    """Edges whose score exceeds this in size are kept; in units of the loss."""
 
     loss: Loss = "divergence"
-    """See `loss.Loss`."""
+    """Loss to differentiate; see `loss.Loss`."""
 
     logit_scale: float = 10.0
-    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
+    """Factor on the logits before the divergence; above 1 because compiled outputs are one-hot."""
 
     batch_size: int = 512
-    """Inputs a pass; every input is run once for each step."""
+    """Inputs per pass; every input is run once per step."""
 
     def __post_init__(self) -> None:
         faults = [
@@ -78,7 +78,7 @@ class EapIgConfig:
 
     @property
     def path(self) -> Float[Tensor, " step"]:
-        """A point in each of `steps` equal parts of the way from 0, all ablated, to 1, all clean."""
+        """The values of alpha: one in each of `steps` equal parts of the way from 0 (all ablated) to 1 (all clean)."""
         end = 0.0 if self.over == "inputs" else 1.0
         return (torch.arange(self.steps) + (0.5 if self.points == "middles" else end)) / self.steps
 
@@ -89,7 +89,7 @@ PATHS: Final[Mapping[str, EapIgConfig]] = {
     "eap-ig-activations": EapIgConfig(over="activations"),
     "eap-ig-activations-middles": EapIgConfig(over="activations", points="middles"),
 }
-"""The published method, twice, and its variants, by name."""
+"""Configurations by name: the published method over inputs and over activations, and our variants of both."""
 
 
 def integrate_gradients(
@@ -101,7 +101,7 @@ def integrate_gradients(
     progress: bool = False,
     config: EapIgConfig | None = None,
 ) -> Discovery:
-    """Score every edge by its derivative along a path; see `Method` and `EapIgConfig`."""
+    """Score every edge by minus its derivative averaged along a path; see `Method` and `EapIgConfig`."""
     config = EapIgConfig() if config is None else config
     integrate = _along_inputs if config.over == "inputs" else _along_activations
     ablator = Ablator(model, dataset, ablation)
@@ -113,22 +113,23 @@ def integrate_gradients(
     return keep_above(model.graph, ablation, total / len(dataset), config.threshold, signed=True)
 
 
-# Both give the derivatives by z, summed over inputs and averaged over the path.
+# Both return derivatives with respect to z, summed over inputs and averaged over the path.
 
 
 def _along_inputs(
     model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, path: Float[Tensor, " step"]
 ) -> Float[Tensor, "source destination"]:
-    """All edges, while all embeddings go from ablated to clean.
+    """Return the derivatives for all edges, along the path on which all embeddings go from ablated to clean.
 
-    The derivative by an edge's z is that by its destination's input, times what the source writes in that run, which is
-    that of interpolated embeddings, less the ablated value. The scores want what it writes in the clean run instead: in
-    the difference between two runs, one with the clean run's values for ablated ones, the interpolated run's own drop
-    out. No edge but those of embeddings carries an ablated value, so that the outputs of both are the same.
+    dL/dz_e = (dL/d input_dest) . (source - ablated), with the source's output from the interpolated run. The score
+    needs its output in the clean run instead. So each alpha takes two runs: one with the true ablated values, and one
+    with clean outputs in their place for all sources but embeddings. The difference of the two derivatives is
+    (dL/d input_dest) . (clean - ablated). Both runs have the same outputs, as only edges out of embeddings carry an
+    ablated value.
     """
     embeds = torch.tensor([node.kind in EMBEDDINGS for node in model.graph.sources])
     with torch.no_grad():
-        clean = model.sources(ranks_of(model).own(batch.clean, -2))  # of the inputs that `ablated` is of
+        clean = model.sources(ranks_of(model).own(batch.clean, -2))  # the same inputs as `ablated`
     ablated = torch.zeros_like(clean) if ablated is None else ablated
     twice = torch.stack([ablated, torch.where(embeds[:, None, None, None].to(clean.device), ablated, clean)], dim=1)
     tokens = batch.clean.expand(2, *batch.clean.shape)
@@ -138,14 +139,14 @@ def _along_inputs(
         loss = objective.per_input(model(tokens, masks, twice, batch.positions), batch).sum(-1)
         (gradient,) = torch.autograd.grad(loss[0] - loss[1], masks)
         total += gradient[0] + torch.where(embeds[:, None], 0, gradient[1])
-        del loss  # and all that it holds, before the next run
+        del loss  # frees the autograd graph before the next run
     return total / len(path)
 
 
 def _along_activations(
     model: MaskedModel, objective: Objective, batch: Batch, ablated: Sources | None, path: Float[Tensor, " step"]
 ) -> Float[Tensor, "source destination"]:
-    """The edges of each source, while that source alone goes from ablated to clean."""
+    """Return the derivatives for the edges of each source, along the path of that source's output alone."""
     total = torch.zeros(len(model.graph.sources), len(model.graph.destinations))
     for row in range(len(total)):
         masks = torch.ones(len(path), *total.shape)

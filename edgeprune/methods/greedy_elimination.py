@@ -1,8 +1,8 @@
-"""Greedy elimination: of all edges, the one goes whose absence harms least, then again of those that are left.
+"""Greedy elimination: repeatedly remove the edge whose removal harms least.
 
-The baseline that measures every removal in the circuit as it is, where ACDC measures each edge once, in a fixed order.
+This baseline measures every removal in the current circuit; ACDC measures each edge once, in a fixed order.
 
-Note: while there are many edges, a share of them goes together, those whose absence alone harms least.
+Note: while many edges are left, a share of them is removed together: those whose removal alone harms least.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from edgeprune.methods.method import Discovery, keep_above
 from edgeprune.methods.settings import out_of_range, refuse
 
 _TOGETHER: Final = 256
-"""Masks in one call."""
+"""Masks evaluated in one call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +30,25 @@ class GreedyConfig:
     """Settings of `eliminate`."""
 
     threshold: float = 0.01
-    """Loss up to which edges go; how they are ranked does not depend on it."""
+    """Largest loss of the returned circuit. The ranking of edges does not depend on it."""
 
     many: int = 250
-    """Edges above which a share of them goes at a time."""
+    """Number of edges above which a share of them is removed per round."""
 
     share: float = 0.05
-    """That share."""
+    """Share of the edges removed per round while there are more than `many`."""
 
     loss: Loss = "divergence"
-    """See `loss.Loss`."""
+    """Loss of a circuit; see `loss.Loss`."""
 
     logit_scale: float = 10.0
-    """Logits are multiplied by this before a divergence; compiled outputs are one-hot."""
+    """Factor on the logits before the divergence; above 1 because compiled outputs are one-hot."""
 
     inputs: int = 128
-    """Inputs on which removals are judged, or all where there are fewer."""
+    """Inputs that removals are judged on; all if there are fewer."""
 
     batch_size: int = 32
-    """Inputs in a forward; it changes nothing but time and memory."""
+    """Inputs per forward pass; affects time and memory only."""
 
     def __post_init__(self) -> None:
         faults = out_of_range(self, counts=("many", "inputs", "batch_size"), positive=("logit_scale",))
@@ -67,9 +67,9 @@ def eliminate(
     progress: bool = False,
     config: GreedyConfig | None = None,
 ) -> Discovery:
-    """Take out all edges, one after the other; an edge's score is the share of the edges that went before it.
+    """Remove all edges one by one. An edge's score is the share of all edges that were removed before it.
 
-    The circuit is what is left when the loss last was within the threshold. See `Method`, `GreedyConfig`.
+    The returned circuit is the last one whose loss was within the threshold. See `Method`, `GreedyConfig`.
     """
     config = GreedyConfig() if config is None else config
     loss = CircuitLoss(
@@ -96,7 +96,7 @@ def eliminate(
 
 
 def _fewer(loss: CircuitLoss, kept: Tensor, config: GreedyConfig) -> Tensor:
-    """What is left after one round: dead edges go first, as they harm nothing."""
+    """Return the edges left after one round; dead edges are removed first, because they have no effect."""
     alive = live(loss.graph, kept)
     if not torch.equal(alive, kept):
         return alive

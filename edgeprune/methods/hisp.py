@@ -1,11 +1,11 @@
-"""Head importance scores for pruning: attribution to whole nodes.
+"""Head importance scores for pruning (HISP): attribution to whole nodes.
 
 Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", arXiv:1905.10650: a head's importance is
-`E |output . d loss / d output|`. As in the ACDC paper (arXiv:2304.14997), `clean - ablated` stands for the
-output, MLPs and embeddings are scored as heads are, and an edge is kept where both of its ends are.
+`E |output . d loss / d output|`. As in the ACDC paper (arXiv:2304.14997), `clean - ablated` replaces the output, MLPs
+and embeddings are scored like heads, and an edge is kept if both of its ends are.
 
-Note: scores are not normalised layer by layer, which would make the one MLP of a layer as important as any. The loss is
-that of EAP, for the same reason.
+Note: scores are not normalised per layer, because that would make the only MLP of a layer as important as any. The loss
+is EAP's, for the same reason as there: a distance has no gradient at the full model.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class HispConfig:
     """Settings of `score_nodes`."""
 
     loss: Loss = "disagreement"
-    """See `loss.Loss`; a distance has no gradient at the full model."""
+    """Loss to differentiate; see `loss.Loss`. A distance has no gradient at the full model."""
 
     threshold: float = 0.01
-    """Score above which a node is kept, in units of the loss."""
+    """Nodes that score above this are kept; in units of the loss."""
 
     batch_size: int = 128
-    """Inputs a pass, each with a mask of its own, so that what cancels between inputs does not cancel in the score."""
+    """Inputs per pass. Each has its own mask, so that effects of opposite sign on different inputs do not cancel."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -51,7 +51,7 @@ def score_nodes(
     progress: bool = False,
     config: HispConfig | None = None,
 ) -> Discovery:
-    """Score every node by its derivative, and every edge by the lesser of its ends; see `Method` and `HispConfig`."""
+    """Score every node by its derivative, every edge by the lower of its two nodes; see `Method`, `HispConfig`."""
     config = HispConfig() if config is None else config
     generator = torch.Generator().manual_seed(seed)
     ablator, objective = Ablator(model, dataset, ablation), Objective(dataset, config.loss)
@@ -61,20 +61,20 @@ def score_nodes(
     for batch in tqdm(batches, desc=f"HISP, {ablation}", disable=None if progress else True):
         ablated = ablator(batch)
         masks = torch.ones(len(batch.clean), *shape, requires_grad=True)
-        # A mask of its own for each input.
+        # One mask per input.
         ablated = None if ablated is None else ablated[:, :, None]
         positions = None if batch.positions is None else batch.positions[:, None]
         outputs = model(batch.clean[:, None], masks, ablated, positions)
         loss = objective.per_input(outputs[:, 0], batch).sum()
-        # All that a source writes is read along its edges: the derivative by its output is the sum of theirs.
+        # A source's output is read along its edges alone, so their derivatives sum to the node's attribution.
         total += torch.autograd.grad(loss, masks)[0].sum(-1).abs().sum(0)
     return keep_above(model.graph, ablation, edge_scores(model.graph, total / len(dataset)), config.threshold)
 
 
 def edge_scores(graph: Graph, nodes: Float[Tensor, " source"]) -> Float[Tensor, "source destination"]:
-    """The score of each edge: the lesser of its source's and its destination's, the logits being above all.
+    """Return each edge's score: the lower of its source's and its destination's. The logits never lower it.
 
-    Of heads that share keys and values, the one that scores highest counts.
+    If several heads share keys and values, the destination has the score of the highest-scoring one.
     """
     rows = [
         [graph.source_index[node] for node in graph.readers[d] if node.kind != "logits"] for d in graph.destinations

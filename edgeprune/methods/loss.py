@@ -1,4 +1,4 @@
-"""How far masked outputs are from the full model's, as a training loss, and on which inputs it is asked."""
+"""Training losses that measure how far masked outputs are from the full model's, and the inputs they are taken on."""
 
 import math
 from functools import cached_property
@@ -20,40 +20,40 @@ from edgeprune.metrics.distances import (
 
 Loss = Literal["worst", "divergence", "squared", "disagreement"]
 """
-- `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 up to
-  what counts as the same output (`metrics.ATOL`), well above 0 beyond it, 1 from the outputs' range on. It asks what
-  the truth asks: whether any input needs an edge at all.
-- `divergence`: KL(full model || circuit) where outputs are logits, else as `squared`.
-- `squared`: squared error over the outputs' variance, averaged over the batch.
-- `disagreement`: minus how far outputs point where the full model's do. It is linear in the outputs, so that its
-  gradient is not zero at the full model, as that of a distance is. Of logits it is a logit difference, as in
-  arXiv:2310.10348: the full model's answer above the mean of all other outputs. Of values it is their product with the
-  full model's, over its mean square. It is -1 at the full model of a compiled program. Where a task names right and
-  wrong answers, it is minus the task's own metric.
+- `worst`: the largest difference from the full model's outputs anywhere in the batch, on a logarithmic scale: 0 for
+  outputs that count as the same (`metrics.ATOL`), well above 0 beyond that, and 1 from the outputs' range on. It asks
+  what the truth asks: whether any input needs an edge at all.
+- `divergence`: KL(full model || circuit) if outputs are logits, else as `squared`.
+- `squared`: squared error divided by the variance of the outputs, averaged over the batch.
+- `disagreement`: minus the agreement with the full model's outputs. It is linear in the outputs, so its gradient does
+  not vanish at the full model, as a distance's does. For logits, agreement is a logit difference, as in
+  arXiv:2310.10348: the full model's answer minus the mean of all other logits. For values, it is their product with the
+  full model's values, divided by the mean square of those. The loss is -1 at the full model of a compiled program. If a
+  task names right and wrong answers, the loss is minus the task's own metric.
 """
 
 DISTANCES: Final[tuple[Loss, ...]] = ("worst", "divergence", "squared")
-"""The losses that are 0 at the full model and nowhere below."""
+"""The losses that are 0 at the full model and never below 0."""
 
 _ROOM: Final = 2**26
-"""Numbers among outputs that their range and variance are taken of."""
+"""Largest number of output values from which their range and variance are computed."""
 
 Over = Literal["mean", "worst"]
-"""How the losses of inputs become one: their mean, or the largest of them."""
+"""How the losses of inputs are reduced to one: their mean, or the largest."""
 
 Pairs = Int[Tensor, "2 pair"]
-"""Rows of a dataset: clean inputs, and below them their corrupted inputs."""
+"""Row numbers of a dataset: clean inputs in the first row, their corrupted inputs in the second."""
 
 
 class Objective:
     """A loss, scaled by the outputs of `dataset`.
 
     Args:
-        dataset: the inputs; their outputs' range and variance are the units of `worst` and `squared`.
-        loss: which one.
-        logit_scale: what logits are multiplied by before `divergence`; Tracr's outputs are one-hot, so that at 1 even a
-            perfect answer is an unsure one.
-        over: how the losses of inputs become one; the largest counts for `worst`, whatever this is.
+        dataset: the inputs. The range and variance of their outputs are the units of `worst` and `squared`.
+        loss: the loss.
+        logit_scale: factor on the logits before `divergence`. Tracr's outputs are one-hot, so at 1 even a perfect
+            answer is an uncertain one.
+        over: how the losses of inputs are reduced to one; `worst` always takes the largest.
     """
 
     def __init__(self, dataset: Dataset, loss: Loss, *, logit_scale: float = 1.0, over: Over = "mean") -> None:
@@ -82,13 +82,13 @@ class Objective:
         return float(self._target.square().mean())
 
     def __call__(self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch) -> Float[Tensor, "*masks"]:
-        """The loss of each mask over the whole batch."""
+        """Return the loss of each mask over the whole batch."""
         return self.reduce(self.per_input(outputs, batch))
 
     def per_input(
         self, outputs: Float[Tensor, "*masks batch pos vocab"], batch: Batch
     ) -> Float[Tensor, "*masks batch"]:
-        """The loss of each mask on each input."""
+        """Return the loss of each mask on each input."""
         if self._loss == "worst":
             largest = largest_difference(outputs, batch.target, batch.scored)
             scaled = (torch.log1p(largest / ATOL) / math.log1p(self._range / ATOL)).clamp(max=1)
@@ -104,16 +104,17 @@ class Objective:
         return squared_error(outputs, batch.target, batch.scored) / self._variance
 
     def reduce(self, losses: Float[Tensor, "*masks batch"]) -> Float[Tensor, "*masks"]:
-        """The loss of a batch from those of its inputs."""
+        """Reduce the losses of the inputs to the loss of the batch."""
         return losses.amax(-1) if self.over == "worst" else losses.mean(-1)
 
     def change(
         self, losses: Float[Tensor, "*masks batch"], baseline: Float[Tensor, " batch"]
     ) -> Float[Tensor, "*masks"]:
-        """How much worse than a baseline masks fare, compared input by input; below 0 for better.
+        """Return how much worse than a baseline each mask is, compared input by input; negative means better.
 
-        For `worst`, the most that any input loses, less the most that any gains. The difference of the largest losses
-        would be 0 once some input is as wrong as can be, whatever else a mask breaks, and every edge would fall.
+        For `worst`, this is the largest per-input loss increase minus the largest decrease. Comparing the largest
+        losses alone would give 0 once one input has the maximal loss, whatever else a mask breaks, and every edge would
+        fall.
         """
         difference = losses - baseline
         if self._loss != "worst":
@@ -122,6 +123,6 @@ class Objective:
 
 
 def draw_pairs(dataset: Dataset, size: int, generator: torch.Generator) -> Pairs:
-    """`size` inputs without replacement, or all where there are fewer, each with a corrupted input of its group."""
+    """Draw `size` inputs without replacement (all if there are fewer), each with a corrupted input of its group."""
     clean = torch.randperm(len(dataset), generator=generator)[:size]
     return torch.stack([clean, dataset.partners(clean, generator)])

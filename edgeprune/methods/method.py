@@ -1,4 +1,4 @@
-"""The signature that all discovery methods share, and what they return."""
+"""The signature shared by all discovery methods, and the result that they return."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from edgeprune.masked_model import MaskedModel
 from edgeprune.masks import LearnedMask, live_circuit
 
 _SNAPSHOTS: Final = 100
-"""How many of a run's steps are kept, at the most and evenly spread; of what is learned anew, as many again."""
+"""Largest number of snapshots per run, evenly spaced; learning a second time adds as many again."""
 
 
 @dataclass(frozen=True)
@@ -35,41 +35,41 @@ class Snapshot:
 
     step: int
     log_alpha: Float[Tensor, "source destination"]
-    """Of each edge, or of its source where that is less."""
+    """log_alpha of each edge, or of its source or destination where that is lower."""
 
     kept: Bool[Tensor, "source destination"]
-    """The circuit that the method would return now."""
+    """The circuit that the method would return at this step."""
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a method found."""
+    """The result of a method."""
 
     circuit: Circuit
-    """Ours have no dead edges, from which no path of kept edges leads to the logits."""
+    """The circuit. Ours have no dead edges: edges from which no path of kept edges leads to the logits."""
 
     scores: Float[Tensor, "source destination"]
-    """How strongly the method holds on to each edge; for masks their mean."""
+    """How strongly the method keeps each edge; for learned masks, the mean mask."""
 
     history: tuple[Record, ...]
     snapshots: tuple[Snapshot, ...] = ()
     signed: bool = False
-    """Whether scores are attributions: above 0 the edge lowers the loss, below 0 it raises it, and edges are chosen by
-    size, whatever the sign."""
+    """Whether scores are attributions: positive if the edge lowers the loss, negative if it raises it. Edges are then
+    chosen by the size of their score, whatever its sign."""
 
     @property
     def strength(self) -> Float[Tensor, "source destination"]:
-        """What edges are ranked and chosen by: scores, or the sizes of signed ones."""
+        """The values that edges are ranked and chosen by: the scores, or their sizes if they are signed."""
         return sizes(self.scores) if self.signed else self.scores
 
 
 class Trace:
-    """Notes how learned masks change over a run.
+    """Records how learned masks change over a run.
 
     Args:
-        masks: what is learned.
-        steps: how many steps the run has, at the most.
-        kept: the circuit that the method would return now, as a mask.
+        masks: the learned masks.
+        steps: the largest number of steps of the run.
+        kept: returns the circuit that the method would return now, as a mask.
     """
 
     def __init__(self, masks: LearnedMask, steps: int, kept: Callable[[], Bool[Tensor, "source destination"]]) -> None:
@@ -78,14 +78,14 @@ class Trace:
         self._masks, self._kept, self._every = masks, kept, math.ceil(steps / _SNAPSHOTS)
 
     def note(self, loss: float, expected_edges: float) -> None:
-        """The record of the next step, and now and then a snapshot."""
+        """Record the next step, and take a snapshot at regular intervals."""
         step = len(self._records)
         self._records.append(Record(step, loss, expected_edges))
         if step % self._every == 0:
             self._take_snapshot()
 
     def discovery(self, ablation: Ablation, scores: Float[Tensor, "source destination"]) -> Discovery:
-        """What was found: the circuit that is kept now, and how it came to be."""
+        """Return the current circuit with the recorded history."""
         if self._records and self._snapshots[-1].step < len(self._records) - 1:
             self._take_snapshot()
         graph = self._masks.graph
@@ -98,7 +98,7 @@ class Trace:
 
 
 def sizes(scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Scores without their sign; minus infinity, which an edge has that is gone, stays below all others."""
+    """Return the absolute values of scores; minus infinity, the score of a removed edge, stays below all others."""
     return torch.where(scores == -math.inf, scores, scores.abs())
 
 
@@ -110,14 +110,14 @@ def keep_above(
     *,
     signed: bool = False,
 ) -> Discovery:
-    """What is found by keeping the edges that score above `threshold`, dead ones apart; of signed scores by size."""
+    """Return the circuit of edges that score above `threshold`, without dead edges; signed scores count by size."""
     kept = (sizes(scores) if signed else scores) > threshold
     return Discovery(live_circuit(graph, ablation, kept), scores, (), signed=signed)
 
 
 @runtime_checkable
 class Method(Protocol):
-    """Finds a circuit from a model and inputs alone: no truth, no structure, no program's name."""
+    """Finds a circuit from a model and inputs alone, without the truth, the structural edges or the program's name."""
 
     def __call__(
         self, model: MaskedModel, dataset: Dataset, ablation: Ablation, *, seed: int = 0, progress: bool = False
@@ -127,8 +127,8 @@ class Method(Protocol):
         Args:
             model: the frozen model.
             dataset: inputs to draw from, with the full model's outputs.
-            ablation: what removed edges carry.
+            ablation: the ablation of removed edges.
             seed: the same seed gives the same circuit.
-            progress: show a progress bar on standard error, if that is a terminal.
+            progress: show a progress bar on standard error if it is a terminal.
         """
         ...

@@ -1,9 +1,9 @@
-"""Polishing: edges of a circuit are taken out, and exchanged for others, until no trial of these makes it better.
+"""Polishing: remove and exchange edges of a circuit until no trial improves it.
 
-Learned masks leave two things behind. Edges are kept that need not be, alone or together; and edges are kept that serve
-less than others would. Both are found by running circuits, many masks in a forward: a local search over sets of edges,
-known as floating selection (Pudil et al., Floating search methods in feature selection, 1994). What it ends with is
-certified: all removals that `groups.removals` lists were run, and none of them was good enough.
+Learned masks leave two kinds of faults. Some edges could be removed, alone or together, and some are less useful than
+others would be. Polishing finds both by running circuits, many masks per forward pass: a local search over sets of
+edges, known as floating selection (Pudil et al., Floating search methods in feature selection, 1994). Its result is
+certified: every removal listed by `groups.removals` was run, and none was good enough.
 """
 
 import math
@@ -30,40 +30,40 @@ Kept = Bool[Tensor, "source destination"]
 Circuits = Bool[Tensor, "circuit source destination"]
 
 _LESS: Final = 0.01
-"""Share by which more or other edges have to lower the loss."""
+"""Smallest relative decrease of the loss for which edges are added or exchanged."""
 
 _ROUNDING: Final = 1e-6
-"""Loss that counts as none, and by which they have to lower it at the least."""
+"""Loss treated as 0, and smallest absolute decrease of the loss for which edges are added or exchanged."""
 
 _PAIRS: Final = 1024
-"""Pairs of groups that are taken out on trial in the end, at the most; where there are more, none is."""
+"""Largest number of pairs of groups whose removal is tried in the final step; if there are more, no pair is tried."""
 
 _TOGETHER: Final = 256
-"""Masks in one call."""
+"""Masks evaluated in one call."""
 
 _EACH: Final = 64
-"""Edges of a circuit up to which it is run without each of them to see which are missed least."""
+"""Number of edges up to which the circuit is run without each edge, to see which matter least."""
 
 _ROOM: Final = 2**33
-"""Bytes of the masks of a circuit without each of its edges, at the most."""
+"""Largest size, in bytes, of the masks of a circuit without each of its edges."""
 
 _AT_ONCE: Final = 0.1
-"""Share of the edges too many that go at once."""
+"""Share of the excess edges that is removed at once, or of the missing edges that is added at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolishConfig:
-    """How much is tried."""
+    """How many candidates each step tries."""
 
     additions: int = 64
-    """Edges that are tried as additions, at the most: those whose masks have the steepest derivatives."""
+    """Largest number of edges tried as additions: those whose mask entries have the steepest derivatives."""
 
     exchanges: int = 12
-    """Additions that serve best on the first inputs, and removals that harm least: each of those is tried with each of
-    these, and any two of those together where edges are missing."""
+    """Number of best additions, and of least harmful removals, judged on the first inputs. Each of these additions is
+    tried with each of these removals, and where edges are missing, with each other."""
 
     nodes: int = 3
-    """Nodes that are added with all their edges, those that serve best on the first inputs, and then cut down."""
+    """Number of absent nodes added with all their edges, then cut down: those best on the first inputs."""
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, counts=("additions", "exchanges", "nodes")))
@@ -71,7 +71,7 @@ class PolishConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The least loss of so many edges, or the fewest edges within a tolerance: one of the two."""
+    """The least loss at a given number of edges, or the fewest edges within a tolerance. Exactly one is given."""
 
     edges: int | None = None
     tolerance: float | None = None
@@ -84,10 +84,10 @@ class Goal:
 
 
 def check_room(graph: Graph, edges: int) -> None:
-    """Refuse a circuit of so many edges whose masks would not fit.
+    """Raise if the masks of a circuit with this many edges do not fit in memory.
 
     Raises:
-        ConfigError: they would not.
+        ConfigError: the masks do not fit.
     """
     room = edges * len(graph.sources) * len(graph.destinations)
     if not has_room(len(graph.sources), len(graph.destinations), edges):
@@ -98,9 +98,9 @@ def check_room(graph: Graph, edges: int) -> None:
 
 
 def last_round(sources: int, destinations: int, edges: int, config: PolishConfig) -> int:
-    """Circuits of so many edges that are run once nothing is better, at the most: exchanges, then the certificate.
+    """Return the largest number of circuits that the last round runs: exchanges, then the certificate.
 
-    Of nodes that are lacking a few more are run.
+    Circuits with an added node are not counted; they add a few more.
     """
     small = total = 0
     for size in range(1, edges + 1):
@@ -108,18 +108,18 @@ def last_round(sources: int, destinations: int, edges: int, config: PolishConfig
         if total > SUBSETS and size > 1:
             break
         small = total
-    grouped = min(destinations + 3 * sources, 4 * edges)  # an edge is in four groups
+    grouped = min(destinations + 3 * sources, 4 * edges)  # an edge is in at most four groups
     pairs = min(math.comb(grouped, 2), _PAIRS)
     return config.additions + edges + config.exchanges**2 + small + grouped + pairs
 
 
 def has_room(sources: int, destinations: int, edges: int) -> bool:
-    """Whether the masks of a circuit without each of so many edges fit."""
+    """Return whether the masks of a circuit without each of its `edges` edges fit in memory."""
     return edges * sources * destinations <= _ROOM
 
 
 class Step(IntEnum):
-    """What is done next."""
+    """The next step of a run."""
 
     SHRINK = 0
     GROW = 1
@@ -129,13 +129,13 @@ class Step(IntEnum):
 
 
 class Polish:
-    """The state of one run.
+    """The state of one polishing run.
 
     Args:
-        loss: runs circuits; it is nowhere below 0.
-        goal: what is asked for.
-        kept: the circuit to begin with; its dead edges go.
-        config: how much is tried.
+        loss: evaluates circuits; its losses are never below 0.
+        goal: the number of edges or the tolerance to reach.
+        kept: the initial circuit; its dead edges are dropped.
+        config: how many candidates each step tries.
 
     Raises:
         ConfigError: the circuit is too large.
@@ -155,26 +155,26 @@ class Polish:
 
     @property
     def edges(self) -> int:
-        """How many there are now."""
+        """Number of edges of the current circuit."""
         return int(self.kept.sum())
 
     @property
     def limit(self) -> float:
-        """The loss up to which a circuit of fewer edges is better."""
+        """Largest loss at which a circuit with fewer edges is better."""
         return max(self.loss, _ROUNDING) if self._goal.tolerance is None else self._goal.tolerance
 
     @property
     def _lower(self) -> float:
-        """The loss up to which one of more, or other, edges is."""
+        """Largest loss at which a circuit with more, or other, edges is better."""
         return self.loss if math.isinf(self.loss) else self.loss - max(_LESS * self.loss, _ROUNDING)
 
     @property
     def _wanted(self) -> int:
-        """Edges below which it need not go."""
+        """Number of edges below which the circuit need not shrink."""
         return 0 if self._goal.edges is None else self._goal.edges
 
     def advance(self) -> None:
-        """A few edges go, come or are exchanged, or what comes next is decided."""
+        """Run one step: remove, add or exchange a few edges, or go on to the next kind of step."""
         steps = {Step.SHRINK: self._shrink, Step.GROW: self._grow, Step.EXCHANGE: self._exchange}
         steps.get(self.step, self._certify)()
 
@@ -182,7 +182,7 @@ class Polish:
         self.kept, self.loss, self.step, self.moves = kept, loss, then, self.moves + 1
 
     def _take_best(self, circuits: Circuits, limit: float, then: Step) -> bool:
-        """Take the best of some circuits, if one is within the limit."""
+        """Take the best of the given circuits if its loss is within the limit; return whether it is."""
         if not len(circuits):
             return False
         number, loss = self._run.best(circuits.float(), limit=limit)
@@ -191,8 +191,8 @@ class Polish:
         return math.isfinite(loss)
 
     def _shrink(self) -> None:
-        """Take out what is missed least, or a share of what is too much; of removals, those run best on the first
-        inputs are run on all."""
+        """Remove the least important edge or group, or a share of the excess edges. Only the removals that are best on
+        the first inputs are run on all."""
         excess, limit = self.edges - self._wanted, math.inf if self._goal.tolerance is None else self.limit
         self.step = Step.GROW
         if excess <= 0:
@@ -209,12 +209,12 @@ class Polish:
         self._take_best(smaller[: self._config.exchanges], limit, Step.SHRINK)
 
     def _grow(self) -> None:
-        """Add an edge, two, or a node, whatever serves best, where edges are missing."""
+        """Where edges are missing, add the best of: one edge, two edges, a share of the missing edges, a node."""
         self.step, missing = Step.EXCHANGE, self._wanted - self.edges
         if missing <= 0:
             return
         larger = self._larger()
-        single = larger[_sizes(larger) == self.edges + 1]  # what is left of a node may be as large, but is no addition
+        single = larger[_sizes(larger) == self.edges + 1]  # before cut nodes join: they may have this size too
         single = single[self._order(single)]
         larger = _with(larger[_sizes(larger) <= self._wanted], self._cut_nodes(larger, self._wanted))
         if missing > 1:
@@ -224,9 +224,9 @@ class Polish:
         self._take_best(larger, self._lower, Step.GROW)
 
     def _pairs(self, single: Circuits) -> Iterator[Kept]:
-        """Two additions together: of those that serve best, and any two from one source to one head.
+        """Yield pairs of additions: pairs of the best ones, and all pairs from one source to one head.
 
-        To read what it reads at a head's keys alone, and not at its values, may do harm.
+        Reading a source at a head's keys alone, and not at its values, may do harm.
         """
         cells = torch.nonzero(single & ~self.kept)[:, 1:].tolist()
         ends = [(row, self._graph.destinations[column].owner) for row, column in cells]
@@ -235,7 +235,7 @@ class Polish:
                 yield single[one] | single[other]
 
     def _exchange(self) -> None:
-        """Add what serves best, and take out as many again: kept where the loss falls."""
+        """Add an edge or a node and remove as many edges again: the best of the trials, if the loss falls."""
         some, size = self._config.exchanges, self.edges
         larger, without = self._larger(), without_each(self.kept, torch.nonzero(self.kept))
         single = larger[_sizes(larger) == size + 1]
@@ -246,7 +246,7 @@ class Polish:
             self.step = Step.CERTIFY
 
     def _certify(self) -> None:
-        """Run every removal that is listed; all ends where none is good enough."""
+        """Run every listed removal; polishing ends if none is good enough."""
         listed = sorted(edges_of(self._graph, self.kept))
         masks = masks_without(self._graph, listed, removals(self._graph, listed, pairs=_PAIRS))
         losses, self.removals = torch.cat([self._run(e, limit=self.limit) for e in masks.split(_TOGETHER)]), len(masks)
@@ -257,7 +257,7 @@ class Polish:
             self._take(live(self._graph, masks[best] > 0), float(losses[best]), Step.SHRINK)
 
     def _smaller(self) -> Circuits:
-        """What is left without each edge, or each group of edges, and without what is dead then."""
+        """Return the circuit without each edge, and without each group of edges; dead edges are dropped too."""
         listed = sorted(edges_of(self._graph, self.kept))
         in_groups = masks_without(self._graph, listed, groups(self._graph, listed)) > 0
         return live(self._graph, torch.cat([without_each(self.kept, torch.nonzero(self.kept)), in_groups])).unique(
@@ -265,7 +265,7 @@ class Polish:
         )
 
     def _larger(self) -> Circuits:
-        """The circuit with one more edge, for each that would be alive, and with each node that it lacks."""
+        """Return the circuit with each absent edge that would be live, and with each absent node."""
         graph, kept = self._graph, self.kept
         absent = edge_exists(graph) & ~kept
         read, written = kept.any(1), torch.zeros(len(graph.sources), dtype=torch.bool)
@@ -293,14 +293,14 @@ class Polish:
         return torch.cat([larger, nodes[_sizes(nodes) > self.edges]])
 
     def _cut_nodes(self, larger: Circuits, size: int) -> list[Kept]:
-        """Circuits with a node that was lacking, those that serve best on the first inputs, cut down to a size."""
+        """Return the circuits with an added node that are best on the first inputs, each cut to `size` edges."""
         nodes = larger[_sizes(larger) > max(size, self.edges + 1)]
         return [self._cut(each, size) for each in nodes[self._order(nodes)[: self._config.nodes]]]
 
     def _cut(self, kept: Kept, size: int) -> Kept:
-        """Take out what is missed least until so many edges are left, half of the excess at a time.
+        """Remove the least important edges until `size` are left, half of the excess at a time.
 
-        Where there are many edges, that is to first order, which sees nothing beyond a step.
+        In large circuits importance is a first-order estimate, which does not see step-like effects.
         """
         while (excess := int(kept.sum()) - size) > 0:
             cells = torch.nonzero(kept)
@@ -315,18 +315,18 @@ class Polish:
         return kept
 
     def _order(self, circuits: Circuits, *, per_edge: bool = False) -> Tensor:
-        """From the best on the first inputs to the worst; by what each edge that went has cost, if asked for."""
+        """Rank circuits on the first inputs, best first; with `per_edge`, by the loss increase per removed edge."""
         losses = torch.cat([self._run.glance(some.float()) for some in circuits.split(_TOGETHER)])
         if per_edge:
             losses = (losses - self._run.glance(self.kept[None].float())) / (self.edges - _sizes(circuits))
         return losses.argsort(stable=True)
 
     def circuit(self, ablation: Ablation) -> Circuit:
-        """The circuit as it is now."""
+        """Return the current circuit."""
         return Circuit(self._graph, ablation, edges_of(self._graph, self.kept))
 
     def state(self) -> dict[str, Tensor]:
-        """All that is needed to go on."""
+        """Return everything needed to resume."""
         return {
             "kept": self.kept,
             "loss": torch.tensor(self.loss, dtype=torch.float64),
@@ -334,10 +334,10 @@ class Polish:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave.
+        """Restore a state that `state` returned.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a valid state.
         """
         own = self.state()
         rules = {
@@ -354,12 +354,12 @@ class Polish:
 
 
 def polish(run: Polish, *, moved: Callable[[Polish], None] | None = None, progress: bool = False) -> None:
-    """Go on to the end.
+    """Run polishing to the end.
 
     Args:
-        run: where it stands.
-        moved: is called after every step.
-        progress: show a progress bar on standard error, if that is a terminal.
+        run: the state to start from.
+        moved: called after every step.
+        progress: show a progress bar on standard error if it is a terminal.
     """
     with tqdm(desc="polishing", initial=run.moves, disable=None if progress else True) as bar:
         while not run.ended:

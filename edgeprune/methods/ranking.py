@@ -1,4 +1,4 @@
-"""Circuits of the edges that score highest: so many of them, so many that are alive, or as few as are good enough."""
+"""Circuits of the edges that score highest: by number of edges, by number of live edges, or by a tolerance."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ Kept = Bool[Tensor, "source destination"]
 
 
 def keep_most(graph: Graph, scores: Scores, edges: int) -> Kept:
-    """The so many edges that score highest; of those that score alike, the first."""
+    """Return the `edges` edges that score highest; among equal scores, the first ones."""
     exists = edge_exists(graph)
     order = torch.sort(scores[exists], descending=True, stable=True).indices
     kept = torch.zeros(len(order), dtype=torch.bool)
@@ -22,9 +22,12 @@ def keep_most(graph: Graph, scores: Scores, edges: int) -> Kept:
 
 
 def keep_most_alive(graph: Graph, scores: Scores, edges: int) -> Kept:
-    """The edges that score highest, of which so many are alive, or fewer where one more brings several to life."""
+    """Return the top-scoring edges of which at most `edges` are live, without the dead ones.
+
+    There may be fewer than `edges`, because one more edge can bring several to life.
+    """
     low, high = 0, graph.total
-    while low < high:  # the more are kept, the more are alive
+    while low < high:  # the more edges are kept, the more are live
         middle = (low + high + 1) // 2
         fits = int(live(graph, keep_most(graph, scores, middle)).sum()) <= edges
         low, high = (middle, high) if fits else (low, middle - 1)
@@ -32,9 +35,9 @@ def keep_most_alive(graph: Graph, scores: Scores, edges: int) -> Kept:
 
 
 def keep_within(loss: CircuitLoss, scores: Scores, tolerance: float) -> Kept:
-    """The fewest of the edges that score highest at which the loss is within a tolerance, dead ones apart.
+    """Return the fewest top-scoring edges whose loss is within the tolerance, without dead edges; all if none is.
 
-    Found by bisection, as if the loss fell with every edge: fewer may do where it does not. All edges where none do.
+    This is a bisection that assumes that the loss falls with every edge. Where it does not, fewer edges may suffice.
     """
     graph, low, high = loss.graph, 0, loss.graph.total
     while low < high:

@@ -1,4 +1,4 @@
-"""Settings of methods as they are nested: checked, and changed by name."""
+"""Check the settings of methods, and change nested settings by name."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from edgeprune.errors import ConfigError
 
 LARGEST: Final = 1e6
-"""Beyond which a setting can only be a mistake."""
+"""Largest allowed setting; anything above can only be a mistake."""
 
 _Config = TypeVar("_Config")
 
@@ -16,13 +16,13 @@ _Config = TypeVar("_Config")
 def out_of_range(
     config: object, *, positive: Sequence[str] = (), least: Sequence[str] = (), counts: Sequence[str] = ()
 ) -> list[str]:
-    """What is wrong with settings; one that is None is not asked for.
+    """Return what is wrong with some settings, in words. A setting that is None is not checked.
 
     Args:
-        config: has them.
-        positive: names of those that are above 0.
-        least: of those that are 0 or more.
-        counts: of whole numbers, 1 or more.
+        config: the object that has the settings.
+        positive: names of settings above 0.
+        least: names of settings that are 0 or more.
+        counts: names of whole numbers that are 1 or more.
     """
     rules = (
         [(name, 0 < _value(config, name) <= LARGEST, f"0 < {name} <= {LARGEST:g}") for name in positive]
@@ -33,23 +33,23 @@ def out_of_range(
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """Raise where there are faults.
+    """Raise if there are faults.
 
     Raises:
-        ConfigError: there are; its message has all of them.
+        ConfigError: there are faults; the message lists all of them.
     """
     if faults:
         raise ConfigError(f"Expected {'; '.join(faults)}")
 
 
 def _value(config: object, name: str) -> float:
-    """A number that is set, or one that is in every range."""
+    """Return a setting as a number; 1, which is in every range, if it is None, and NaN if it is no number."""
     found = getattr(config, name)
     return 1.0 if found is None else float(found) if isinstance(found, int | float) else math.nan
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """All settings by name, those of nested parts too."""
+    """Return all settings by name, including those of nested dataclasses."""
     found = dict[str, Any]()
     for field in fields(config):
         inner = getattr(config, field.name)
@@ -58,10 +58,10 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def with_settings(config: _Config, changed: Mapping[str, Any]) -> _Config:
-    """The same with some settings changed, wherever they are nested.
+    """Return `config` with some settings changed, however deeply they are nested.
 
     Raises:
-        ConfigError: there is no such setting, or a value is outside its range.
+        ConfigError: a setting does not exist, or a value is out of range.
     """
     if unknown := sorted(changed.keys() - settings(config).keys()):
         raise ConfigError(f"Expected settings among {', '.join(settings(config))}; got {', '.join(unknown)}")

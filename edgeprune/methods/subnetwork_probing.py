@@ -1,12 +1,12 @@
 """Subnetwork probing: masks on nodes or on edges, learned by gradient descent under a penalty.
 
 Cao, Sanh and Rush, "Low-Complexity Probing via Finding Subnetworks", arXiv:2104.03514: hard-concrete masks that
-minimise `loss + lambda * E[L0]`. The ACDC paper (arXiv:2304.14997) brought it to circuits, with the
-divergence from the full model for a loss and masks on nodes; an edge is in that circuit where both of its ends are.
+minimise `loss + lambda * E[L0]`. The ACDC paper (arXiv:2304.14997) applied it to circuits, with the divergence from the
+full model as the loss and masks on nodes; an edge is in the circuit if both of its ends are.
 
-Note: the masks' gradient is the path derivative, as in the paper; several masks are sampled a step. `lambda` and all
-else is one configuration for every model. Numbers, which have no divergence, take a squared error. The engine is that
-of Edge Pruning.
+Note: the gradient goes through z, as in the paper, and several masks are sampled per step. `lambda` and all other
+settings are one configuration for every model. Numerical outputs have no divergence and use squared error. The engine
+is Edge Pruning's.
 """
 
 from dataclasses import replace
@@ -34,10 +34,10 @@ EDGES: Final = PruningConfig(
     masks=MaskConfig(masked="edges", initial_log_alpha=5.0),
     loss=LossConfig(logit_scale=10.0),
 )
-"""With masks on edges; compiled outputs are one-hot, so that logits are scaled by 10."""
+"""Masks on edges. Compiled outputs are one-hot, so logits are scaled by 10."""
 
 NODES: Final = replace(EDGES, name="subnetwork-probing-nodes", masks=replace(EDGES.masks, masked="nodes"))
-"""With masks on nodes, as in both papers."""
+"""Masks on nodes, as in both papers."""
 
 
 def probe_nodes(
@@ -49,10 +49,10 @@ def probe_nodes(
     progress: bool = False,
     config: PruningConfig = NODES,
 ) -> Discovery:
-    """Learn masks of nodes; an edge's score is the lesser of its ends'. See `Method`."""
+    """Learn masks on nodes. An edge's score is the lower of its two nodes'. See `Method`."""
     found = prune_edges(model, dataset, ablation, seed=seed, progress=progress, config=config)
     exists = edge_exists(model.graph)
-    # Every edge of a source has the mask of the source.
+    # Every edge out of a source has that source's mask.
     scores = edge_scores(model.graph, found.scores.amax(-1))
     snapshots = tuple(
         replace(shot, kept=exists & (edge_scores(model.graph, shot.kept.any(-1).float()) > 0.5))

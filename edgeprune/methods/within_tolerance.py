@@ -1,4 +1,4 @@
-"""Edge Pruning that is asked how faithful a circuit is to be, alone and polished, in the signature of all methods."""
+"""Edge Pruning to a tolerance of the loss, with and without polishing, in the signature of `Method`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,11 +18,11 @@ from edgeprune.methods.polish import Goal, Polish, PolishConfig, polish
 from edgeprune.methods.settings import with_settings
 
 _ALL = 2**20
-"""Inputs that circuits are judged on, or all where there are fewer."""
+"""Inputs that circuits are judged on; all if there are fewer."""
 
 
 def methods_within(tolerance: float, criterion: Over) -> Mapping[str, Method]:
-    """Methods that find a circuit within a tolerance, by name."""
+    """Return the methods that find a circuit within a tolerance, by name."""
     config = with_settings(TOLERANCE, {"tolerance": tolerance, "criterion": criterion, "judged": _ALL})
     return {
         config.name: partial(prune_edges, config=config),

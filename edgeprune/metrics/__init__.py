@@ -1,1 +1,1 @@
-"""How far outputs are from the full model's, and by how much a model prefers the right answer."""
+"""Distances between a circuit's and the full model's outputs, and metrics of how much a model prefers right answers."""

@@ -1,4 +1,4 @@
-"""Right and wrong continuations, and by how much a model prefers the right ones."""
+"""Right and wrong answers to a prompt, and metrics of how much a model prefers the right ones."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,14 +9,14 @@ from torch import Tensor
 
 Metric = Literal["logit difference", "probability difference"]
 """
-- `logit difference`: the mean logit of right answers above that of wrong ones (arXiv:2211.00593).
-- `probability difference`: the probability of all right answers less that of all wrong ones (arXiv:2305.00586).
+- `logit difference`: the mean logit of right answers minus that of wrong ones (arXiv:2211.00593).
+- `probability difference`: the total probability of right answers minus that of wrong ones (arXiv:2305.00586).
 """
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Ids of right and of wrong tokens for every prediction, -1 filling rows up. Wrong ones may be none: all others."""
+    """Ids of right and wrong tokens per prediction, padded with -1. With no wrong id, all other tokens are wrong."""
 
     right: Int[Tensor, "*lead batch predicted right"]
     wrong: Int[Tensor, "*lead batch predicted wrong"]
@@ -26,13 +26,13 @@ class Answers:
         return Answers(self.right[rows], self.wrong[rows], self.metric)
 
     def copy(self) -> "Answers":
-        """The same in memory of its own."""
+        """Return a copy that shares no memory."""
         return Answers(self.right.clone(), self.wrong.clone(), self.metric)
 
     def preference(
         self, logits: Float[Tensor, "*runs batch predicted vocab"]
     ) -> Float[Tensor, "*runs batch predicted"]:
-        """The metric of each prediction."""
+        """Return the metric of each prediction."""
         if self.metric == "probability difference":
             probability = logits.softmax(-1)
             right = _gather(probability, self.right).sum(-1)
@@ -49,6 +49,6 @@ class Answers:
 
 
 def _gather(values: Tensor, ids: Tensor) -> Tensor:
-    """Values of the ids, 0 where there is none."""
+    """Return the values at the ids; 0 where an id is negative (padding)."""
     chosen = values.gather(-1, ids.clamp(min=0).expand(*values.shape[:-1], -1))
     return torch.where(ids >= 0, chosen, 0)

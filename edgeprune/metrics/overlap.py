@@ -1,4 +1,4 @@
-"""How far two sets of edges, or of nodes, are the same."""
+"""Overlap of two sets of edges or of nodes: precision, recall and IoU."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from edgeprune.graph import Edge, Graph, Node
 
 @dataclass(frozen=True)
 class Overlap:
-    """What was found beside what is true, as sets of edges or of nodes."""
+    """Scores of a found set of edges or nodes against the true set."""
 
     precision: float
-    """1 where nothing was found."""
+    """Share of the found set that is true; 1 if nothing was found."""
 
     recall: float
-    """1 where nothing is true."""
+    """Share of the true set that was found; 1 if nothing is true."""
 
     iou: float
-    """1 where nothing was found and nothing is true."""
+    """Size of the intersection over that of the union; 1 if both sets are empty."""
 
     exact: bool
 
 
 def overlap(found: Set[Any], true: Set[Any]) -> Overlap:
-    """Compare two sets."""
+    """Return the precision, recall, IoU and equality of `found` against `true`."""
     both, either = len(found & true), len(found | true)
     return Overlap(
         precision=both / len(found) if found else 1.0,
@@ -35,5 +35,5 @@ def overlap(found: Set[Any], true: Set[Any]) -> Overlap:
 
 
 def nodes_of(graph: Graph, edges: Iterable[Edge]) -> frozenset[Node]:
-    """The nodes at either end of `edges`; a head is one node, whichever of its inputs is read."""
+    """Return the nodes at either end of `edges`; a head is one node, whichever of its inputs an edge enters."""
     return frozenset(node for edge in edges for node in (edge.source, *graph.readers[edge.destination]))

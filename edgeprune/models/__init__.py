@@ -1,1 +1,1 @@
-"""Language models of Hugging Face as masked models: our own short forward over their weights."""
+"""Hugging Face language models as masked models, run by our own short forward pass over their weights."""

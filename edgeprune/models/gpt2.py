@@ -1,8 +1,8 @@
-"""GPT-2 as a `MaskedModel`: our own forward over the weights of Hugging Face's `GPT2LMHeadModel`.
+"""GPT-2 as a `MaskedModel`: our own forward pass over the weights of Hugging Face's `GPT2LMHeadModel`.
 
-Every destination has a LayerNorm of its own, over what it alone reads. Token and position embeddings are one source,
-`embed`. The output bias of a layer's attention belongs to no head: it is added once and never ablated. That of an MLP
-is its own.
+Each destination applies LayerNorm to its own input. Token and position embeddings are one source, `embed`. The output
+bias of a layer's attention belongs to no head: it is added once and never ablated. The output bias of an MLP is part of
+what the MLP writes.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from edgeprune.parallel import ALONE, Ranks
 from edgeprune.streams.by_source import Written
 
 _FUSED = {name: partial(F.gelu, approximate="tanh") for name in ("gelu_new", "gelu_pytorch_tanh")}
-"""The same functions as Hugging Face's, in one operation."""
+"""GELU approximated by a tanh: the same functions as Hugging Face's, each as one PyTorch operation."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Norm:
 
 @dataclass(frozen=True)
 class _Attention:
-    """The heads of one layer: the queries of all, then keys, then values."""
+    """The attention heads of one layer. Ports are the queries of all heads, then the keys, then the values."""
 
     norm: _Norm
     inputs: Float[Tensor, "port d_model d_head"]
@@ -49,14 +49,14 @@ class _Attention:
     outputs: Float[Tensor, "head d_head d_model"]
     output_bias: Float[Tensor, " d_model"]
     scale: float
-    """What scores are multiplied by."""
+    """Factor that attention scores are multiplied by."""
 
     def __call__(self, stream: Stream, length: int) -> Written:
-        """What heads write; rows are inputs of `length` positions, one after the other."""
+        """Return what each head writes. Rows are positions: `length` for each input, one input after the other."""
         taken = stream.read(self.norm, (self.inputs,))
         ports = taken.flatten(1, 2) + self.input_bias
         query, key, value = ports.unflatten(1, (-1, length)).chunk(3)
-        # Heads take the place of a batch, and inputs that of heads: no dimension has to be moved.
+        # Heads are in the batch dimension and inputs in the head dimension, so no dimension has to be moved.
         moved = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
         return (moved.flatten(1, 2) @ self.outputs).unflatten(1, taken.shape[1:3]).transpose(0, 1)
 
@@ -77,14 +77,14 @@ class _Mlp:
 
 
 class Gpt2Model(Transformer):
-    """A GPT-2 as a masked transformer.
+    """GPT-2 as a masked transformer.
 
     Args:
-        model: the weights, which are shared where they can be.
-        ranks: the processes that it runs on.
+        model: Hugging Face's model. Its weights are shared where possible, and copied otherwise.
+        ranks: the processes that run the model.
 
     Raises:
-        ModelError: it is more than a GPT-2, having cross attention.
+        ModelError: the model has cross attention.
     """
 
     def __init__(self, model: GPT2LMHeadModel, ranks: Ranks = ALONE) -> None:
@@ -125,7 +125,7 @@ def _norm(norm: torch.nn.LayerNorm) -> _Norm:
 def _attention(block: GPT2Block, heads: int) -> _Attention:
     inputs, outputs = block.attn.c_attn, block.attn.c_proj
     d_model = len(outputs.bias)
-    # A copy reads faster; of a layer that is sharded it would outlive the layer.
+    # A contiguous copy is faster to read. A copy of a sharded layer would stay in memory after resharding.
     ports = inputs.weight.detach().view(d_model, 3 * heads, -1).transpose(0, 1)
     return _Attention(
         norm=_norm(block.ln_1),

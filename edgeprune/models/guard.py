@@ -1,9 +1,9 @@
-"""Whether our forward over a language model gives the logits of the model that Hugging Face loaded.
+"""Checks that our forward pass over a language model gives the logits of the model that Hugging Face loaded.
 
-Both run a few prompts: a short one, a long one, and a padded batch of unequal lengths. The whole vocabulary enters the
-model without its layers, and a prompt of all places runs the first layer alone, which costs little. What differs is
-another model than the one that was asked for, whatever the reason: an adapter, an activation that was trained, an
-attention that is not causal, a setting of a later transformers.
+Both run three prompts: a short one, a long one, and a padded batch of unequal lengths. Two more runs cost little: the
+whole vocabulary without any layer, and a prompt of up to 4,097 tokens with the first layer alone. If outputs differ,
+ours is not the model that was asked for, whatever the reason: an adapter, a trained activation, attention that is not
+causal, a setting of a later transformers.
 """
 
 import copy
@@ -22,72 +22,72 @@ from edgeprune.models.sharded import whole
 from edgeprune.models.transformer import Transformer
 
 LONGEST: Final = 64
-"""Tokens of the long prompt, if the model takes so many."""
+"""Tokens of the long prompt, or the context length if that is smaller."""
 
 _FAR: Final = 2**12 + 1
-"""Tokens of the prompt that the first layer alone runs, if the model takes so many: one more than the original length
-of most models whose rotations depend on it."""
+"""Tokens of the prompt that runs the first layer alone, or the context length if that is smaller. It is one more than
+the original context length of most models whose rotations depend on the length."""
 
 TOLERANCE: Final = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-4, torch.float64: 1e-4}
-"""How far logits may be apart, as a share of the largest distance of a logit from the mean of its position's.
+"""Largest accepted difference of logits, as a share of their spread (`Gap.spread`).
 
-Rounding in another order gives 1e-6 to 2e-5 in float32, and 1 to 3 % in bfloat16. GELU in place of its approximation
-by a tanh, on small random models, gives 2e-4 and more.
+Rounding in another order gives 1e-6 to 2e-5 in float32, and 1 to 3 % in bfloat16. Exact GELU in place of its tanh
+approximation gives 2e-4 and more on small random models.
 """
 
 _FINER: Final = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
-"""Where a difference beyond the tolerance is looked at again, as rounding grows in some models with depth."""
+"""The finer type in which a difference beyond the tolerance is checked again: rounding may grow with depth."""
 
 _ROOM: Final = 2**31
-"""Bytes that a copy of the weights in the finer type may take."""
+"""Largest size of a copy of the weights in the finer type, in bytes."""
 
 _AT_ONCE: Final = 2**20
-"""Numbers of the whole vocabulary's embedding that are compared together."""
+"""Numbers of the whole vocabulary's embeddings that are compared at a time."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts padded on the right."""
+    """Prompts as token ids, padded on the right."""
 
     ids: Int[Tensor, "row pos"]
     lengths: Int[Tensor, " row"]
 
     @property
     def real(self) -> Tensor:
-        """Which ids are no padding, `[row, pos]`."""
+        """True where an id is not padding, `[row, pos]`."""
         return torch.arange(self.ids.shape[1]) < self.lengths[:, None]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far ours is from theirs."""
+    """Difference between our outputs and Hugging Face's."""
 
     apart: float
-    """The largest difference of two logits."""
+    """Largest absolute difference between the outputs."""
 
     spread: float
-    """What that is measured by: the largest distance of a logit from its position's mean, or a tenth of the largest
-    logit if that is more."""
+    """Scale of `apart`: the largest distance of one of Hugging Face's outputs from its position's mean, or a tenth of
+    the largest absolute output if that is more."""
 
     def __str__(self) -> str:
         return f"{self.apart:.2g} apart where they spread by {self.spread:.2g}"
 
     @property
     def share(self) -> float:
-        """The one of the other."""
+        """`apart` as a share of `spread`."""
         return self.apart / max(self.spread, 1e-30) if self.apart else 0.0
 
     def within(self, tolerance: float) -> bool:
-        """Whether it is rounding."""
+        """Return whether the difference is rounding: at most `tolerance` of the spread."""
         return self.share <= tolerance
 
 
 def make_prompts(vocabulary: int, places: int) -> list[Prompts]:
-    """A short prompt, a long one, and a padded batch, with ids from all over the vocabulary; all of a small one.
+    """Return a short prompt, a long one and a padded batch. Ids are spread over the vocabulary, and cover a small one.
 
     Args:
-        vocabulary: how many ids there are.
-        places: the most tokens that the model takes.
+        vocabulary: the number of ids.
+        places: the context length, in tokens.
     """
     lengths = [[min(3, places)], [min(LONGEST, places)], sorted({1, min(5, places), min(9, places)})]
     total = sum(len(rows) * max(rows) for rows in lengths)
@@ -99,7 +99,7 @@ def make_prompts(vocabulary: int, places: int) -> list[Prompts]:
 
 @torch.no_grad()
 def their_logits(theirs: Any, prompts: Sequence[Prompts]) -> list[Float[Tensor, "real vocab"]]:
-    """Logits of Hugging Face's model at all that is no padding."""
+    """Return the logits of Hugging Face's model at all positions that are not padding, for each of `prompts`."""
     device = theirs.get_input_embeddings().weight.device
     found = list[Tensor]()
     for each in prompts:
@@ -110,16 +110,16 @@ def their_logits(theirs: Any, prompts: Sequence[Prompts]) -> list[Float[Tensor, 
 
 
 def check_same(name: str, ours: Transformer, layers: str, expected: Sequence[Tensor] | None = None) -> None:
-    """Refuse a model that ours is not.
+    """Raise an error if our forward pass does not give the logits of Hugging Face's model.
 
     Args:
-        name: the model's.
-        ours: over the weights of Hugging Face's.
-        layers: where that has its layers.
-        expected: `their_logits` of `make_prompts`, if weights were changed since; nothing finer can be asked then.
+        name: the model's name.
+        ours: our model, over the weights of Hugging Face's model.
+        layers: the path of the layers in Hugging Face's model.
+        expected: `their_logits` of `make_prompts`, if the weights have changed since. No finer check is possible then.
 
     Raises:
-        ModelError: logits are no numbers, or further apart than `TOLERANCE`.
+        ModelError: logits are NaN or infinite, or differ by more than `TOLERANCE`.
     """
     theirs = ours.weights
     prompts = make_prompts(ours.vocabulary_size, ours.context_length)
@@ -158,7 +158,7 @@ def _no_numbers(name: str, theirs: Any) -> ModelError:
 
 @torch.no_grad()
 def _gap(ours: Transformer, layers: str, prompts: Sequence[Prompts], expected: Sequence[Tensor]) -> Gap:
-    """The largest on any prompt, or with few layers."""
+    """Return the largest gap: on any prompt, on the vocabulary without layers, or with the first layer alone."""
     found = [_between(ours(e.ids)[e.real], wanted) for e, wanted in zip(prompts, expected, strict=True)]
     places, width = min(ours.context_length, _FAR), ours.weights.get_input_embeddings().weight.shape[1]
     everything = torch.arange(-(-ours.vocabulary_size // places) * places) % ours.vocabulary_size
@@ -169,7 +169,7 @@ def _gap(ours: Transformer, layers: str, prompts: Sequence[Prompts], expected: S
 
 
 def _exact(values: Tensor) -> Tensor:
-    """In single precision at the least, in which there is room for differences."""
+    """Return the values in single precision or finer, so that small differences are kept."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -180,7 +180,7 @@ def _between(found: Float[Tensor, "row column"], wanted: Float[Tensor, "row colu
 
 
 def _shallow(ours: Transformer, layers: str, ids: Int[Tensor, "row pos"], kept: int) -> Gap:
-    """Between what comes to the weights of the logits when only the first layers are run."""
+    """Return the gap between the inputs of the unembedding when only the first `kept` layers run."""
     with _first(ours.weights, layers, kept):
         wanted = ours.weights.base_model(input_ids=ids.to(ours.device), use_cache=False, return_dict=True)[0]
     return _between(*(_exact(each.flatten(0, 1)) for each in (ours.shallow(ids, kept), wanted)))
@@ -188,7 +188,7 @@ def _shallow(ours: Transformer, layers: str, ids: Int[Tensor, "row pos"], kept: 
 
 @contextmanager
 def _first(theirs: nn.Module, layers: str, kept: int) -> Generator[None]:
-    """Hugging Face's model with but so many of its layers."""
+    """Cut Hugging Face's model down to its first `kept` layers within the context."""
     parent, _, last = layers.rpartition(".")
     owner, held = theirs.get_submodule(parent), theirs.get_submodule(layers)
     setattr(owner, last, nn.ModuleList(list(held.children())[:kept]))

@@ -1,9 +1,9 @@
-"""Llama as a `MaskedModel`: our own forward over the weights of Hugging Face's `LlamaForCausalLM`.
+"""Llama as a `MaskedModel`: our own forward pass over the weights of Hugging Face's `LlamaForCausalLM`.
 
-CodeLlama, Llama 2 and Llama 3 are of this kind. Every destination has an RMSNorm of its own, over what it alone reads.
-Heads that share a key and a value read them through one destination each (grouped-query attention). Positions enter as
-rotations of queries and keys, with whatever scaling the configuration asks for. Where there are biases, the output bias
-of a layer's attention belongs to no head: it is added once and never ablated. That of an MLP is its own.
+CodeLlama, Llama 2 and Llama 3 are of this kind. Each destination applies RMSNorm to its own input. Heads that share a
+key and a value share one k and one v destination (grouped-query attention). Positions enter as rotations of queries and
+keys, with any scaling that the configuration asks for. Biases are optional: the output bias of a layer's attention
+belongs to no head, is added once and never ablated; the output bias of an MLP is part of what the MLP writes.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from edgeprune.parallel import ALONE, Ranks
 from edgeprune.streams.by_source import ReadWeights, Written
 
 Rotation = tuple[Float[Tensor, "pos d_head"], Float[Tensor, "pos d_head"]]
-"""Cosines and sines."""
+"""Cosines and sines of the rotation at each position."""
 
 
 @dataclass(frozen=True)
 class _Norm:
-    """A root mean square norm."""
+    """An RMSNorm."""
 
     weight: Float[Tensor, " d_model"]
     epsilon: float
@@ -40,20 +40,20 @@ class _Norm:
 
 @dataclass(frozen=True)
 class _Attention:
-    """The heads of one layer."""
+    """The attention heads of one layer."""
 
     norm: _Norm
     inputs: ReadWeights
-    """Of queries, keys and values, the last two one for each group of heads that shares them."""
+    """Weights of queries, keys and values; keys and values have one for each group of heads that shares them."""
 
     input_bias: Float[Tensor, "port 1 d_head"] | None
     outputs: Float[Tensor, "head d_head d_model"]
     output_bias: Float[Tensor, " d_model"] | None
     scale: float
-    """What scores are multiplied by."""
+    """Factor that attention scores are multiplied by."""
 
     def __call__(self, stream: Stream, length: int, rotation: Rotation) -> Written:
-        """What heads write; rows are inputs of `length` positions, one after the other."""
+        """Return what each head writes. Rows are positions: `length` for each input, one input after the other."""
         taken = stream.read(self.norm, self.inputs)
         ports = taken.flatten(1, 2)
         if self.input_bias is not None:
@@ -62,14 +62,14 @@ class _Attention:
         query, key = _rotated(query, rotation), _rotated(key, rotation)
         shared = len(query) // len(key)
         key, value = (each.repeat_interleave(shared, 0) if shared > 1 else each for each in (key, value))
-        # Heads take the place of a batch, and inputs that of heads: no dimension has to be moved.
+        # Heads are in the batch dimension and inputs in the head dimension, so no dimension has to be moved.
         moved = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
         return (moved.flatten(1, 2) @ self.outputs).unflatten(1, taken.shape[1:3]).transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class _Mlp:
-    """Weights are `[out, in]`, as in `torch.nn.Linear`."""
+    """A gated MLP. Weights are `[out, in]`, as in `torch.nn.Linear`."""
 
     norm: _Norm
     gate: nn.Linear
@@ -84,11 +84,11 @@ class _Mlp:
 
 
 class LlamaModel(Transformer):
-    """A Llama as a masked transformer.
+    """Llama as a masked transformer.
 
     Args:
-        model: the weights, of which none but biases are copied.
-        ranks: the processes that it runs on.
+        model: Hugging Face's model. Its weights are shared; only biases are copied.
+        ranks: the processes that run the model.
     """
 
     def __init__(self, model: LlamaForCausalLM, ranks: Ranks = ALONE) -> None:
@@ -97,9 +97,9 @@ class LlamaModel(Transformer):
 
         @cache
         def rotation(length: int) -> Rotation:
-            # One of its own for each length: where frequencies depend on it, Hugging Face's remembers the last ones.
+            # A new module for each length: Hugging Face's keeps its last frequencies, which may depend on the length.
             places = torch.arange(length, device=token.device)[None]
-            with torch.inference_mode(mode=False):  # it serves later runs, with gradients
+            with torch.inference_mode(mode=False):  # cached for later runs, which may need gradients
                 cosines, sines = LlamaRotaryEmbedding(config).to(token.device)(token, places)
             return cosines[0], sines[0]
 
@@ -123,7 +123,7 @@ class LlamaModel(Transformer):
         )
 
     def pads(self, length: int, width: int) -> bool:
-        """See `Transformer`: not where rotations depend on how long the whole input is (LongRoPE, dynamic NTK)."""
+        """See `Transformer.pads`. Return False if the two lengths have other rotations (LongRoPE, dynamic NTK)."""
         both = zip(self._rotation(length), self._rotation(width), strict=True)
         return all(torch.equal(alone, padded[:length]) for alone, padded in both)
 
@@ -172,7 +172,7 @@ def _bias(layer: nn.Linear) -> Tensor | None:
 def _rotated(
     ports: Float[Tensor, "head input pos d_head"], rotation: Rotation
 ) -> Float[Tensor, "head input pos d_head"]:
-    """The first half of a head's numbers and the second are the two coordinates of what is turned."""
+    """Rotate each pair of coordinates: one from the first half of a head's numbers, one from the second half."""
     cosines, sines = rotation
     first, second = ports.chunk(2, -1)
     return ports * cosines + torch.cat((-second, first), -1) * sines

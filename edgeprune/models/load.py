@@ -1,4 +1,4 @@
-"""Language models and their tokenizers, by name on the Hugging Face hub or from a folder."""
+"""Loads language models and their tokenizers, by name from the Hugging Face hub or from a folder."""
 
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -21,24 +21,24 @@ from edgeprune.models.unsupported import check_adapter, check_config, check_load
 from edgeprune.parallel import ALONE, Ranks
 
 Precision = Literal["float32", "bfloat16"]
-"""Of weights and of what they compute; masks, losses and their optimiser are single precision either way."""
+"""Type of weights and activations. Masks, losses and the optimiser are single precision either way."""
 
 
 class Kind(NamedTuple):
     """A kind of model that can be loaded."""
 
     adapter: Callable[..., Transformer]
-    """Ours over it."""
+    """Our model class for it."""
 
     layers: str
-    """Where Hugging Face's has its layers."""
+    """Path of the layers in Hugging Face's model."""
 
 
 KINDS: Final[Mapping[str, Kind]] = {
     "gpt2": Kind(Gpt2Model, "transformer.h"),
     "llama": Kind(LlamaModel, "model.layers"),
 }
-"""By the names that `config.json` gives them."""
+"""Supported kinds, by their `model_type` in `config.json`."""
 
 
 def load_model(
@@ -49,19 +49,19 @@ def load_model(
     ranks: Ranks = ALONE,
     check: bool = True,
 ) -> tuple[Transformer, PreTrainedTokenizerBase]:
-    """A language model and its tokenizer.
+    """Load a language model and its tokenizer.
 
     Args:
-        name: on the hub, such as `gpt2`, or a folder with `config.json`, safetensors and a tokenizer.
-        precision: of the weights.
-        device: `cpu`, `cuda` or another of torch's; `auto` is a GPU where there is one.
-        ranks: the processes that it runs on, among which its layers are sharded if they are several.
-        check: run a few prompts, and refuse a model whose logits are not those that `AutoModelForCausalLM` gives
-            (`guard.py`) or whose files hold what nothing reads; not for one that is known.
+        name: a name on the hub, such as `gpt2`, or a folder with `config.json`, safetensors and a tokenizer.
+        precision: the type of the weights.
+        device: `cpu`, `cuda` or another device of PyTorch; `auto` is a GPU if there is one.
+        ranks: the processes that run the model. If there are several, its layers are sharded over them.
+        check: whether to refuse a model whose logits on a few prompts are not those of `AutoModelForCausalLM`
+            (`guard.py`), or whose files are in doubt (`unsupported.py`). Not needed for a model that is known.
 
     Raises:
-        ModelError: there is no such model, it is of another kind, its files are damaged or incomplete, it is another
-            than its files ask for, or there is no such device.
+        ModelError: there is no such model or device, the model's kind is not supported, its files are damaged or
+            incomplete, or it is not the model that its files describe.
     """
     placed = find_device(device)
     if ranks.several and ":" in device:
@@ -73,7 +73,7 @@ def load_model(
             f"Expected as many processes on a machine as it has GPUs, {torch.cuda.device_count()}; got more: set "
             "--nproc-per-node"
         )
-    # They tell of every try to reach the hub, and of every weight; what is raised says it all.
+    # These libraries log every attempt to reach the hub, and every weight. The error that is raised says enough.
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     with _told(name):
@@ -107,13 +107,13 @@ def load_model(
 
 
 def _load(name: str, precision: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
-    """What `AutoModelForCausalLM` gives, and what it says of the files."""
+    """Return the model of `AutoModelForCausalLM`, and its loading information about the files."""
     found: Any = AutoModelForCausalLM.from_pretrained(
         name,
         use_safetensors=True,  # no pickle: a checkpoint without safetensors is refused
         dtype=precision,
         trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are told, and refused, in `check_loaded`
+        ignore_mismatched_sizes=True,  # `check_loaded` reports and refuses them
         output_loading_info=True,
     )
     return found
@@ -121,10 +121,10 @@ def _load(name: str, precision: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
 
 @contextmanager
 def _told(name: str) -> Generator[None]:
-    """Say in one line what Hugging Face's libraries and their readers raise.
+    """Turn an error of Hugging Face's libraries and their readers into an error of one line.
 
     Raises:
-        ModelError: they do.
+        ModelError: a library raised an error, or `name` is a file.
     """
     try:
         if Path(name).is_file():
@@ -132,7 +132,7 @@ def _told(name: str) -> Generator[None]:
         yield
     except EdgePruneError:
         raise
-    except Exception as error:  # whatever they raise
+    except Exception as error:  # the libraries raise many kinds
         raise ModelError(
             f"Expected a model's name on the Hugging Face hub, or a folder with config.json, safetensors and a "
             f"tokenizer; {name!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split()):.300}"
@@ -141,7 +141,7 @@ def _told(name: str) -> Generator[None]:
 
 @contextmanager
 def without_bars() -> Generator[None]:
-    """Hugging Face's own progress bars off, which show where there is no terminal too."""
+    """Turn off Hugging Face's own progress bars, which appear even without a terminal."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -152,10 +152,10 @@ def without_bars() -> Generator[None]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; a GPU for `auto`, where there is one.
+    """Return the device of that name; for `auto`, a GPU if there is one.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such device.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

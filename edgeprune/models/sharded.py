@@ -1,8 +1,8 @@
-"""Weights of a language model sharded over processes by PyTorch's `fully_shard` (FSDP2).
+"""Weights of a language model, sharded over processes by PyTorch's `fully_shard` (FSDP2).
 
-Each process holds a part of every layer, and all of a layer only while it runs, forth or back. Embeddings, the last
-norm and the weights of the logits are whole everywhere. Layers are run by our own forward rather than by their
-modules', so that they are put together and taken apart here, where FSDP's hooks would.
+Each process holds a part of every layer. It holds a whole layer only during that layer's forward and backward pass.
+Embeddings, the last norm and the unembedding are whole in every process. Our own forward pass does not call the layers'
+modules, so FSDP's hooks do not run: layers are gathered (unsharded) and resharded here instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,18 +19,18 @@ from edgeprune.parallel import Ranks, together
 
 
 def shard(model: nn.Module, layers: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> None:
-    """Leave this process its part of every layer, on the device, and all of what lies outside of them.
+    """Keep this process's part of every layer, and all weights outside the layers, on the device.
 
     Args:
-        model: with all weights; they are frozen.
-        layers: of it.
-        ranks: two processes or more.
-        device: where parts are to be.
+        model: Hugging Face's model with all its weights, which are frozen here.
+        layers: the layers of `model`.
+        ranks: the processes to shard over.
+        device: the device of this process's weights.
     """
     model.requires_grad_(requires_grad=False)
     mesh = init_device_mesh(device.type, (ranks.count,))
     for layer in layers:
-        # Hugging Face's own forward takes each layer apart again, too.
+        # With this, Hugging Face's own forward pass reshards each layer, too.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     for tensor in (*model.parameters(), *model.buffers()):
         if not isinstance(tensor, DTensor):
@@ -38,7 +38,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], ranks: Ranks, device: t
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A weight that may be sharded, put together again; all processes ask for it."""
+    """Return the whole of a weight that may be sharded. All processes must call this."""
     if not isinstance(tensor, DTensor):
         return tensor
     with together():
@@ -46,23 +46,23 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded(layers: Sequence[nn.Module]) -> bool:
-    """Whether `shard` has been there."""
+    """Return whether `shard` has sharded the layers."""
     return all(isinstance(layer, FSDPModule) for layer in layers)
 
 
 def gathering(layers: Sequence[Any], make: Callable[[Any], Callable[[Any, int], None]]) -> list["_Gathering"]:
-    """Blocks of sharded layers, each of which is put together while it runs and while it is walked back through."""
+    """Return the blocks of sharded layers. Each layer is gathered during its forward and its backward pass."""
     return [_Gathering(layers, number, make) for number in range(len(layers))]
 
 
 @dataclass(frozen=True)
 class _Gathering:
-    """One block; the next one to run is asked for meanwhile."""
+    """The block of one layer. It prefetches the layer that runs next, forward or backward."""
 
     layers: Sequence[FSDPModule]
     number: int
     make: Callable[[Any], Callable[[Any, int], None]]
-    """Of a layer that is whole."""
+    """Makes the block of a gathered layer."""
 
     def __call__(self, stream: Any, length: int) -> None:
         layer = self.layers[self.number]

@@ -1,7 +1,7 @@
-"""What all language models have in common: blocks of attention and MLP that read and write a masked stream.
+"""What all language models share: blocks of attention and MLP that read and write a masked residual stream.
 
-Every destination has a norm of its own, over what it alone reads. A model says what its blocks do; how runs under many
-masks share one forward, and where they are split, is said here.
+Each destination applies the norm to its own input. Each model class defines its blocks. This module defines how runs
+under many masks share one forward pass, and where they are split.
 """
 
 import copy
@@ -24,36 +24,36 @@ from edgeprune.parallel import ALONE, Ranks
 from edgeprune.streams.by_source import Norm, PlainStream, SourceStream
 
 _ROOM: Final = 2**28
-"""Numbers in the stack of a forward without gradients; more masks than fit are run one after the other."""
+"""Most numbers in the per-source activations of a forward pass without gradients; further masks run after it."""
 
 Stream = SourceStream | PlainStream
 
 Block = Callable[[Stream, int], None]
-"""Reads what the heads of a layer read, writes what they write, then does the same for its MLP.
+"""Runs one layer: reads the inputs of its heads, writes their outputs, then does the same for its MLP.
 
-Rows are inputs of so many positions each, one after the other.
+The second argument is the number of positions of each input. Rows are positions, one input after the other.
 """
 
 
 class Transformer:
     """A language model as a masked transformer.
 
-    Tokens are `[*lead, batch, pos]` ids, inputs that are shorter than others padded on the right with any id: no
-    position sees a later one, and where the whole length matters all the same, `pads` says so. Outputs are logits
-    `[..., batch, pos, vocab]`, on the device of the tokens, and of single precision at the least. Weights stay on their
-    device and of their type, and so do sources.
+    Tokens are ids, `[*lead, batch, pos]`. Shorter inputs are padded on the right with any id, as no position sees a
+    later one; if the whole length matters all the same, `pads` returns False. Outputs are logits
+    `[..., batch, pos, vocab]`, on the device of the tokens, in single precision or finer. Weights keep their device and
+    type, and sources have the same.
 
     Args:
         weights: Hugging Face's model.
-        graph: its edges.
-        context_length: the most tokens that it takes.
-        embed: what the embedding writes, `[run, batch, pos, d_model]`, from ids.
-        layers: Hugging Face's, which may be sharded.
-        block: what a layer does; is made anew whenever the layer is put together.
-        written: what the MLP of a layer writes with.
-        norm: that of the logits.
-        unembed: the weights of the logits.
-        ranks: the processes among which inputs are split.
+        graph: the model's edges.
+        context_length: the most tokens that the model takes.
+        embed: maps ids to what the embedding writes, `[run, batch, pos, d_model]`.
+        layers: Hugging Face's layers, which may be sharded.
+        block: makes the block of a layer; of a sharded layer, each time that it is gathered.
+        written: returns the module whose weights write the output of a layer's MLP.
+        norm: the norm before the unembedding.
+        unembed: the unembedding weights.
+        ranks: the processes that inputs are split over.
     """
 
     def __init__(
@@ -78,28 +78,28 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
-        """Where weights are."""
+        """The device of the weights."""
         return self._unembed.device
 
     @property
     def family(self) -> str:
-        """The kind of model, as `config.json` names it."""
+        """The kind of model: `model_type` in `config.json`."""
         return self.weights.config.model_type
 
     @property
     def silent(self) -> frozenset[Node]:
-        """MLPs that write nothing, whatever they read: all that they write with is 0."""
+        """MLPs that write 0 for every input, because all parameters of their output are 0."""
         weights = [[bool(whole(each).any()) for each in written.parameters()] for written in self._written]
         return frozenset(Node("m", layer) for layer, each in enumerate(weights) if not any(each))
 
     @property
     def in_double(self) -> "Transformer":
-        """The same model in double precision."""
+        """A copy of the model in double precision."""
         return type(self)(copy.deepcopy(self.weights).double())  # pyright: ignore[reportCallIssue]  # as adapters take it
 
     @torch.no_grad()
     def sources(self, tokens: Tokens) -> Sources:
-        """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
+        """Return what every source writes in an unmasked run, `[source, *lead, batch, pos, d_model]`."""
         runs = (tokens.flatten(0, -3) if tokens.ndim > 2 else tokens[None]).to(self._unembed.device)
         count, rows, width = len(self.graph.sources), math.prod(runs.shape[1:]), self._unembed.shape[1]
         written = self._unembed.new_empty(count, len(runs), rows, width)
@@ -108,13 +108,13 @@ class Transformer:
 
     @torch.no_grad()
     def shallow(self, tokens: Int[Tensor, "batch pos"], layers: int) -> Float[Tensor, "batch pos d_model"]:
-        """What the weights of the logits would read if there were only the first layers."""
+        """Return the input of the unembedding if the model had only its first `layers` layers."""
         stream = PlainStream()
         self._write_all(stream, tokens[None].to(self._unembed.device), layers)
         return stream.read(self._norm)[0, 0].view(*tokens.shape, -1)
 
     def pads(self, length: int, width: int) -> bool:
-        """Whether an input of that length gives the same when it is padded to `width` as alone."""
+        """Return whether padding an input from `length` to `width` tokens leaves its outputs unchanged."""
         return True
 
     def __call__(
@@ -124,10 +124,10 @@ class Transformer:
         ablated: Sources | None = None,
         positions: Positions | None = None,
     ) -> Outputs:
-        """Logits, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`.
+        """Return logits, with every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`.
 
-        Gradients reach the mask and no ablated value. Of several processes each runs the inputs that are its own; what
-        is ablated may be of those alone.
+        Gradients reach the mask, but not the ablated values. If there are several processes, each runs its own inputs;
+        `ablated` may hold the values of those alone.
         """
         ranks, batch = self.ranks, tokens.shape[-2]
         if ablated is not None and ablated.shape[-3] == batch:
@@ -145,14 +145,15 @@ class Transformer:
         relevant: Bool[Tensor, "source batch pos"],
         layers: int,
     ) -> Int[Tensor, "source run batch"]:
-        """A number for what every source of the first `layers` writes to each input in a masked run; the others have 0.
+        """Return a fingerprint of what each source writes on each input in each masked run.
 
-        It is the same for runs in which a source writes the same, bit by bit, at the positions that are relevant.
+        Runs in which a source writes the same bits at the relevant positions have the same fingerprint. Only the first
+        `layers` layers run; sources of later layers have 0.
         """
         rows, width = tokens.numel(), self._unembed.shape[1]
         at_once = max(1, _ROOM // (len(self.graph.sources) * rows * width))
         columns, places = salt(width, Level.COLUMN), salt(tokens.shape[-1], Level.POSITION)
-        written = torch.tensor([node.layer < layers for node in self.graph.sources])  # the rest is not run
+        written = torch.tensor([node.layer < layers for node in self.graph.sources])  # later layers are not run
         counted = relevant[:, None] & written[:, None, None, None]
         found = list[Tensor]()
         for some in mask.to(self._unembed).split(at_once):
@@ -166,7 +167,7 @@ class Transformer:
     def _run_all(
         self, tokens: Tokens, mask: Mask | None, ablated: Sources | None, positions: Positions | None
     ) -> Outputs:
-        """The same in this process."""
+        """Return the logits of inputs that this process runs."""
         ablated = None if ablated is None else ablated.detach().to(self._unembed)
         asked, device = tokens.device, self._unembed.device
         tokens, mask = tokens.to(device), None if mask is None else mask.to(self._unembed)
@@ -178,7 +179,7 @@ class Transformer:
             () if positions is None else positions.shape[:-2],
         )
         runs, ids = math.prod(lead), _by_run(tokens, 2, lead)
-        if not runs:  # no masks, no outputs
+        if not runs:  # no runs, so no outputs
             shape = (*lead, *(tokens if positions is None else positions).shape[-2:], self.vocabulary_size)
             return torch.zeros(shape, device=asked, dtype=torch.promote_types(self._unembed.dtype, torch.float32))
         parts = (
@@ -197,7 +198,7 @@ class Transformer:
         return together.view(*lead, *together.shape[1:]).to(asked, kind)
 
     def _run(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, ablated: Tensor | None) -> Tensor:
-        """Logits `[run, batch, position, vocab]`."""
+        """Return logits `[run, batch, position, vocab]` of one forward pass."""
         stream = PlainStream()
         if mask is not None:
             runs = max(len(part) for part in (tokens, mask, ablated) if part is not None)
@@ -212,20 +213,20 @@ class Transformer:
         return F.linear(read, self._unembed)
 
     def _write_all(self, stream: Stream, tokens: Int[Tensor, "run batch pos"], layers: int | None = None) -> None:
-        """Everything but the logits, of the first layers or of all."""
+        """Run the embedding and the first `layers` layers, or all layers, without the logits."""
         stream.write(self._embed(tokens).flatten(1, 2)[:, None])
         for block in self._blocks[:layers]:
             block(stream, tokens.shape[-1])
 
 
 def frozen(activation: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """An activation with the parameters that it has, if any, which get no gradient."""
+    """Return an activation whose parameters, if it has any, get no gradient."""
     own = {name: parameter.detach() for name, parameter in activation.named_parameters()}
     return partial(functional_call, activation, own) if own else activation
 
 
 def _by_run(value: Tensor, dimensions: int, lead: tuple[int, ...]) -> Tensor:
-    """The last `dimensions` of a tensor below one dimension of runs, of size 1 where all runs share it."""
+    """Flatten all but the last `dimensions` into one dimension of runs, of size 1 if all runs share the value."""
     own, kept = value.shape[:-dimensions], value.shape[-dimensions:]
     if math.prod(own) == 1:
         return value.reshape(1, *kept)

@@ -1,8 +1,8 @@
-"""What a language model's files ask for, where that is another model than ours would be.
+"""Refuses a language model whose files ask for another model than ours would be.
 
-Transformers goes on in silence, or with a table on standard error, where files hold an adapter that peft would load,
-weights of other shapes or types than `config.json` speaks of, weights that nothing reads, or none for a part of the
-model, which it then draws anew.
+Transformers goes on in silence, or prints a table on standard error, in four cases: files hold an adapter that peft
+would load; weights have other shapes or types than `config.json` says; nothing reads some of the weights; or a part of
+the model has no weights, and is then initialised at random.
 """
 
 import importlib.util
@@ -20,20 +20,21 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from edgeprune.errors import ModelError
 
 _BUFFERS: Final = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""What older versions wrote beside weights."""
+"""Endings of the names of buffers that older versions saved beside weights."""
 
 _TYPES: Final = ("BF16", "F16", "F32", "F64")
-"""Of weights that are what they say: fewer bits want scales, or a codebook, which would not be read."""
+"""Accepted types of weights. Types of fewer bits need scales or a codebook, which would not be read."""
 
 _MANY: Final = 3
-"""Names that a message has."""
+"""Most names that a message lists."""
 
 
 def check_adapter(name: str) -> bool:
-    """Whether the files hold an adapter, which transformers then puts into the model.
+    """Return whether the files hold an adapter, which transformers then puts into the model.
 
     Raises:
-        ModelError: they do, and peft is not installed, so that it would be left out; or there is no model beside it.
+        ModelError: there is an adapter, but peft is not installed, so it would be left out; or the adapter's folder
+            holds no model.
     """
     if find_adapter_config_file(name) is None:
         return False
@@ -49,15 +50,15 @@ def check_adapter(name: str) -> bool:
 
 
 def check_config(name: str, config: Any, *, check: bool) -> None:
-    """Refuse what `config.json` asks for and Hugging Face's own class of that kind is not.
+    """Raise an error if `config.json` asks for something that Hugging Face's class of that kind is not.
 
     Args:
-        name: the model's.
-        config: its configuration.
-        check: whether what is in doubt is refused.
+        name: the model's name.
+        config: the model's configuration.
+        check: whether to refuse what is in doubt, too.
 
     Raises:
-        ModelError: weights are quantised; or, where that is to be checked, it names a class of another kind of model,
+        ModelError: weights are quantised; or, with `check`, the configuration names a class of another kind of model,
             or code of its own.
     """
     if getattr(config, "quantization_config", None) is not None:
@@ -81,15 +82,16 @@ def check_config(name: str, config: Any, *, check: bool) -> None:
 
 
 def check_loaded(name: str, found: Mapping[str, Any], *, check: bool) -> None:
-    """Refuse weights that are not those of the model that `config.json` speaks of.
+    """Raise an error if weights are not those of the model that `config.json` describes.
 
     Args:
-        name: the model's.
-        found: what `from_pretrained` says of them.
-        check: whether weights that nothing reads are refused.
+        name: the model's name.
+        found: the loading information of `from_pretrained`.
+        check: whether to refuse weights that nothing reads, too.
 
     Raises:
-        ModelError: they are others, some are missing or no floating-point numbers, or nothing reads them.
+        ModelError: weights have other shapes, are missing, or are not of one of `_TYPES`; or, with `check`, nothing
+            reads some of them.
     """
     if others := sorted(found["mismatched_keys"]):
         shapes = [f"{key} is {list(stored)} and should be {list(wanted)}" for key, stored, wanted in others]
@@ -111,7 +113,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def _stored(name: str) -> Iterator[tuple[str, str]]:
-    """Weights in the files and their types, by the files' headers."""
+    """Yield the name and type of each weight in the files, from the files' headers."""
     whole = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     files = [whole] if whole else get_checkpoint_shard_files(name, cached_file(name, SAFE_WEIGHTS_INDEX_NAME))[0]
     for file in files or ():
@@ -122,10 +124,10 @@ def _stored(name: str) -> Iterator[tuple[str, str]]:
 
 
 def merge_adapter(name: str, model: nn.Module) -> None:
-    """Put what an adapter adds into the weights, and leave Hugging Face's own modules in place of peft's.
+    """Merge an adapter into the weights, and put Hugging Face's own modules back in place of peft's.
 
     Raises:
-        ModelError: it is of a kind that cannot be merged.
+        ModelError: the adapter is of a kind that cannot be merged.
     """
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for path, module in modules:

@@ -1,1 +1,1 @@
-"""Circuits as pictures, and as pages that open offline."""
+"""Draw circuits as pictures, and as pages that open offline."""

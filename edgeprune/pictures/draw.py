@@ -1,4 +1,4 @@
-"""Pictures of circuits, on the layer x head grid that the graph already is."""
+"""Pictures of circuits, on the graph's own grid of layers x heads."""
 
 import io
 import textwrap
@@ -27,36 +27,36 @@ _STYLES: Final[dict[str, tuple[str, Literal["-", "--", ":"]]]] = {
     "extra": ("#c77700", ":"),
 }
 PORT_OFFSET: Final = {"q": -0.22, "k": 0.0, "v": 0.22, "": 0.0}
-"""How far from the middle of a head's box its inputs are read, in columns."""
+"""Horizontal offset of a head's inputs from the middle of its box, in columns."""
 
 MOST_EDGES: Final = 200
-"""Edges that are drawn one by one; of more, those between two layers are one line."""
+"""Most edges that are drawn one by one; if there are more, all edges between two layers are one line."""
 
 _POINTS: Final = 9.0
-"""Size of names."""
+"""Font size of names, points."""
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Boxes and lines, with how each is drawn."""
+    """Boxes and lines, and how each is drawn."""
 
     boxes: list[Box]
     used: list[bool]
     lines: list[Line]
     widths: list[float]
     notes: list[str]
-    """What has to be said below the title."""
+    """Remarks to print below the title."""
 
 
 class UnknownFormat(EdgePruneError):
-    """A picture's file name whose ending is none of svg, png and pdf."""
+    """A picture's file name does not end in svg, png or pdf."""
 
 
 def check_format(path: Path) -> str:
-    """The format that a picture's file name asks for.
+    """Return the format that a picture's file name ends in.
 
     Raises:
-        UnknownFormat: there is no such format.
+        UnknownFormat: the format is not one of `FORMATS`.
     """
     name = path.suffix.removeprefix(".").lower()
     if name not in FORMATS:
@@ -65,19 +65,19 @@ def check_format(path: Path) -> str:
 
 
 def title_of(saved: SavedCircuit, true: int) -> str:
-    """What a picture is of, in names: a folder goes by its own, whatever it lies in."""
+    """Return a picture's title: model, ablation, method and comparison. A model's folder is shortened to its name."""
     model = Path(saved.model).name if Path(saved.model).is_absolute() else saved.model
     against = f"against {'the true circuit' if true == 1 else f'the nearest of {true} true circuits'}" if true else ""
     return ", ".join(filter(None, (model, f"{saved.circuit.ablation} ablation", saved.method.get("name"), against)))
 
 
 def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison | None, title: str) -> Figure:
-    """The circuit found: true edges solid, missing ones dashed, extra ones dotted, nodes without edges left pale.
+    """Draw the circuit found: true edges solid, missing ones dashed, extra ones dotted, nodes without edges pale.
 
-    Without anything to compare it with, all its edges are solid.
-    Sources write from the top of their box; a head's q, k and v are read at its bottom, left to right. Keys and values
-    that several heads share have a box of their own. Of more than `MOST_EDGES` edges, those between two layers are
-    drawn as one line.
+    Without a comparison, all its edges are solid.
+    Sources write from the top of their box; a head reads q, k and v at the bottom of its box, left to right. Keys and
+    values that several heads share have their own box. If there are more than `MOST_EDGES` edges, all edges between two
+    layers are one line.
     """
     found = set(found)
     kinds = dict.fromkeys(found, "kept" if comparison is None else "true")
@@ -116,7 +116,7 @@ def draw_comparison(graph: Graph, found: Iterable[Edge], comparison: Comparison 
 
 
 def _by_node(graph: Graph, kinds: Mapping[Edge, str]) -> _Drawing:
-    """A box for each node, and one for keys and values that several heads share; a line for each edge."""
+    """Return a box for each node, a box for keys and values that several heads share, and a line for each edge."""
     nodes = list(dict.fromkeys([*graph.sources, *(node.owner for node in graph.destinations)]))
     shared = {node for node in graph.destinations if len(graph.readers[node]) > 1}
     groups = list(dict.fromkeys(node.owner for node in shared))
@@ -145,7 +145,7 @@ def _by_node(graph: Graph, kinds: Mapping[Edge, str]) -> _Drawing:
     for edge in ordered:
         end = edge.destination
         readers = {number[node, False] for node in graph.readers[end] if (node, False) in number}
-        # Of heads that share what is read, those that nothing reads need not be used.
+        # Of heads that share keys and values, only those already in use count; if none is in use, all count.
         used |= {number[end.owner, end in shared]} | (used & readers or readers)
     lines = [
         Line(
@@ -165,7 +165,7 @@ def _by_node(graph: Graph, kinds: Mapping[Edge, str]) -> _Drawing:
 
 
 def _by_layer(graph: Graph, kinds: Mapping[Edge, str]) -> _Drawing:
-    """A box for all heads of a layer, and for every other node; a line for all edges between two of them."""
+    """Return a box for all heads of a layer, one for every other node, and a line per kind of edge between boxes."""
     nodes = list(dict.fromkeys([*graph.sources, *(node.owner for node in graph.destinations)]))
     together = {node: Node(node.kind, node.layer) for node in nodes}
     names = list(dict.fromkeys(together.values()))
@@ -191,13 +191,13 @@ def _by_layer(graph: Graph, kinds: Mapping[Edge, str]) -> _Drawing:
 
 
 def _draw_box(axes: Any, box: Box, at: tuple[float, float, float], *, used: bool) -> None:
-    """A box around its name, which stands above its ports."""
+    """Draw a box around its name; the name stands above the ports."""
     left, bottom, top = at
     shade = "black" if used else "#b8b8b8"
     raised = 0.06 if box.ports else 0.0
 
     def outline(x: Any, y: Any, width: Any, height: Any, size: Any) -> Curve:
-        """The box, around a text of that extent, in pixels; `size` is the text's."""
+        """Return the box around a text of this extent, in pixels; `size` is the text's size."""
         inch = size * 72 / _POINTS
         x, y = x + width / 2, y + height / 2 - raised * inch
         w, h = WIDTH * inch / 2, (top - bottom) * inch / 2
@@ -211,7 +211,7 @@ def _draw_box(axes: Any, box: Box, at: tuple[float, float, float], *, used: bool
 
 
 def _draw_ports(axes: Any, drawing: _Drawing, layout: Layout) -> None:
-    """The letter of each port that a line leads to, inside its box."""
+    """Draw the letter of each port that a line leads to, inside its box."""
     for end, port in sorted({(line.end, line.port) for line in drawing.lines if line.port}):
         left, bottom = layout.boxes[end][:2]
         x, _ = port_at(drawing.boxes[end], left, port)
@@ -219,9 +219,9 @@ def _draw_ports(axes: Any, drawing: _Drawing, layout: Layout) -> None:
 
 
 def places(graph: Graph) -> dict[Node, tuple[float, float]]:
-    """Where each node's box goes: a row for each stage, a column for each head, and one more for the MLPs.
+    """Return where each node's box goes: a row for each stage, a column for each head, and one more for the MLPs.
 
-    Embeddings stand between the columns, so that what they write does not pass behind the boxes above them.
+    Embeddings stand beside the columns, so that their edges do not pass behind the boxes above them.
     """
     nodes = list(dict.fromkeys([*graph.sources, *(node.owner for node in graph.destinations)]))
     rows = {stage: row for row, stage in enumerate(sorted({node.stage for node in nodes}))}
@@ -236,24 +236,24 @@ def places(graph: Graph) -> dict[Node, tuple[float, float]]:
 
 
 def read_at(destination: Node, graph: Graph, place: Mapping[Node, tuple[float, float]]) -> tuple[float, float]:
-    """Where a destination reads: at its box, or amid those of the heads that share it."""
+    """Return where a destination reads: at its box, or at the mean position of the heads that share it."""
     boxes = [place[node] for node in graph.readers[destination] if node in place] or [place[destination.owner]]
     return sum(x for x, _ in boxes) / len(boxes) + PORT_OFFSET[destination.port], boxes[0][1]
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure as the text of an SVG."""
+    """Return a figure as SVG text."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that its file name asks for.
+    """Write a figure in the format that its file name ends in.
 
     Raises:
-        UnknownFormat: there is no such format.
-        UnwritableFile: it cannot be written there, or the picture is larger than the format can hold.
+        UnknownFormat: the format is not one of `FORMATS`.
+        UnwritableFile: the file cannot be written, or the picture is larger than the format can hold.
     """
     form = check_format(path)
     metadata = {"Date": None} if form == "svg" else None
@@ -261,5 +261,5 @@ def save_figure(figure: Figure, path: Path) -> None:
         write_atomically(path, lambda file: figure.savefig(file, format=form, metadata=metadata))
     except EdgePruneError:
         raise
-    except ValueError as error:  # matplotlib's, of too many pixels
+    except ValueError as error:  # matplotlib raises it for too many pixels
         raise UnwritableFile(f"Expected a picture that {form} can hold; {error}: draw it as svg") from error

@@ -1,8 +1,9 @@
-"""Where boxes and lines of a picture go, in inches, so that no line passes behind a box.
+"""Place the boxes and lines of a picture, in inches, so that no line passes behind a box.
 
-Boxes stand in rows, from below, and in columns. Between two rows lies a channel, and beside every column a corridor. A
-line leaves the top of its box, bends in the channel above it, passes further rows straight up in a lane of a corridor,
-bends in the channel below its end, and enters that box from below. What leaves one box for one corridor shares a lane.
+Boxes stand in rows, counted from below, and in columns. A channel lies between two rows, and a corridor beside every
+column. A line leaves the top of its box, bends in the channel above it, passes further rows straight up in a lane of a
+corridor, bends in the channel below its end, and enters that box from below. Lines from one box, of one kind, share a
+lane in each corridor.
 """
 
 from collections import defaultdict
@@ -13,33 +14,33 @@ from typing import Final
 from matplotlib.path import Path
 
 WIDTH, TALL, LOW = 0.8, 0.42, 0.28
-"""Of a box, and its height, with ports and without."""
+"""Width of a box, and its height with ports and without."""
 
 _MARGIN: Final = 0.25
 _CORRIDOR, _LANE = 0.16, 0.07
-"""Of a corridor without lanes, and between two lanes."""
+"""Width of a corridor without lanes, and distance between two lanes."""
 
 _CHANNEL, _BEND, _HIGHEST = 0.45, 0.02, 1.6
-"""Of a channel, more for each line that bends in it, and the most."""
+"""Height of an empty channel, added height for each line that bends in it, and maximum height."""
 
 _EDGE: Final = 0.08
-"""From the corner of a box to the first line."""
+"""Distance from the corner of a box to the first line."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Something to draw, by name."""
+    """A named box, its row from below, and its column."""
 
     name: str
     row: int
     column: int
     ports: str = ""
-    """Letters of its inputs, from the left; without any, lines enter all along the box."""
+    """Letters of its inputs, from left to right; without any, lines enter anywhere along the bottom."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Leads up from a box to another, by their numbers."""
+    """A line up from one box to another, both given by their numbers."""
 
     start: int
     end: int
@@ -50,18 +51,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is."""
+    """Positions of all boxes and lines, in inches."""
 
     size: tuple[float, float]
     boxes: tuple[tuple[float, float, float, float], ...]
     """Left, bottom, right and top of each box."""
 
     lines: tuple[Path, ...]
-    """From the top of one box to the bottom of another."""
+    """Path of each line, from the top of one box to the bottom of another."""
 
 
 def port_at(box: Box, left: float, port: str) -> tuple[float, float]:
-    """The middle of a port, and how far lines may be from it."""
+    """Return the middle of a port, and how far from it lines may enter."""
     if port not in box.ports or not port:
         return left + WIDTH / 2, WIDTH / 2 - _EDGE
     share = WIDTH / len(box.ports)
@@ -75,7 +76,7 @@ def lay_out(boxes: Sequence[Box], lines: Sequence[Line]) -> Layout:
     columns = _spread([WIDTH] * (1 + max(box.column for box in boxes)), widths)
     rows = _rows(boxes, lines)
     edges = [(columns[b.column], rows[b.row][0], columns[b.column] + WIDTH, rows[b.row][1]) for b in boxes]
-    corridor = [start + WIDTH for start in [_MARGIN - WIDTH, *columns]]  # the left side of each
+    corridor = [start + WIDTH for start in [_MARGIN - WIDTH, *columns]]  # the left side of each corridor
     lane_at = {trunk: corridor[trunk[2]] + (lane + 1) * _LANE + _CORRIDOR / 2 for trunk, lane in lanes.items()}
     starts = _starts(boxes, lines, trunks, lane_at, columns)
     ends = _ends(boxes, lines, trunks, lane_at, columns, starts)
@@ -92,11 +93,11 @@ def lay_out(boxes: Sequence[Box], lines: Sequence[Line]) -> Layout:
 
 
 _Trunk = tuple[int, str, int]
-"""Lines of one box and one kind in one corridor."""
+"""Lines from one box, of one kind, in one corridor: the box's number, the kind, and the corridor's number."""
 
 
 class _Load(defaultdict[int, set[_Trunk]]):
-    """Trunks in each corridor so far."""
+    """Trunks chosen so far, by corridor."""
 
     def __init__(self) -> None:
         super().__init__(set)
@@ -107,7 +108,7 @@ def _is_long(boxes: Sequence[Box], line: Line) -> bool:
 
 
 def _corridor(boxes: Sequence[Box], line: Line, load: _Load) -> _Trunk:
-    """Of the corridors on the way, one that lines of the same box take already, else the emptiest, nearest its box."""
+    """Choose a corridor on the way: one that the same box and kind already use, else the emptiest and then nearest."""
     first, last = boxes[line.start].column, boxes[line.end].column
     low, high = (first, first + 1) if first == last else (min(first, last) + 1, max(first, last))
     near = sorted(range(low, high + 1), key=lambda each: abs(each - 0.5 - first))[:16]
@@ -120,7 +121,7 @@ def _corridor(boxes: Sequence[Box], line: Line, load: _Load) -> _Trunk:
 def _lanes(
     boxes: Sequence[Box], lines: Sequence[Line], trunks: Sequence[_Trunk | None]
 ) -> tuple[dict[_Trunk, int], list[float]]:
-    """The lane of each trunk, free on all rows that it passes, and the width of every corridor."""
+    """Return the lane of each trunk, free on all rows that it passes, and the width of every corridor."""
     until: dict[_Trunk, int] = {}
     for line, trunk in zip(lines, trunks, strict=True):
         if trunk is not None:
@@ -137,7 +138,7 @@ def _lanes(
 
 
 def _spread(sizes: Sequence[float], between: Sequence[float]) -> list[float]:
-    """The left side of each column, corridors before and between them."""
+    """Return the left side of each column, with corridors before and between columns."""
     found, at = list[float](), _MARGIN
     for size, before in zip(sizes, between, strict=False):
         found.append(at + before)
@@ -146,7 +147,7 @@ def _spread(sizes: Sequence[float], between: Sequence[float]) -> list[float]:
 
 
 def _rows(boxes: Sequence[Box], lines: Sequence[Line]) -> list[tuple[float, float]]:
-    """Bottom and top of each row."""
+    """Return the bottom and the top of each row."""
     bends: defaultdict[int, int] = defaultdict(int)
     for line in lines:
         for channel in {boxes[line.start].row, boxes[line.end].row - 1}:
@@ -166,7 +167,7 @@ def _starts(
     lane_at: dict[_Trunk, float],
     columns: Sequence[float],
 ) -> list[float]:
-    """Where each line leaves the top of its box: those that go left on the left; a trunk leaves once."""
+    """Return where each line leaves the top of its box: lines that go left start on the left; a trunk leaves once."""
     strands: defaultdict[int, dict[object, float]] = defaultdict(dict)
     for number, (line, trunk) in enumerate(zip(lines, trunks, strict=True)):
         end = boxes[line.end]
@@ -188,7 +189,7 @@ def _ends(
     columns: Sequence[float],
     starts: Sequence[float],
 ) -> list[float]:
-    """Where each line enters the bottom of its box: those that come from the left on the left."""
+    """Return where each line enters the bottom of its box: lines that come from the left enter on the left."""
     entering: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for number, line in enumerate(lines):
         entering[line.end, line.port].append(number)
@@ -206,7 +207,7 @@ def _path(
     lane: tuple[float, tuple[float, float], tuple[float, float]] | None,
     end: tuple[float, float],
 ) -> Path:
-    """A curve from start to end, or one into a lane, the lane, and one out of it; all upright where they meet."""
+    """Return a curve from start to end; or a curve into a lane, the lane, and a curve out; vertical at the joins."""
     if lane is None:
         return Path([start, *_bend(start, end)], [Path.MOVETO, *[Path.CURVE4] * 3])
     x, (bottom, _), (_, top) = lane

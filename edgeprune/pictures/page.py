@@ -1,4 +1,4 @@
-"""A page that opens offline, in which a circuit's edges come and go: where all is drawn, and what is said of it."""
+"""An interactive page of a circuit that opens offline: the positions of nodes and edges, and the text beside them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ LEGEND: Final = (
 )
 
 MOST_EDGES: Final = 4000
-"""Edges on a page: those of the circuit, and of others those that score highest."""
+"""Most edges on a page: all of the circuit and the truth, then the highest-scoring others up to this number."""
 
 _COLUMN, _ROW, _MARGIN = 96.0, 84.0, 60.0
-"""Pixels between heads, between layers, and around all."""
+"""Pixels between heads, between layers, and around the picture."""
 
 
 def render(path: Path, *, title: str, doc: str, views: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> None:
@@ -33,13 +33,13 @@ def render(path: Path, *, title: str, doc: str, views: Sequence[Mapping[str, Any
 
     Args:
         path: the file.
-        title: its heading.
-        doc: what stands below it.
-        views: what is said of each ablation: `ablation`, `summary`, `charts`, and `header` and `rows` of the edges.
-        data: where all is drawn (`picture`), whether there is a truth (`compared`), and `views`, as `view` has it.
+        title: the heading.
+        doc: the text below the heading.
+        views: the text for each ablation: `ablation`, `summary`, `charts`, and `header` and `rows` of the edges' table.
+        data: what `picture` returns, with `compared` (whether there is a truth) and `views` (each from `view`).
 
     Raises:
-        UnwritableFile: it cannot be written there.
+        UnwritableFile: the file cannot be written.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
@@ -57,15 +57,15 @@ def view(
     signed: bool,
     **more: Any,
 ) -> dict[str, Any]:
-    """Everything that a page knows of each edge, in the order of the picture's.
+    """Return the data of each edge on a page, in the order of `edges`.
 
     Args:
-        edges: those on the page.
-        found: those that are kept.
-        true: those that are true.
-        scores: of each edge; empty where there are none.
-        signed: whether edges were chosen by the sizes of scores.
-        more: `method`, and what else is known: `structural`, `effects`, `snapshots`.
+        edges: all edges on the page.
+        found: the kept edges.
+        true: the true edges.
+        scores: score of each edge; empty if there are none.
+        signed: whether edges were chosen by the absolute value of scores.
+        more: `method`, and any of `structural`, `effects` and `snapshots` that are known.
     """
     scores = [rounded(score) for score in scores]
     strength = [abs(score) for score in scores] if signed else scores
@@ -77,7 +77,7 @@ def view(
         "effects": [],
         "scores": scores,
         "signed": signed,
-        # Each keeps fewer edges than the one before; the first, below all scores, keeps every edge.
+        # Each threshold keeps fewer edges than the one before; the first is below all scores, and keeps every edge.
         "thresholds": [min(strength) - 1, *sorted(set(strength))] if scores else [],
         "cut": max(dropped, default=min(strength) - 1) if scores else 0,
         "snapshots": [],
@@ -87,18 +87,18 @@ def view(
 def write_circuit_page(
     saved: SavedCircuit, path: Path, *, title: str, true: Sequence[Circuit], facts: Sequence[tuple[str, str]]
 ) -> None:
-    """The page of a circuit that was saved, such as that of a run.
+    """Write the page of a saved circuit, such as a run's.
 
     Args:
         saved: the circuit, with its scores.
         path: the file.
-        title: the page's.
-        true: circuits that are true, if any are known; the nearest counts.
-        facts: more of what is said of it.
+        title: the page's title.
+        true: the true circuits, if any are known; the page compares with the nearest.
+        facts: more rows of the summary, as name and value.
 
     Raises:
-        CircuitMismatch: `true` are of another graph, or under another ablation.
-        UnwritableFile: it cannot be written there.
+        CircuitMismatch: a true circuit has another graph or ablation.
+        UnwritableFile: the file cannot be written.
     """
     circuit, graph = saved.circuit, saved.circuit.graph
     compared = nearest(circuit, true) if true else None
@@ -130,7 +130,7 @@ def write_circuit_page(
 
 
 def facts_of(path: Path) -> list[tuple[str, str]]:
-    """What the folder of a run says beside its circuit: its task, and how it ended; nothing of a file alone."""
+    """Return what a run's folder says beside its circuit: model, task and outcome; nothing for a file alone."""
     found: list[tuple[str, str]] = []
     for name, wanted in (("run.json", ("model", "task")), ("outcome.json", ("sparsity", "reached", "loss", "missed"))):
         if (path / name).is_file():
@@ -147,7 +147,7 @@ def _in_words(value: object) -> str:
 
 
 def picture(graph: Graph, edges: Sequence[Edge]) -> dict[str, Any]:
-    """Where everything is drawn, in pixels from the top left."""
+    """Return where everything is drawn, in pixels from the top left."""
     grid = places(graph)
     left, top = min(x for x, _ in grid.values()), max(y for _, y in grid.values())
     at = {node: (_COLUMN * (x - left), _MARGIN + _ROW * (top - y)) for node, (x, y) in grid.items()}
@@ -179,9 +179,9 @@ def picture(graph: Graph, edges: Sequence[Edge]) -> dict[str, Any]:
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[int, int]]:
-    """The four points of a Bézier curve from the top of a source's box to the bottom of its reader's.
+    """Return the four points of a Bézier curve from the top of a source's box to the bottom of the destination's.
 
-    One over several rows bows to the side, the more the longer, so that it passes beside the boxes between.
+    A curve over several rows bows to the side, longer ones more, so that it passes beside the boxes between.
     """
     (x0, y0), (x1, y1) = start, end
     y0, y1 = y0 - 13, y1 + 13
@@ -193,5 +193,5 @@ def _curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[i
 
 
 def rounded(value: float) -> float:
-    """Enough digits to tell scores apart, and no more."""
+    """Round to 7 significant digits, which are enough to tell scores apart."""
     return float(f"{value:.7g}")

@@ -1,1 +1,1 @@
-"""Work on a language model, in folders that can be stopped and resumed: prune, sweep, compare; and what it costs."""
+"""Runs on language models, in folders that can be resumed: prune, sweep, compare. Also dry runs and cost planning."""

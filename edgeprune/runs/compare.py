@@ -1,11 +1,11 @@
-"""Methods side by side on a language model: how far circuits of one size are from it, and what finding them takes.
+"""Compare methods on a language model: how faithful their circuits are at equal size, and what finding them costs.
 
-As table 1 of arXiv:2406.16778 does. Edge Pruning is asked for a sparsity, and others are then given as many live edges
-as it ends with: a method that scores edges keeps those that score highest; ACDC, which has a threshold, takes the first
-circuit of about that size, or the nearest, in a bisection of thresholds. `edge-pruning-polished` goes on from what
-`edge-pruning` found to the size that was asked for; where it is among the methods, that is everybody's size.
-`edge-pruning-minimax` chooses its size, and has one row. Every method has one configuration for all models and tasks,
-sees the training split alone, and is measured on the test split.
+The comparison follows table 1 of arXiv:2406.16778. Edge Pruning gets a target sparsity; other methods then get as many
+live edges as its circuit has. A scoring method keeps its highest-scoring edges. ACDC has a threshold: a bisection over
+thresholds takes the first circuit of about that size, or else the nearest. `edge-pruning-polished` starts from the
+`edge-pruning` circuit and ends at the requested size; if it is compared, all methods get the requested size.
+`edge-pruning-minimax` chooses its own size, and has one row. Every method has one configuration for all models and
+tasks, sees only the training split, and is measured on the test split.
 """
 
 import json
@@ -49,7 +49,7 @@ from edgeprune.runs.config import ModelOnTask, RunConfig, load_model_on_task
 ACDC: Final = "acdc"
 
 _ACDC: Final = AcdcConfig(logit_scale=1.0, inputs=10**9, at_once=1, batch_size=32)
-"""All examples, and nothing run ahead: a language model fills a forward without it."""
+"""Uses all examples, and decides one edge per forward pass: a language model fills a forward pass by itself."""
 
 _SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
     "eap": (attribution_patching, EapConfig(batch_size=32)),
@@ -60,38 +60,39 @@ _SCORING: Final[Mapping[str, tuple[Callable[..., Discovery], Any]]] = {
     "greedy-elimination": (eliminate, GreedyConfig(logit_scale=1.0)),
     "random": (draw_scores, None),
 }
-"""As in the registry, but for logits that are logits, with the five steps of their paper, in batches that fit."""
+"""The registry's settings, except for logits without scaling, the five steps of EAP-IG's paper, and smaller batches."""
 
 COMPARED_METHODS: Final = (PRUNING, POLISHED, MINIMAX, ACDC, *_SCORING)
 
 _THRESHOLDS: Final = (1e-6, 1e2)
-"""Nats between which ACDC's threshold is searched for."""
+"""Smallest and largest ACDC threshold that is searched, nats."""
 
 _SEARCHES: Final = 8
-"""Runs of ACDC for each size, at the most."""
+"""Maximum number of ACDC runs for each size."""
 
 _NEAR: Final = 0.02
-"""Share of the edges asked for by which the size of ACDC's circuit may be off; one edge it always may."""
+"""Allowed deviation of ACDC's circuit from the requested size, as a share of it; one edge is always allowed."""
 
 _FORMAT: Final = "edgeprune comparison 3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What is compared; of `run`, the number of training examples and the target sparsity are those below.
+    """Settings of a comparison; `examples` and `targets` replace the training examples and the sparsity of `run`.
 
     Raises:
-        ConfigError: there is nothing to compare, something twice, a method that is none, or batches in parts.
-        UnknownMethod: there is no such method of one's own.
+        ConfigError: `methods`, `targets` or `examples` is empty, repeats a value or has an invalid one; or batches run
+            in parts.
+        UnknownMethod: a custom method, `package.module:function`, does not exist.
     """
 
     run: RunConfig
     methods: tuple[str, ...] = (PRUNING, ACDC, "eap", "eap-ig-inputs", "eap-ig-activations")
     targets: tuple[float, ...] = (0.8, 0.9, 0.95)
-    """Sparsities that Edge Pruning is asked for; without it, those that all others have."""
+    """Target sparsities of Edge Pruning; without Edge Pruning, the sparsities of all other methods."""
 
     examples: tuple[int, ...] = (200,)
-    """Training examples."""
+    """Numbers of training examples; every method runs with each."""
 
     def __post_init__(self) -> None:
         for name in ("methods", "targets", "examples"):
@@ -110,12 +111,12 @@ class CompareConfig:
         if self.run.parts > 1:
             raise ConfigError(f"Expected batches in one part, as methods run here; got {self.run.parts} parts")
         for target in self.targets:
-            with_settings(self.run.pruning, {"target_sparsity": target})  # raises where it is no sparsity
+            with_settings(self.run.pruning, {"target_sparsity": target})  # raises ConfigError if it is not a sparsity
         for count in self.examples:
             replace(self.run.sizes, train=count)
 
     def of(self, examples: int) -> RunConfig:
-        """The run of so many examples."""
+        """Return the run's settings with this number of training examples."""
         return replace(self.run, sizes=replace(self.run.sizes, train=examples))
 
 
@@ -125,21 +126,21 @@ class _Found:
     scores: Float[Tensor, "source destination"]
     seconds: float
     config: dict[str, Any]
-    """Settings of the method, as far as they are ours."""
+    """Settings that were passed to the method; empty if none were."""
 
     runs: int = 1
     signed: bool = False
-    """Whether edges are ranked by the sizes of scores; see `Discovery`."""
+    """Whether edges are ranked by the absolute value of their scores; see `Discovery`."""
 
     @property
     def strength(self) -> Float[Tensor, "source destination"]:
-        """What edges are ranked by."""
+        """Scores by which edges are ranked."""
         return sizes(self.scores) if self.signed else self.scores
 
 
 @dataclass
 class _Bench:
-    """Methods on one training set, each timed; what serves several sizes is run once."""
+    """Runs and times methods on one training set; a run that serves several sizes is made once."""
 
     subject: ModelOnTask
     config: RunConfig
@@ -153,7 +154,11 @@ class _Bench:
         return self.subject.splits["train"]
 
     def run(self, method: Method | Callable[..., Discovery], config: Any = None) -> _Found:
-        """What a method finds, with those settings or its own."""
+        """Run a method with `config`, or with its own defaults.
+
+        Raises:
+            RunError: a score is NaN or plus infinity.
+        """
         settings = {} if config is None else {"config": config}
         begin = time.perf_counter()
         found = method(
@@ -171,7 +176,7 @@ class _Bench:
         return _Found(found.circuit, found.scores, seconds, settings, signed=found.signed)
 
     def found(self, name: str, target: float, edges: int) -> _Found:
-        """What a method finds: at a sparsity, of a size of its own, or of so many edges."""
+        """Return a method's result: at a target sparsity, at a size of its own choice, or with `edges` edges."""
         if name in (PRUNING, POLISHED):
             if target not in self._learned:
                 config = with_settings(self.config.pruning, {"target_sparsity": target})
@@ -182,7 +187,7 @@ class _Bench:
         return self.of_size(name, edges)
 
     def _polished(self, found: _Found, edges: int) -> _Found:
-        """What polishing makes of a circuit, at so many edges at the most."""
+        """Polish a circuit; the result has at most `edges` edges."""
         begin, config, pruning = time.perf_counter(), PolishConfig(), self.config.pruning
         problem = problem_of(self.subject.model, self._train, self.config.ablation, pruning)
         loss = circuit_loss(problem, pruning, self.config.seed)
@@ -193,7 +198,7 @@ class _Bench:
         return replace(found, circuit=run.circuit(self.config.ablation), seconds=seconds, config=settings)
 
     def of_size(self, name: str, edges: int) -> _Found:
-        """What any other method finds, of so many edges or as near as it comes."""
+        """Return the result of any other method, with `edges` live edges or as near as it comes."""
         if name == ACDC:
             return self._cut_to(edges)
         if name not in self._scored:
@@ -209,9 +214,9 @@ class _Bench:
         return replace(found, circuit=live_circuit(found.circuit.graph, self.config.ablation, kept))
 
     def _cut_to(self, edges: int) -> _Found:
-        """ACDC's circuit at the first threshold of a bisection whose circuit has about so many edges.
+        """Return ACDC's circuit at the first threshold of a bisection that gives about `edges` edges, or the nearest.
 
-        Thresholds are the same whatever was asked for before, so that what was run is only run once.
+        Bisections for all sizes use the same grid of thresholds, so each threshold is run only once.
         """
         low, high = _THRESHOLDS
         used = list[_Found]()
@@ -230,20 +235,20 @@ class _Bench:
 def compare(
     comparison: CompareConfig, out: Path, *, device: str = "auto", check: bool = True, progress: bool = False
 ) -> list[ComparedRow]:
-    """Run and measure every method; a second call goes on where it was, and may ask for more.
+    """Run and measure every method. A second call resumes, and may add methods, targets or numbers of examples.
 
     Args:
-        comparison: what is compared.
-        out: the folder: `compare.json` has a row a circuit, `circuits/` all circuits, `compare.md` and `compare.svg`
-            are to be looked at.
+        comparison: what to compare.
+        out: the folder: `compare.json` has one row per circuit, `circuits/` all circuits, `compare.md` the table and
+            `compare.svg` the plot.
         device: where the model runs.
-        check: whether the model is what its files ask for, as `load_model`'s.
+        check: whether to check the loaded model against its files, as `load_model` does.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        RunError: the folder holds something else, or a comparison of something else; or a method's loss or scores are
-            no numbers, or do not rank edges.
-        ModelError, TaskError: the model or the task cannot be had, or has too few examples.
+        RunError: the folder holds other files or another comparison; or a method's loss is not finite, or its scores
+            are NaN or plus infinity, or do not rank edges.
+        ModelError, TaskError: the model or the task cannot be loaded, or the task has too few examples.
         UnwritableFile: the folder cannot be written to.
     """
     with sole_writer(out, "the comparison"):
@@ -251,7 +256,7 @@ def compare(
 
 
 def _compare(comparison: CompareConfig, out: Path, *, device: str, check: bool, progress: bool) -> list[ComparedRow]:
-    """What `compare` does once the folder is its own."""
+    """Do the work of `compare` in the locked folder."""
     ranks = join()
     book, rows = _Book(comparison, out, writes=ranks.first), list[ComparedRow]()
     ranks.wait()
@@ -277,26 +282,26 @@ def _compare(comparison: CompareConfig, out: Path, *, device: str, check: bool, 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What `compare.json` holds."""
+    """Content of `compare.json`."""
 
     format: str
     run: dict[str, Any]
     about: dict[str, str]
-    """Digests of the weights, and of the task with so many examples."""
+    """Digests of the weights, and of the task for each number of examples."""
 
     rows: list[ComparedRow]
 
 
 class _Book:
-    """A folder with the rows that there are so far.
+    """The folder of a comparison, with the rows that are finished so far.
 
     Args:
-        comparison: what is compared.
+        comparison: what to compare.
         out: the folder.
-        writes: whether this is the process that writes to it.
+        writes: whether this process writes to the folder.
 
     Raises:
-        RunError: it holds something else.
+        RunError: the folder holds other files or another comparison.
     """
 
     def __init__(self, comparison: CompareConfig, out: Path, *, writes: bool) -> None:
@@ -327,7 +332,7 @@ class _Book:
         return kept.rows
 
     def check(self, subject: ModelOnTask, examples: int) -> None:
-        """The model and the task are those of the rows that there are; if there are none yet, the folder is made."""
+        """Raise RunError unless the weights and the task match the finished rows; prepare the folder for more rows."""
         for what, digest in (("weights", subject.digests["weights"]), (f"task {examples}", subject.digests["task"])):
             if self._about.setdefault(what, digest) != digest:
                 raise RunError(
@@ -345,7 +350,7 @@ class _Book:
         clear(self.folder / "circuits")
 
     def add(self, row: ComparedRow, saved: SavedCircuit) -> None:
-        """Keep a row and its circuit, whatever comes after."""
+        """Save a row and its circuit at once."""
         self.done[row.key] = row
         if self.writes:
             save_circuit(saved, self.folder / "circuits" / row.file)
@@ -357,13 +362,13 @@ class _Book:
 
 
 def _rows(comparison: CompareConfig, bench: _Bench, book: _Book) -> Iterator[ComparedRow]:
-    """Every method at every sparsity, from what was done before or anew; Edge Pruning first, as it sets the sizes."""
+    """Yield the row of every method at every sparsity, finished or newly run; Edge Pruning first, as it sets sizes."""
     examples, graph = bench.config.sizes.train, bench.subject.model.graph
     sizes = {target: max(1, round((1 - target) * graph.total)) for target in comparison.targets}
     for name in sorted(comparison.methods, key=lambda name: name != PRUNING):
         for target in (0.0,) if name == MINIMAX else comparison.targets:
             key = (name, examples, target, None if name in (PRUNING, POLISHED, MINIMAX) else sizes[target])
-            # What code of one's own does now may not be what it did.
+            # Custom methods are always rerun: their code may have changed.
             if key not in book.done or ":" in name:
                 asked = sizes.get(target, graph.total)
                 book.add(*_measure(bench, name, target, asked, bench.found(name, target, asked)))
@@ -373,7 +378,7 @@ def _rows(comparison: CompareConfig, bench: _Bench, book: _Book) -> Iterator[Com
 
 
 def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found) -> tuple[ComparedRow, SavedCircuit]:
-    """Run a circuit on the test split."""
+    """Measure a circuit on the test split; return its row, and the circuit to save."""
     circuit, config = found.circuit, bench.config
     measured = bench.subject.evaluate("test", config.ablation, circuit_mask(circuit))
     asked = measured.edges if name in (PRUNING, MINIMAX) else asked
@@ -381,7 +386,7 @@ def _measure(bench: _Bench, name: str, target: float, asked: int, found: _Found)
         name, config.sizes.train, target, asked, found.seconds, found.runs, str(bench.subject.model.device), measured
     )
     scores = {edge: float(found.scores[circuit.graph.position(edge)]) for edge in circuit.graph.edges}
-    scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no others
+    scores = {edge: score for edge, score in scores.items() if math.isfinite(score)}  # JSON has no infinity
     method = {"name": name, "seed": config.seed, "config": found.config | {"examples": config.sizes.train}}
     method |= {"signed": True} if found.signed else {}
     return row, SavedCircuit(circuit, scores, config.model, method, versions(), bench.subject.model.family)

@@ -1,4 +1,4 @@
-"""Circuits of several methods as a table and a picture: what was asked of each, what it does, and what it took."""
+"""Circuits of several methods as a table and a plot: requested size, measurements on the task, and time taken."""
 
 import math
 from collections.abc import Sequence
@@ -15,48 +15,51 @@ from edgeprune.tasks import metric_of
 PRUNING: Final = "edge-pruning"
 
 POLISHED: Final = "edge-pruning-polished"
-"""Begins with what `edge-pruning` found, and ends with as many edges as were asked for, or fewer."""
+"""Starts from the `edge-pruning` circuit, and ends with the requested number of edges, or fewer."""
 
 MINIMAX: Final = "edge-pruning-minimax"
-"""Chooses the size of its circuit, whatever is asked for."""
+"""Chooses the size of its circuit, whatever size is requested."""
 
 _LEAST_KL: Final = 1e-6
-"""Nats that are drawn, at the least."""
+"""Smallest KL that is plotted, nats; smaller values are drawn here."""
 
 _COLOURS: Final = ("#23466e", "#c77700", "#3c8d5a", "#8e4a9e", "#a03a3a", "#888888", "#4a90a4", "#b5a13a")
 
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One circuit."""
+    """One circuit of a comparison."""
 
     method: str
     examples: int
     target: float
-    """Sparsity that was asked for; 0 of a method that takes none."""
+    """Target sparsity; 0 for a method that takes none."""
 
     asked: int
-    """Edges that it was to have."""
+    """Requested number of edges; for `edge-pruning` and `edge-pruning-minimax`, the number they ended with."""
 
     seconds: float
-    """Of finding it; runs of ACDC that serve several sizes count for each of them."""
+    """Time to find the circuit; ACDC runs that serve several sizes count for each of them."""
 
     runs: int
-    """How often the method ran."""
+    """Number of times the method ran."""
 
     device: str
     evaluation: Evaluation
 
     @property
     def key(self) -> tuple[str, int, float, int | None]:
-        """What was asked for; of Edge Pruning the sparsity alone, and of `edge-pruning-minimax` nothing at all."""
+        """Request that identifies the row: method, examples, target sparsity and size.
+
+        The size is None for `edge-pruning`, polished or not; `edge-pruning-minimax` has neither target nor size.
+        """
         if self.method == MINIMAX:
             return self.method, self.examples, 0.0, None
         return self.method, self.examples, self.target, None if self.method in (PRUNING, POLISHED) else self.asked
 
     @property
     def missed(self) -> bool:
-        """Whether the sparsity is not what was asked for; polishing may end with fewer edges that do as well."""
+        """Whether Edge Pruning missed its sparsity, or its polished circuit has too many edges; False for others."""
         it = self.evaluation
         if self.method == POLISHED:
             return it.edges > self.asked
@@ -67,13 +70,13 @@ class ComparedRow:
 
     @property
     def size(self) -> str:
-        """Its edges, beside those that it was to have where it has others."""
+        """Number of edges as text, with the requested number if it differs."""
         edges = self.evaluation.edges
         return str(edges) if edges == self.asked else f"{edges}, not {self.asked}"
 
     @property
     def sparsity(self) -> str:
-        """Its sparsity, beside what was asked for where that was not reached, by it or by whatever set its size."""
+        """Sparsity as text, with the target if this method, or the method that set its size, missed it."""
         it = self.evaluation
         total = it.edges / (1 - it.sparsity) if it.edges else math.inf
         free = self.method in (POLISHED, MINIMAX) or not self.target
@@ -82,13 +85,13 @@ class ComparedRow:
 
     @property
     def file(self) -> str:
-        """The name of its circuit's file."""
+        """Name of the circuit's file."""
         name, *more = (str(part) for part in self.key if part is not None)
         return f"{name.replace(':', '.')}-{'-'.join(more)}.json"
 
 
 def cells(task: str, rows: Sequence[ComparedRow]) -> list[tuple[str, ...]]:
-    """The rows as text below their header, by number of examples and sparsity."""
+    """Return the table as text: a header, then the rows sorted by number of examples and target sparsity."""
     metric = metric_of(task)
     found = [("examples", "method", "edges", "sparsity", "KL, nats", metric, "exact match", "accuracy", "seconds")]
     for row in sorted(rows, key=lambda row: (row.examples, row.target)):
@@ -110,13 +113,13 @@ def cells(task: str, rows: Sequence[ComparedRow]) -> list[tuple[str, ...]]:
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown."""
+    """Return the table of `cells` in Markdown."""
     head, *body = cells
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
 
 
 def draw(rows: Sequence[ComparedRow]) -> Figure:
-    """KL against sparsity, a line a method and a panel a number of examples."""
+    """Plot KL against sparsity: one line per method, one panel per number of examples."""
     panels, methods = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("examples", "method"))
     figure = Figure(figsize=(1 + 4.5 * len(panels), 4), layout="constrained")
     for place, (axes, examples) in enumerate(

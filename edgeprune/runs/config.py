@@ -1,4 +1,4 @@
-"""What a run is about: a language model, and a task in its tokens."""
+"""The settings of a run, and loading what it is about: a language model, and a task in the model's tokens."""
 
 import hashlib
 import json
@@ -29,39 +29,43 @@ from edgeprune.runs.polish import goal_of
 from edgeprune.tasks import Encoded, Encoder, Sizes, make_examples, metric_of
 
 _MEASURED: Final = 32
-"""Inputs that a circuit is measured on at a time, in one part."""
+"""Inputs per forward pass when a circuit is measured, if batches run in one part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What is asked for; the same again gives the same circuit."""
+    """Settings of a run; the same settings give the same circuit.
+
+    Raises:
+        ConfigError: a setting is outside its range, or settings do not go together.
+    """
 
     model: str
-    """A name on the Hugging Face hub, or a folder."""
+    """Name on the Hugging Face hub, or a folder."""
 
     task: str
-    """A name of `tasks.TASKS`, or a file of examples."""
+    """Name in `tasks.TASKS`, or a file of examples."""
 
     ablation: Ablation = "resample"
     sizes: Sizes = field(default_factory=Sizes)
     seed: int = 0
-    """Of masks, and of the order in which examples come."""
+    """Seed of the masks and of the order of examples."""
 
     data_seed: int = 0
-    """Of the examples, so that runs of several seeds are about the same ones."""
+    """Seed of the task's examples, apart from `seed`: runs with different seeds use the same examples."""
 
     precision: Precision = "float32"
     parts: int = 1
-    """Parts that a batch is run in, one after the other: memory for a part, gradients of the whole."""
+    """Parts that a batch is split into, run one after the other: memory of one part, gradients of the whole batch."""
 
     pruning: PruningConfig = PAPER
 
     polish: bool = False
-    """Whether what was learned is polished: edges taken out, and exchanged, on trial (`methods/polish.py`)."""
+    """Whether to polish the learned circuit: remove and exchange edges by trial (`methods/polish.py`)."""
 
     @property
     def method(self) -> str:
-        """The name of what finds the circuit."""
+        """Name of the method that finds the circuit."""
         return f"{self.pruning.name}-polished" if self.polish else self.pruning.name
 
     def __post_init__(self) -> None:
@@ -80,12 +84,12 @@ class RunConfig:
 
 
 def _check_readable(pruning: PruningConfig) -> None:
-    """Refuse a configuration that could not be read back from a run's folder, or has other parts than its name says."""
+    """Raise ConfigError if a run's folder could not give `pruning` back, or if its parts do not match its name."""
     named = BY_NAME.get(pruning.name)
     try:
         written = json.loads(json.dumps(asdict(pruning)))
         readable = named is not None and _parts(named) == _parts(pruning) and parse(PruningConfig, written) == pruning
-    except (TypeError, ValueError):  # a setting that JSON has not, or of another type
+    except (TypeError, ValueError):  # a setting that JSON cannot hold, or of the wrong type
         readable = False
     if not readable:
         raise ConfigError(f"Expected settings of {' or '.join(BY_NAME)}, with all of its parts; got {pruning.name!r}")
@@ -98,21 +102,21 @@ def _parts(pruning: PruningConfig) -> dict[str, type]:
 
 @dataclass(frozen=True)
 class ModelOnTask:
-    """A model, and a task in its tokens; on several processes, the same on each."""
+    """A model, and a task in its tokens; identical on every process."""
 
     model: Transformer
     splits: dict[str, Dataset]
     digests: dict[str, str]
-    """Short names for the model's weights and for the task in its tokens: what a run is about."""
+    """Digests of the weights and of the task in the model's tokens, under `weights` and `task`."""
 
     parts: int = 1
-    """Parts that a batch is run in: inputs to be measured come so many times fewer together."""
+    """Parts that a batch runs in; the batches of `evaluate` are that many times smaller."""
 
     def evaluate(self, split: str, ablation: Ablation, mask: Mask, *, progress: bool = False) -> Evaluation:
-        """What a circuit does on a split; means are those of the training split.
+        """Measure a circuit on a split; mean ablation takes its means from the training split.
 
         Raises:
-            RunError: that is no number.
+            RunError: a measurement is not finite.
         """
         means_of = self.splits["train"] if ablation == "mean" else None
         found = evaluate(
@@ -132,20 +136,20 @@ class ModelOnTask:
 def load_model_on_task(
     config: RunConfig, splits: Sequence[str], *, device: str = "auto", check: bool = True, progress: bool = False
 ) -> ModelOnTask:
-    """The model that a run is about, and splits of its task with the model's logits.
+    """Load a run's model, and splits of its task with the full model's logits.
 
-    Of processes that `torchrun` started, each calls this, and has the model sharded among them.
+    If `torchrun` started several processes, each calls this, and the model is sharded among them.
 
     Args:
-        config: what it is about.
-        splits: of the task.
+        config: settings of the run.
+        splits: names of the splits to load.
         device: where the model runs.
-        check: as `load_model`'s.
+        check: whether to check the loaded model against its files, as `load_model` does.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        ModelError: the model cannot be loaded, or gives NaN.
-        TaskError: the task cannot be had, or does not fit the model's tokenizer.
+        ModelError: the model cannot be loaded, or its logits are not finite.
+        TaskError: the task cannot be loaded, or does not fit the model's tokenizer or the ablation.
         RunError: another process has stopped.
     """
     ranks = join()
@@ -161,21 +165,21 @@ def load_model_on_task(
 
 
 def encode_task(task: str, model: Transformer, tokenizer: Any, sizes: Sizes, *, seed: int) -> dict[str, Encoded]:
-    """The splits of a task in a model's tokens.
+    """Return the splits of a task in a model's tokens.
 
     Raises:
-        TaskError: the task cannot be had, or does not fit the model's tokenizer.
+        TaskError: the task cannot be loaded, or does not fit the model's tokenizer.
     """
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
     examples = make_examples(task, encoder, sizes, seed=seed)
-    # All splits are padded alike, as means of one of them stand in for values of another.
+    # All splits are padded to one length: means of one split replace values in another.
     together = encoder.encode([example for split in examples.values() for example in split], metric_of(task))
     ends = list(accumulate(len(split) for split in examples.values()))
     return {split: together[end - len(examples[split]) : end] for split, end in zip(examples, ends, strict=True)}
 
 
 def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
-    """Mean ablation has something to average over, whatever the length."""
+    """Raise TaskError if a split has a length that no training example has, so that mean ablation has no mean."""
     known = set(encoded["train"].length.tolist())
     for split, each in encoded.items():
         if config.ablation == "mean" and (more := sorted(set(each.length.tolist()) - known)):
@@ -186,7 +190,7 @@ def _check_means(config: RunConfig, encoded: Mapping[str, Encoded]) -> None:
 
 
 def _check_numbers(config: RunConfig, datasets: Mapping[str, Dataset]) -> None:
-    """The full model has something to be compared with; weights that are NaN are found before, unless not checked."""
+    """Raise ModelError if the full model's logits are not finite; unless unchecked, NaN weights are refused earlier."""
     for split, each in datasets.items():
         if isinstance(each.target, Tensor) and not bool(each.target.isfinite().all()):
             raise ModelError(
@@ -197,7 +201,7 @@ def _check_numbers(config: RunConfig, datasets: Mapping[str, Dataset]) -> None:
 
 
 def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
-    """All that the examples of a task are to a model."""
+    """Return all tensors of the encoded examples, by split and field."""
     return {
         f"{split}.{name}": value
         for split, each in encoded.items()
@@ -207,7 +211,7 @@ def _tensors(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """A short name for tensors with names."""
+    """Return a digest of named tensors: the first 16 hexadecimal digits of a SHA-256."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {tuple(value.shape)}".encode())

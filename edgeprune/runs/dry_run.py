@@ -1,4 +1,4 @@
-"""A task beside a model, before anything is pruned: its examples as tokens, and what the full model answers."""
+"""A dry run of a task before anything is pruned: its examples as tokens, and the full model's answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,51 +17,51 @@ from edgeprune.tasks.encode import Encoded, EncodedRow, encoded
 from edgeprune.tasks.jsonl import read_lines
 
 MEASURED: Final = 200
-"""Examples that the full model answers; of more, so many are drawn."""
+"""Maximum number of examples that the full model answers; of more, this many are drawn."""
 
 _AT_ONCE: Final = 16
-"""Examples that it answers at a time."""
+"""Examples per forward pass."""
 
 _LEAST: Final = 0.9
-"""Share of a model's ids that its own tokenizer has at the least; some models have a few more, to a round number."""
+"""Minimum size of a tokenizer as a share of its model's vocabulary; some models round their vocabulary up."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Lines of a file that cannot be used, all for one reason."""
+    """Lines of a file that are refused for one reason."""
 
     reason: str
     lines: int
-    """How many."""
+    """Number of refused lines."""
 
     first: int
-    """The number of the first of them."""
+    """Line number of the first, from 1."""
 
     message: str
-    """What is said of that one."""
+    """Full error message for the first."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the full model answers at one place."""
+    """The full model's answer at one scored position."""
 
     position: int
-    """Of the token at which it is measured, those that the tokenizer adds being counted."""
+    """Position at which the output is measured, counting the tokens that the tokenizer adds."""
 
     token: str
-    """That token."""
+    """Token at that position."""
 
     right: list[str]
     wrong: list[str]
-    """None of them: all other tokens."""
+    """Wrong answers; empty stands for all other tokens."""
 
     answer: str
-    """The most probable token."""
+    """Most probable token."""
 
     probability: float
     is_right: bool
     prefers_right: bool
-    """Whether the task's metric is above 0: right ones are preferred to wrong ones."""
+    """Whether the task's metric is above 0: the model prefers right answers to wrong ones."""
 
 
 @dataclass(frozen=True)
@@ -76,40 +76,40 @@ class Shown:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What is found."""
+    """Result of a dry run."""
 
     examples: int
     usable: int
     refused: list[Refusal]
     splits: dict[str, int]
-    """How many examples `prune` would take, with as many as it takes by default; none where it could not."""
+    """Number of usable examples in each split, at the default `Sizes`; empty if they cannot be split."""
 
     fault: str | None
-    """Why the task cannot be used, though some examples could."""
+    """Why the task as a whole cannot be used; None if it can, apart from refused lines."""
 
     shown: list[Shown]
     measured: int
-    """Examples that the full model answered."""
+    """Number of examples that the full model answered."""
 
     places: int
-    """Places in them at which outputs count."""
+    """Number of scored positions in them."""
 
     right: float
-    """Share of these at which the most probable token is right."""
+    """Share of these positions at which the most probable token is right."""
 
     preferred: float
-    """Share of these at which right ones are preferred to wrong ones."""
+    """Share of these positions at which the model prefers right answers to wrong ones."""
 
     notes: list[str]
 
 
 _Fault = tuple[str, int, str]
-"""A reason, a line's number, and all that is said of it."""
+"""Reason, line number and full error message."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Examples, each with the row that it is in tokens."""
+    """Usable examples, each with its row of tokens, and the refused lines."""
 
     examples: list[Example]
     rows: list[EncodedRow]
@@ -122,18 +122,18 @@ class _Read:
 def dry_run(
     task: str, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, show: int = 3, seed: int = 0
 ) -> DryRun:
-    """Read a task, and have the full model answer some of it.
+    """Read a task, and run the full model on up to `MEASURED` of its examples.
 
     Args:
-        task: a name of `tasks.TASKS`, or a file of examples.
+        task: a name in `tasks.TASKS`, or a file of examples.
         model: the full model.
-        tokenizer: the model's.
-        show: how many examples to show.
-        seed: by which examples are drawn and dealt to splits, as `prune --data-seed` is.
+        tokenizer: the model's tokenizer.
+        show: number of examples to show.
+        seed: seed for drawing examples and splitting them, as `prune --data-seed`.
 
     Raises:
         TaskError: there is no such task or file, or the tokenizer does not fit it.
-        ModelError: the model's outputs are no numbers.
+        ModelError: the model's outputs are not finite.
     """
     encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
     read = _of_file(Path(task), encoder, seed) if is_file(task) else _of_name(task, encoder, seed)
@@ -181,7 +181,7 @@ def _of_name(task: str, encoder: Encoder, seed: int) -> _Read:
 
 
 def _of_file(path: Path, encoder: Encoder, seed: int) -> _Read:
-    """All lines of a file; what is wrong with one does not end the reading."""
+    """Read all lines of a file; a faulty line is recorded, and reading goes on."""
     usable, rows, names, faults = list[tuple[Example, str | None]](), list[EncodedRow](), list[str](), list[_Fault]()
     for number, line in enumerate(read_lines(path), start=1):
         try:
@@ -202,7 +202,7 @@ def _of_file(path: Path, encoder: Encoder, seed: int) -> _Read:
 
 
 def _grouped(faults: Sequence[_Fault]) -> list[Refusal]:
-    """By reason, most frequent first."""
+    """Group faults by reason, most frequent first."""
     found = dict[str, list[_Fault]]()
     for fault in faults:
         found.setdefault(fault[0], []).append(fault)
@@ -212,7 +212,7 @@ def _grouped(faults: Sequence[_Fault]) -> list[Refusal]:
 
 @torch.no_grad()
 def _answers(model: Transformer, encoder: Encoder, examples: Encoded, rows: Sequence[int]) -> list[list[Answer]]:
-    """What the model answers at each place of some examples."""
+    """Return the model's answers at each scored position of the given rows, one list per row."""
     outputs, found = LazyTarget(model, examples.tokens, examples.positions), list[list[Answer]]()
     for some in torch.tensor(rows, dtype=torch.long).split(_AT_ONCE):
         logits = outputs[some].float().cpu()
@@ -246,7 +246,7 @@ def _answers(model: Transformer, encoder: Encoder, examples: Encoded, rows: Sequ
 
 
 def _notes(read: _Read, encoder: Encoder, model: Transformer, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What is no fault, and may not be meant."""
+    """Return remarks on what is allowed but may be unintended."""
     notes, added = list[str](), encoder.split.added
     if added.after and any(example.predictions for example in read.examples):
         names = " ".join(map(encoder.split.shown, added.after))

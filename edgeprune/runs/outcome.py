@@ -1,4 +1,4 @@
-"""Whether a run reached what it was asked for, and what to change where it did not."""
+"""Whether a run reached its target, and what to change if it did not."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -8,29 +8,29 @@ from edgeprune.methods.edge_pruning.pressure import LossTolerance, Penalty, Spar
 from edgeprune.metrics.distances import not_negative
 
 NEAR: Final = 0.02
-"""By how much a sparsity may be off and still count as reached."""
+"""Largest difference between a sparsity and its target that still counts as reached."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with."""
+    """Result of a run."""
 
     saved: SavedCircuit
     loss: float | None
-    """Of the circuit on training examples, by the loss and the criterion that it learned by; None where neither a
-    tolerance nor polishing asked for it."""
+    """Loss of the circuit on training examples, by the run's own loss and criterion; None unless the run has a
+    tolerance or was polished."""
 
     examples: int | None
-    """How many training examples that is of."""
+    """Number of training examples behind `loss`."""
 
     reached: bool | None
-    """Whether it is what was asked for; None where nothing was, as `edge-pruning-minimax` chooses its size."""
+    """Whether the target was reached; None if there was none, as `edge-pruning-minimax` chooses its size."""
 
     missed: str
-    """What was missed, by how much and what to change; empty where nothing was."""
+    """What was missed, by how much, and what to change; empty if nothing was missed."""
 
     def as_json(self) -> dict[str, Any]:
-        """What a run's folder and `--json` say of it, the circuit apart."""
+        """Return the content of `outcome.json` and `--json`, without the circuit."""
         edges, total = len(self.saved.circuit), self.saved.circuit.graph.total
         said = {"edges": edges, "total": total, "sparsity": 1 - edges / total, "reached": self.reached}
         said |= {} if self.loss is None else {"loss": self.loss, "examples": self.examples}
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def sparsity_reached(target: float, sparsity: float, total: float) -> bool:
-    """Whether a circuit's sparsity is what was asked for, to within `NEAR` or one edge of so many."""
+    """Whether a circuit's sparsity is within `NEAR` of the target, or within one edge of `total`."""
     return abs(sparsity - target) <= max(NEAR, 1 / total)
 
 
@@ -49,13 +49,13 @@ def outcome(
     judged: tuple[float, int] | None,
     polished: bool,
 ) -> Outcome:
-    """What a run ended with, beside what was asked for.
+    """Compare a run's circuit with the run's target.
 
     Args:
-        saved: its circuit.
-        pressure: what was asked for.
-        judged: its loss on training examples, where that was asked for, and on how many.
-        polished: whether it was polished, which ends with as many edges as were asked for, or fewer that do as well.
+        saved: the run's circuit.
+        pressure: the target: a sparsity, a tolerance, or a penalty, which sets none.
+        judged: loss on training examples and their number; None if it was not measured.
+        polished: whether the circuit was polished; polishing may end with fewer edges than requested.
     """
     edges, total = len(saved.circuit), saved.circuit.graph.total
     loss, examples = (None, None) if judged is None else (not_negative(judged[0]), judged[1])

@@ -1,7 +1,7 @@
-"""What Edge Pruning of a language model will take, from its configuration alone: memory, operations, GPUs, hours.
+"""Plan Edge Pruning of a language model from its configuration alone: memory, operations, GPUs and hours.
 
-Steps are run without memory (`step_cost.py`); only how weights are shared out over GPUs is left to a formula. What is
-planned is a run under resample or zero ablation: under mean ablation, the means of every length come on top.
+Steps run on tensors without memory (`step_cost.py`); only the sharding of weights over GPUs is a formula. The plan is
+for resample and zero ablation; mean ablation also holds the means of every length.
 """
 
 import math
@@ -19,17 +19,17 @@ from edgeprune.runs.step_cost import StepCost, load_config, step_cost
 GIGABYTE: Final = 10**9
 
 _USABLE: Final = 0.95
-"""Share of a GPU's memory that is counted on: some goes to its runtime, some is lost between blocks."""
+"""Share of a GPU's memory that the plan uses; the rest is for the GPU's runtime and for fragmentation."""
 
 TOKENS: Final = 72
-"""Of an input, where neither the question nor the model says otherwise."""
+"""Tokens per input, unless the question gives them or the model takes fewer."""
 
 _MOST_GPUS: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is planned.
+    """Settings of a plan.
 
     Raises:
         ConfigError: a setting is outside its range.
@@ -39,34 +39,34 @@ class Question:
     """A name on the Hugging Face hub, a folder, or a `config.json`; no weights are needed."""
 
     batch: int = 32
-    """Inputs a step."""
+    """Inputs per optimiser step."""
 
     tokens: int | None = None
-    """Tokens of an input; 72, or as many as the model takes where it takes fewer, unless given."""
+    """Tokens per input; by default 72, or the model's context length if that is shorter."""
 
     predictions: int = 1
-    """Tokens of an input whose logits are compared."""
+    """Tokens per input whose logits are compared."""
 
     precision: Precision = "bfloat16"
-    """Of the model."""
+    """Precision of the model."""
 
     gpu_memory: float = 80.0
-    """Of one GPU, gigabytes (10^9 bytes)."""
+    """Memory of one GPU in gigabytes (10^9 bytes)."""
 
     gpus: int | None = None
-    """How many there are; as few as it takes, unless given."""
+    """Number of GPUs; by default, the fewest that suffice."""
 
     steps: int = 3000
     """Optimiser steps of the run."""
 
     sparsity: float = 0.95
-    """Of the circuit that is polished, if it is."""
+    """Sparsity of the circuit, for the cost of polishing it."""
 
     judged: int = 256
-    """Inputs that it is polished on."""
+    """Inputs that polishing runs circuits on."""
 
     tflops: float = 400.0
-    """What a GPU is taken to sustain, 10^12 operations a second; an H100 does at most 989 in bfloat16."""
+    """Assumed speed of one GPU, 10^12 operations a second; an H100 reaches at most 989 in bfloat16."""
 
     def __post_init__(self) -> None:
         faults = [
@@ -86,66 +86,66 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer; memory is of one GPU, in bytes."""
+    """What a run takes; memory is that of one GPU, in bytes."""
 
     tokens: int
-    """Of an input."""
+    """Tokens per input."""
 
     parameters: int
     sources: int
     edges: int
     stack_per_token: int
-    """Bytes of what all sources write at one token; a step holds this twice all along, and once more for a while."""
+    """Bytes of all sources' outputs at one token; a step holds two such stacks throughout, and for a while a third."""
 
     model_flops_per_token: float
-    """Of a forward of the plain model."""
+    """Operations per token of a forward pass of the model without masks."""
 
     mixing_flops_per_token: int
-    """Of mixing every edge once."""
+    """Operations per token to mix every edge into its destination once."""
 
     step_flops_per_token: float
-    """Of all of a step: the corrupted inputs' sources, the masked forward and the way back."""
+    """Operations per token of a whole step: the corrupted inputs' sources, the masked forward and the backward pass."""
 
     fits: bool
     gpus: int
     inputs_at_a_time: int
-    """On one GPU, where a batch runs in so many parts."""
+    """Inputs per forward pass on one GPU, if a batch runs in `parts` parts."""
 
     most_inputs: int
-    """That would fit."""
+    """Most inputs per forward pass that fit on one GPU, up to its share of a batch; 1 if none fits."""
 
     parts: int
     weights: int
-    """Held all the time."""
+    """Weights, held throughout."""
 
     step: int
-    """What a step adds at its most."""
+    """Peak memory that a step adds."""
 
     memory: int
-    """Both."""
+    """`weights` plus `step`."""
 
     hours: float
-    """Of all steps, were every operation done at the rate that was stated."""
+    """Time of all steps, if every GPU sustains the assumed speed."""
 
     polished_edges: int
-    """Of a circuit of the sparsity that was stated."""
+    """Edges of a circuit of the given sparsity."""
 
     polish_fits: bool
-    """Whether it can be polished: its masks without each edge are held."""
+    """Whether polishing fits in memory: it holds one mask for each edge of the circuit, without that edge."""
 
     polish_circuits: int
-    """That the last round of polishing runs, at the most; there are several rounds."""
+    """Most circuits that the last round of polishing runs; there are several rounds."""
 
     polish_hours: float
-    """Of that round, as `hours`, were each circuit run on all inputs; most are known sooner not to be better."""
+    """Time of that round at the same speed, if each circuit runs on all inputs; most are rejected sooner."""
 
 
 def plan(question: Question, *, progress: bool = False) -> Plan:
-    """Find how few GPUs will do, and how many inputs each can run at a time.
+    """Find the fewest GPUs that suffice, and how many inputs each can run at a time.
 
     Raises:
-        ConfigError: the model takes no so many tokens.
-        ModelError: the model's configuration cannot be had, or is of another kind.
+        ConfigError: the model takes fewer tokens, or there are more predictions than tokens.
+        ModelError: the model's configuration cannot be loaded, or its kind of model is not supported.
     """
     config, known = load_config(question.model), dict[int, StepCost]()
     tokens = question.tokens or min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
@@ -167,7 +167,7 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
         share = math.ceil(question.batch / gpus)
         most = _most(share, room - one.weights_on(gpus), lambda inputs: cost(inputs).memory)
         parts = math.ceil(share / most)
-        # As a run splits it: a batch into parts, and each part over GPUs.
+        # As in a run: a batch is split into parts, and each part over GPUs.
         inputs = math.ceil(math.ceil(question.batch / parts) / gpus)
         weights, step = one.weights_on(gpus), cost(inputs).memory
     polished = max(1, round((1 - question.sparsity) * one.edges))
@@ -200,13 +200,13 @@ def plan(question: Question, *, progress: bool = False) -> Plan:
 
 
 def amount(count: int | float, unit: str) -> str:
-    """A count of bytes or operations with the largest prefix up to giga of which there is one."""
+    """Return a count of bytes or operations as text, with the largest prefix (k, M, G) that leaves at least 1."""
     prefix, size = next(((name, size) for name, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= size), ("", 1))
     return f"{count / size:,.1f} {prefix}{unit}"
 
 
 def duration(hours: float) -> str:
-    """A time in the largest unit of which there is one, so that none is printed as 0."""
+    """Return a time as text in h, min or s, the largest that leaves at least 1, so that no time is printed as 0."""
     seconds = hours * 3600
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
@@ -215,14 +215,14 @@ def duration(hours: float) -> str:
 
 
 def _fewest(enough: Callable[[int], bool]) -> int:
-    """The fewest GPUs that are enough; one, if none are."""
+    """Return the fewest GPUs that are enough; 1 if no number is."""
     return next((gpus for gpus in range(1, _MOST_GPUS + 1) if enough(gpus)), 1)
 
 
 def _most(share: int, room: float, memory: Callable[[int], int]) -> int:
-    """As many inputs, up to `share`, as have a step that fits into `room`; one, if not even that does.
+    """Return the most inputs, up to `share`, whose step fits into `room` bytes; 1 if not even one fits.
 
-    Memory grows nearly in proportion to inputs: how many more will fit is read off a straight line, and then tried.
+    Memory grows almost linearly with inputs, so each guess is extrapolated linearly, and then tested.
     """
     inputs, each = 1, float(memory(1))
     while (more := min(share - inputs, int((room - memory(inputs)) / each))) > 0:

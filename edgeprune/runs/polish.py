@@ -1,7 +1,7 @@
-"""Polishing as part of a run in a folder: it goes on where it was stopped, and says what it tried.
+"""Polishing in a run's folder: it can be resumed, and records what it tried.
 
-`polish.safetensors` has where it stands, after every move; `polish.json`, once it has ended, what was found, and the
-certificate that no edge and no group of edges can go under the criterion that it states.
+`polish.safetensors` holds the state after every step. `polish.json`, written at the end, holds the result and certifies
+that no edge and no group of edges in `groups.removals` can be removed under the stated criterion.
 """
 
 import os
@@ -19,10 +19,10 @@ from edgeprune.parallel import join
 
 
 def goal_of(pruning: PruningConfig, total: int) -> Goal:
-    """What polishing is to reach: the sparsity, or the tolerance, that the run was asked for.
+    """Return the goal of polishing: the run's target sparsity or tolerance.
 
     Raises:
-        ConfigError: it was asked for neither.
+        ConfigError: the run has neither, or its loss is not one that is 0 at the full model.
     """
     pressure = pruning.pressure
     if pruning.loss.loss not in DISTANCES:
@@ -40,10 +40,10 @@ def goal_of(pruning: PruningConfig, total: int) -> Goal:
 def polish_in(
     out: Path, loss: CircuitLoss, pruning: PruningConfig, kept: Kept, config: PolishConfig, *, progress: bool
 ) -> Polish:
-    """Polish a run's circuit in its folder, or go on.
+    """Polish a run's circuit in its folder, or resume an earlier call.
 
     Raises:
-        RunError: what the folder has of an earlier call is damaged.
+        RunError: the state that an earlier call saved is damaged, or processes do not see the same folder.
     """
     state, goal = out / "polish.safetensors", goal_of(pruning, loss.graph.total)
     run = Polish(loss, goal, kept, config)

@@ -1,9 +1,9 @@
-"""Edge Pruning of a language model as a folder: what was asked for, how it went, and where it stands.
+"""Edge Pruning of a language model in a folder that can be resumed.
 
-`run.json` says what was asked for, `metrics.jsonl` has a line a step, `checkpoint.safetensors` all that the run needs
-to go on as if it had never stopped, and, once it has ended, `circuit.json` what was found and `outcome.json` whether
-that is what was asked for; polishing has files of its own (`polish.py`). Each is written whole or not at all, lines
-of metrics apart: those after the checkpoint are made again.
+`run.json` holds the settings, `metrics.jsonl` one line per step, and `checkpoint.safetensors` all that the run needs
+to resume as if it had never stopped. At the end, `circuit.json` holds the circuit, and `outcome.json` says whether it
+reached the target. Polishing has its own files (`polish.py`). All files are written atomically except `metrics.jsonl`,
+whose lines after the last checkpoint are written again on resuming.
 """
 
 import hashlib
@@ -56,24 +56,25 @@ def prune(
     save_every: int = 250,
     progress: bool = False,
 ) -> Outcome:
-    """Run Edge Pruning in a folder, or go on with the run that is there.
+    """Run Edge Pruning in a folder, or resume the run that it holds.
 
-    Of processes that `torchrun` started, each calls this; the first writes. As many as there are then may go on.
+    If `torchrun` started several processes, each calls this, and the first writes. Any number of them may resume a run.
 
     Args:
-        config: what is asked for.
-        out: the folder, which all processes see; is made where there is none.
-        resume: go on where a run that was stopped had its last checkpoint, or begin where there is none.
+        config: settings of the run.
+        out: the folder, visible to all processes; created if missing.
+        resume: resume a stopped run from its last checkpoint; without a checkpoint, begin anew.
         device: where the model runs.
-        check: whether the model is what its files ask for, as `load_model`'s.
-        save_every: steps between checkpoints, at which the circuit is run on the validation split too.
+        check: whether to check the loaded model against its files, as `load_model` does.
+        save_every: steps between checkpoints; at each, the circuit is also measured on the validation split.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        RunError: the folder holds another run, or one and `resume` is false; its checkpoint is damaged; the loss is no
-            number any more; or another process has stopped.
-        ModelError, TaskError: the model or the task cannot be had.
-        UnwritableFile: the folder cannot be written to, or is full; all that was saved before stands.
+        RunError: the folder holds other files or another run, or a run while `resume` is false; its checkpoint is
+            damaged; the loss is no longer finite; or another process has stopped.
+        ConfigError: the circuit would be too large to polish.
+        ModelError, TaskError: the model or the task cannot be loaded.
+        UnwritableFile: the folder cannot be written to, or the disk is full; earlier saves stay intact.
     """
     progress = progress and join().first
     with sole_writer(out, "the run"):
@@ -82,7 +83,7 @@ def prune(
 
 
 def _prune(config: RunConfig, out: Path, *, device: str, save_every: int, check: bool, progress: bool) -> Outcome:
-    """What `prune` does once the folder is its own."""
+    """Do the work of `prune` in the locked folder."""
     ranks = join()
     subject = load_model_on_task(config, ("train", "validation"), device=device, check=check, progress=progress)
     if config.polish:
@@ -128,21 +129,21 @@ def evaluate_run(
     check: bool = True,
     progress: bool = False,
 ) -> tuple[RunConfig, dict[str, Evaluation]]:
-    """Measure the circuit of a run that has ended, and the full model, on a split; a file in the folder keeps it.
+    """Measure the circuit of a finished run, and the full model, on a split; save the result in the folder.
 
     Args:
-        folder: of the run, which says what the model and the ablation are.
-        split: of the task.
-        task: another one than the run's, to see whether its circuit serves there too.
-        circuit: a file, or the folder of another run, to measure in the place of this run's circuit.
+        folder: the run's folder, which names the model and the ablation.
+        split: the split of the task.
+        task: another task than the run's, to see whether the circuit is faithful there too.
+        circuit: a circuit's file, or another run's folder, to measure instead of this run's circuit.
         device: where the model runs.
-        check: whether the model is what its files ask for, as `load_model`'s.
+        check: whether to check the loaded model against its files, as `load_model` does.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        RunError: the folder holds no run, or the circuit is one of another model or ablation.
-        CircuitFileError: the run has not ended, or there is no such circuit.
-        ModelError, TaskError: the model or the task cannot be had.
+        RunError: the folder holds no run, the run has not ended, or the circuit has another model or ablation.
+        CircuitFileError: there is no such circuit, or its file is damaged.
+        ModelError, TaskError: the model or the task cannot be loaded.
         UnwritableFile: the folder cannot be written to.
     """
     ranks, progress = join(), progress and join().first
@@ -174,27 +175,27 @@ def evaluate_run(
 
 
 def evaluation_file(folder: Path, split: str, task: str | None = None, circuit: Path | None = None) -> Path:
-    """Where `evaluate_run` keeps what it measured."""
+    """Return the file in which `evaluate_run` saves its result."""
     name = f"evaluation-{split}"
     for what, where in (("task", task), ("circuit", circuit)):
-        if where is not None:  # two of one name lie in folders of their own
+        if where is not None:  # a digest tells equal names in different folders apart
             whole = str(Path(where).resolve()) if what == "circuit" or Path(where).exists() else str(where)
             name += f"-{what}-{Path(where).name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return folder / f"{name}.json"
 
 
 def read_config(folder: Path) -> RunConfig:
-    """What was asked for in a run's folder.
+    """Return the settings of the run in a folder.
 
     Raises:
-        RunError: it is none.
+        RunError: the folder holds no run.
     """
     return _read(folder).config
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `run.json` holds."""
+    """Content of `run.json`."""
 
     format: Literal["edgeprune run 4"]
     config: RunConfig
@@ -209,7 +210,7 @@ def _read(folder: Path) -> _Asked:
 
 
 def _check_subject(folder: Path, subject: ModelOnTask, whats: Sequence[str] = ("weights", "task")) -> None:
-    """The model and the task are what the run began with."""
+    """Raise RunError unless the model and the task are those that the run began with."""
     about = _read(folder).about
     for what in whats:
         if about.get(what) != subject.digests[what]:
@@ -219,7 +220,7 @@ def _check_subject(folder: Path, subject: ModelOnTask, whats: Sequence[str] = ("
 
 
 def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
-    """The folder holds this run or none."""
+    """Raise RunError unless the folder is unused, or holds a run that may be resumed with `config`."""
     begun = os.path.lexists(out / "run.json")
     if not begun and not is_unused(out):
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds other files: name another one")
@@ -228,7 +229,7 @@ def _check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
 
 
 def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
-    """The run in the folder is to be gone on with, and is what is asked for."""
+    """Raise RunError unless `resume` is true and the run in the folder has the settings of `config`."""
     if not resume:
         raise RunError(f"Expected an empty folder for a new run; {str(out)!r} holds one: go on with --resume")
     found = read_config(out)
@@ -249,13 +250,13 @@ def _check_config(out: Path, config: RunConfig, *, resume: bool) -> None:
 
 
 def _run(run: Pruning, subject: ModelOnTask, config: RunConfig, out: Path, *, save_every: int, progress: bool) -> None:
-    """Go on until there is nothing left to do: a line of metrics for each step, and checkpoints in between."""
+    """Run to the end, with a line of metrics for each step, and checkpoints in between."""
     ranks = subject.model.ranks
     bar = tqdm(total=config.pruning.steps, initial=run.done, desc="pruning", disable=None if progress else True)
     with bar:
         while not run.ended:
             step = run.advance()
-            if step is None:  # what follows learning has no metrics
+            if step is None:  # stages after learning have no metrics
                 _share(run, ranks)
                 _save(run, out, ranks)
                 bar.set_description(run.stage.name.lower().replace("_", " "))
@@ -275,14 +276,14 @@ def _run(run: Pruning, subject: ModelOnTask, config: RunConfig, out: Path, *, sa
 
 
 def _share(run: Pruning, ranks: Ranks) -> None:
-    """Give all processes the first one's values."""
+    """Copy the first process's state to all processes."""
     for value in run.state().values():
         if value.numel():
             ranks.take_first(value)
 
 
 def _save(run: Pruning, out: Path, ranks: Ranks) -> None:
-    """Write a checkpoint."""
+    """Write a checkpoint, in the first process only."""
     if ranks.first:
         write_state(run.state(), out / "checkpoint.safetensors")
 
@@ -300,7 +301,7 @@ def _append(path: Path, measured: dict[str, Any]) -> None:
 
 
 def _restore(run: Pruning, out: Path) -> None:
-    """Bring a run to its last checkpoint, or leave it at its beginning; metrics end there too."""
+    """Restore a run's last checkpoint, if there is one, and drop the metrics of later steps."""
     checkpoint, metrics = out / "checkpoint.safetensors", out / "metrics.jsonl"
     if os.path.lexists(checkpoint):
         restore_from(checkpoint, run.restore)

@@ -1,7 +1,6 @@
-"""What a step of Edge Pruning costs, without its being run.
+"""The memory and the operations that a step of Edge Pruning takes, found without running one.
 
-The very code that would run is run on tensors that have shapes and no memory, while all that it allocates is added up,
-and all that it multiplies is counted.
+The code of a real step runs on tensors that have shapes but no memory; its allocations and operations are counted.
 """
 
 import math
@@ -24,8 +23,8 @@ from edgeprune.models.transformer import Transformer
 from edgeprune.streams.by_source import mixing_as_on
 
 _LAYERS_WHOLE: Final = 3
-"""Layers that a GPU holds whole at a time where they are sharded: the one that runs, the one that is asked for, and
-what that one arrives in."""
+"""Whole layers that a GPU holds at a time if layers are sharded: the one that runs, the one that is prefetched, and
+the buffer that receives it."""
 
 
 def _count_added_products(_added: Any, left: torch.Size, right: torch.Size, **_given: Any) -> int:
@@ -45,43 +44,43 @@ _UNCOUNTED: Final = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_back,
 }
-"""What torch's counter leaves out: gradients that are added up in place, and attention on CPUs."""
+"""Operations that torch's counter leaves out: gradients accumulated in place, and attention on CPUs."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step on one GPU that holds all weights; memory in bytes."""
+    """Cost of one step on one GPU that holds all weights; memory in bytes."""
 
     parameters: int
     sources: int
     destinations: int
     edges: int
     width: int
-    """d_model."""
+    """Width of the residual stream (d_model)."""
 
     weights: int
-    """With what is made of them once."""
+    """Memory of the weights, and of what is derived from them once."""
 
     layers: tuple[int, ...]
-    """Weights of each layer."""
+    """Memory of each layer's weights."""
 
     stack: int
-    """What all sources write."""
+    """Memory of all sources' outputs."""
 
     memory: int
-    """What a step adds at its most."""
+    """Peak memory that a step adds."""
 
     operations: int
     """Multiplications and additions of a step."""
 
     plain_operations: int
-    """Those of a forward of the plain model on the same inputs."""
+    """Multiplications and additions of a forward pass without masks, on the same inputs."""
 
     masked_operations: int
-    """Those of a forward under a mask."""
+    """Multiplications and additions of a forward pass under a mask."""
 
     def weights_on(self, gpus: int) -> int:
-        """Weights that each of so many GPUs holds at its most, layers being sharded over several."""
+        """Return the peak memory of weights on each of `gpus` GPUs; several GPUs shard the layers."""
         if gpus == 1:
             return self.weights
         whole = min(len(self.layers), _LAYERS_WHOLE) * max(self.layers)
@@ -91,18 +90,19 @@ class StepCost:
 def step_cost(
     config: Any, inputs: int, tokens: int, *, predictions: int = 1, precision: Precision, device: str = "cuda"
 ) -> StepCost:
-    """What one step of so many inputs takes.
+    """Return the cost of one step.
 
     Args:
-        config: the model's.
-        inputs: those that run together.
-        tokens: of each.
-        predictions: tokens of each whose logits are compared.
-        precision: of the model.
+        config: the model's configuration.
+        inputs: inputs that run together.
+        tokens: tokens per input.
+        predictions: tokens per input whose logits are compared.
+        precision: precision of the model.
         device: the kind of device on which the step would run.
 
     Raises:
-        ConfigError: the model takes no so many tokens.
+        ConfigError: the model takes fewer tokens.
+        ModelError: no model can be built from `config`.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # a second, which other commands need not wait for
 
@@ -148,22 +148,22 @@ def step_cost(
 
 
 def run_step(model: Transformer, tokens: Tensor, positions: Tensor) -> None:
-    """What a step asks of the device: sources of corrupted inputs, a forward under a mask, and the way back to it."""
+    """Run what a step runs on the device: sources of corrupted inputs, a masked forward, and a backward to the mask."""
     target = torch.zeros(*positions.shape, model.vocabulary_size)
     scored = torch.ones(positions.shape, dtype=torch.bool)
     mask = torch.ones(1, len(model.graph.sources), len(model.graph.destinations), requires_grad=True)
-    # What is ablated is not held beyond the forward.
+    # Ablated sources are passed as a temporary, so they are not held beyond the forward pass.
     kl_divergence(model(tokens, mask, model.sources(tokens), positions), target, scored).mean().backward()
 
 
 def load_config(name: str) -> Any:
-    """A language model's configuration, such as a plan needs it.
+    """Load a language model's configuration, as a plan needs it.
 
     Args:
-        name: on the hub, a folder with `config.json`, or that file.
+        name: a name on the hub, a folder with `config.json`, or that file.
 
     Raises:
-        ModelError: there is none, or of another kind.
+        ModelError: it cannot be loaded, or its kind of model is not supported.
     """
     try:
         config = AutoConfig.from_pretrained(name)
@@ -175,7 +175,7 @@ def load_config(name: str) -> Any:
     if config.model_type not in KINDS:
         raise ModelError(f"Expected a model of kind {', '.join(KINDS)}; {name!r} is of kind {config.model_type}")
     if getattr(config, "rope_parameters", None):
-        # How rotations are scaled may depend on values, of which there are none here, and changes no size.
+        # The scaling of rotations may read tensor values, which do not exist here; it changes no shape.
         config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
     return config
 
@@ -185,7 +185,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 class _Allocated(TorchDispatchMode):
-    """Bytes of all tensors that are alive, and the most that there were."""
+    """Counts the bytes of all live tensors (`now`), and their peak (`most`)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Edge Pruning at several sparsities and seeds: what each costs, where it begins to cost much, what seeds agree on."""
+"""Edge Pruning at several sparsities and seeds: the KL of each, the knee of the curve, and how far seeds agree."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from edgeprune.runs.config import RunConfig
 from edgeprune.runs.prune import evaluate_run, prune, read_config
 
 _LEAST_KL: Final = 1e-6
-"""Nats below which a circuit is as good as the full model, so that a logarithm can be taken."""
+"""KL, nats, below which a circuit counts as the full model; it keeps logarithms finite."""
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,33 @@ class Point:
     """One run of a sweep."""
 
     target: float
-    """The sparsity that was asked for."""
+    """Target sparsity."""
 
     seed: int
     circuit: Circuit
     evaluation: Evaluation
-    """On the test split."""
+    """Measurements on the test split."""
 
     reached: bool
-    """Whether its sparsity is what was asked for."""
+    """Whether the run reached its target sparsity."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs, and what they say together."""
+    """All runs of a sweep, and their summary."""
 
     points: tuple[Point, ...]
     curve: dict[float, float]
-    """The mean KL over seeds, by target."""
+    """Mean KL over seeds, nats, by target sparsity."""
 
     knee: float | None
-    """The target beyond which KL grows fastest; None for fewer than three."""
+    """Target sparsity beyond which KL grows fastest; None if `knee_of` finds none."""
 
     agreement: dict[float, tuple[float, ...]]
-    """IoU of the circuits of each two seeds, by target."""
+    """IoU of the edges of each pair of seeds, by target sparsity."""
 
     common: dict[float, Circuit]
-    """The edges that all seeds keep, by target."""
+    """Edges that all seeds keep, by target sparsity."""
 
 
 def sweep(
@@ -73,20 +73,20 @@ def sweep(
     save_every: int = 250,
     progress: bool = False,
 ) -> Sweep:
-    """Run and evaluate every target at every seed, each in a folder of its own; a second call goes on where it was.
+    """Run and evaluate every target at every seed, each in its own folder; a second call resumes.
 
     Args:
-        config: of all runs; its seed is that of the first, and targets are set here.
-        targets: sparsities.
-        seeds: how many, one after the other.
-        out: the folder; besides those of runs it gets `sweep.json`, `sweep.svg` and the edges in common.
+        config: settings of all runs; its seed is the first one, and `targets` replace its sparsity.
+        targets: target sparsities.
+        seeds: number of consecutive seeds.
+        out: the folder; besides the runs' folders it gets `sweep.json`, `sweep.svg` and the common edges.
         device: where models run.
-        check: whether the model is what its files ask for, as `load_model`'s.
+        check: whether to check the loaded model against its files, as `load_model` does.
         save_every: steps between checkpoints.
         progress: show progress bars on standard error, if that is a terminal.
 
     Raises:
-        ConfigError: there is no target, or one twice.
+        ConfigError: there is no target, or a repeated one.
         RunError, ModelError, TaskError, UnwritableFile: see `prune`.
     """
     if not targets or len(set(targets)) < len(targets):
@@ -103,10 +103,10 @@ def sweep(
 
 
 def _check_folder(out: Path, config: RunConfig) -> None:
-    """Refuse a folder of something else.
+    """Refuse a folder that holds anything but this sweep.
 
     Raises:
-        RunError: it holds other files, or runs on another model or task, or under another ablation.
+        RunError: it holds other files, or runs with another model, task or ablation.
     """
     begun = list(out.glob("sparsity-*"))
     if not begun and not is_unused(out):
@@ -130,7 +130,7 @@ def _run(
     *,
     save_every: int,
 ) -> list[Point]:
-    """Every target at every seed."""
+    """Run and evaluate every target at every seed."""
     points = list[Point]()
     for target in sorted(targets):
         for seed in range(config.seed, config.seed + seeds):
@@ -145,7 +145,7 @@ def _run(
 
 
 def summarise(points: Sequence[Point]) -> Sweep:
-    """What runs say together."""
+    """Summarise runs: the mean KL, the knee, how far seeds agree, and the common edges."""
     by_target = {
         target: [p for p in points if p.target == target] for target in dict.fromkeys(p.target for p in points)
     }
@@ -162,9 +162,10 @@ def summarise(points: Sequence[Point]) -> Sweep:
 
 
 def knee_of(curve: dict[float, float]) -> float | None:
-    """The target at which log KL lies farthest below the straight line from the first to the last target.
+    """Return the target at which log KL lies farthest below the straight line from the first to the last target.
 
-    Satopää et al., "Finding a 'Kneedle' in a haystack", 2011, for a curve that grows and bends upwards.
+    Return None for fewer than three targets, or if log KL is nowhere below the line. The method is Satopää et al.,
+    "Finding a 'Kneedle' in a haystack", 2011, for a curve that grows and bends upwards.
     """
     if len(curve) < 3:
         return None
@@ -176,7 +177,7 @@ def knee_of(curve: dict[float, float]) -> float | None:
 
 
 def _write(result: Sweep, out: Path, method: str) -> None:
-    """The table as JSON, the picture, and the circuits that seeds have in common."""
+    """Write the table as JSON, the plot, and the circuit that all seeds share at each target."""
     content = {
         "method": method,
         "points": [
@@ -194,7 +195,7 @@ def _write(result: Sweep, out: Path, method: str) -> None:
 
 
 def draw_sweep(result: Sweep) -> Figure:
-    """KL against sparsity: a dot for each run, a line through the means, and the knee."""
+    """Plot KL against sparsity: a dot for each run, a line through the means over seeds, and the knee."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(

@@ -1,7 +1,7 @@
-"""The disentangled residual stream: every source's contribution kept apart, mixed anew for each destination.
+"""The disentangled residual stream of compiled models: sources are kept apart, and mixed for each destination.
 
-What a source writes is held slot by slot, as `[slot, pos, *lead, batch]`. Compiled models are a few columns wide and
-run on thousands of masked inputs at once: with those innermost, every operation goes over long rows.
+Contributions are held by slot, as `[slot, pos, *lead, batch]`. Compiled models are a few columns wide and run on
+thousands of masked inputs at once. With the inputs as the innermost dimensions, every operation runs over long rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,30 +12,30 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Columns = Float[Tensor, "_ pos ..."]
-"""Some columns of the residual stream, or of what a destination makes of it: `[column, pos, *lead, batch]`."""
+"""Columns of the residual stream, or of what a destination computes from it: `[column, pos, *lead, batch]`."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """How one destination reads: the slots that its weights reach, and the weights themselves."""
+    """How one destination reads: the slots that its weights reach, and those weights."""
 
     number: int
-    """Its place among all reads."""
+    """Index among all reads."""
 
     slots: Int[Tensor, " read"]
     weight: Float[Tensor, "out read"]
 
 
 class Wiring:
-    """Who writes where, and who reads what.
+    """The slots that sources write and destinations read.
 
-    There is a slot for every residual column that a source can write. Where the weights show which columns those are,
-    the rest is zero whatever the input and need not be held, moved or multiplied.
+    There is one slot for every residual column that a source can write. All other columns of a source are zero for
+    every input, so they are not held, moved or multiplied.
 
     Args:
-        supports: the columns that each source writes.
-        weights: the weights `[d_model, out]` that destinations read with, by their column of the mask.
-        edges: true for the edges that are read along.
+        supports: the columns that each source can write.
+        weights: each destination's read weights `[d_model, out]`; the key is the destination's column of the mask.
+        edges: True for the edges along which destinations read.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Wiring:
         self.d_model = len(next(iter(weights.values())))
         self.sources = len(supports)
         self.cells: Int[Tensor, " slot"] = source * self.d_model + column
-        """Each slot's place among all columns of all sources."""
+        """Each slot's index into all columns of all sources, `source * d_model + column`."""
 
         self.reads: dict[int, Read] = {}
         entries: list[Tensor] = []
@@ -59,7 +59,7 @@ class Wiring:
             self.reads[destination] = Read(number, slots, weight[column[slots]].T.contiguous())
             entries.append(source[slots] * edges.shape[1] + destination)
         self.entries: Int[Tensor, " read"] = torch.cat(entries)
-        """The mask's entry for each slot of each read, one read after the other."""
+        """The flat index into the mask of each slot of each read, one read after the other."""
 
         self.weight: Float[Tensor, "out slot"] = torch.cat(
             [
@@ -67,18 +67,18 @@ class Wiring:
                 for read in self.reads.values()
             ]
         )
-        """The weights of all reads together."""
+        """The weights of all reads, concatenated; 0 at slots that a read does not use."""
 
 
 class ColumnStream:
     """The slots written so far in one run.
 
-    A destination reads `weight @ (ablated + z * (clean - ablated))`. The difference is held instead of the clean value,
-    so that the ablated part, which is the same for all masks, is projected once for them all.
+    A destination reads `weight @ (ablated + z * (clean - ablated))`. The stream holds `clean - ablated`, so that the
+    ablated part, which is the same for all masks, is projected only once.
 
     Args:
-        wiring: who writes where, and who reads what.
-        lead: how many leading dimensions runs have, the batch aside.
+        wiring: the slots that sources write and destinations read.
+        lead: number of leading dimensions of the runs, without the batch.
         mask: z, `[*masks, source, destination]`; None keeps every edge.
         ablated: `[source, *lead, batch, pos, d_model]`, finite; None stands for zeros.
     """
@@ -100,20 +100,20 @@ class ColumnStream:
         self.written: Float[Tensor, "slot pos *lead batch"] | None = None
 
     def write(self, contributions: Sequence[Columns]) -> None:
-        """Append what the next sources of the graph's order write to their slots."""
+        """Append what the next sources, in the graph's order, write to their slots."""
         parts = [] if self.written is None else [self.written]
         start = sum(part.shape[0] for part in parts)
         for contribution in contributions:
             end = start + contribution.shape[0]
             parts.append(contribution if self._ablated is None else contribution - self._ablated[start:end])
             start = end
-        # What all broadcast to; torch.broadcast_shapes would say so slowly.
+        # The shape that all parts broadcast to; torch.broadcast_shapes is slow.
         shapes = (part.shape[1:] for part in parts)
         runs = [max(sizes) if min(sizes) else 0 for sizes in zip(*shapes, strict=True)]
         self.written = torch.cat([part.expand(-1, *runs) for part in parts])
 
     def read(self, destination: int) -> Columns:
-        """What a destination computes from all slots that it reads."""
+        """Return what a destination computes from all slots that it reads."""
         assert self.written is not None, "embeddings are written first"
         read = self._wiring.reads[destination]
         held = self.written.index_select(0, read.slots)
@@ -124,10 +124,10 @@ class ColumnStream:
 
 
 def project(weight: Float[Tensor, "out column"], columns: Columns) -> Columns:
-    """`weight` applied to the columns, position by position."""
+    """Apply `weight` to the columns at every position."""
     return (weight @ columns.flatten(1)).view(len(weight), *columns.shape[1:])
 
 
 def align(value: Shaped[Tensor, "_ _ ..."], lead: int) -> Shaped[Tensor, "_ _ ..."]:
-    """`[_, _, *lead, batch]` with leading dimensions of size 1 added, so that there are `lead`."""
+    """Return `[_, _, *lead, batch]` with leading dimensions of size 1 added until there are `lead`."""
     return value.reshape(*value.shape[:2], *[1] * (lead + 3 - value.ndim), *value.shape[2:])

@@ -1,14 +1,14 @@
 """The disentangled residual stream of language models: hundreds of sources, each as wide as the stream.
 
-Where `by_column.py` holds single columns of small compiled models, this one holds all that a source writes, in one
-preallocated stack `[run, source, row, d_model]`; a row is one position of one input. The destinations of a layer read
-together: one product of their columns of the mask with the part of the stack that is written by then, then the norm
-that each of them has, then their weights.
+`by_column.py` holds single columns of small compiled models. This module holds per-source activations in one
+preallocated buffer `[run, source, row, d_model]`; a row is one position of one input. The destinations of a layer read
+together: one matrix product of their mask columns with the sources written so far, then each one's norm, then their
+weights.
 
-What destinations read is larger than the stack itself, and not held unless it is small: some rows of it at a time are
-mixed, used and thrown away, and mixed again while autograd walks back. Sources' gradients then add up in a second
-stack. Neither stack is ever copied or concatenated: autograd does not see them, and keeps the order of writes and reads
-by empty tensors that lead from each to the next. So memory grows with sources, and not with layers times sources.
+The inputs of all destinations are larger than the buffer, so they are not held unless they are small. A few rows at a
+time are mixed, used and dropped, and mixed again in the backward pass. Gradients of sources add up in a second buffer.
+Custom autograd Functions update both buffers in place, without copies; zero-size tensors fix the order of the backward
+pass. So memory grows with the number of sources, not with layers times sources.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -21,30 +21,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Written = Float[Tensor, "run source row d_model"]
-"""What some sources write."""
+"""Activations: what some sources write."""
 
 Norm = Callable[[Tensor], Tensor]
-"""What a destination does to what it reads, row by row, before its weights."""
+"""The norm that a destination applies to each row of its input, before its weights."""
 
 ReadWeights = tuple[Float[Tensor, "_ d_model width"], ...]
-"""What destinations do next, each with weights of its own: queries, keys and values may lie apart in memory."""
+"""Weights that destinations apply after the norm, one matrix each; queries, keys and values may be separate tensors."""
 
 Taken = Float[Tensor, "destination run row width"]
-"""What destinations make of what they read; as wide as the stream where they have no weights."""
+"""What destinations compute from their inputs; as wide as the stream if they have no weights."""
 
 _AT_ONCE: Final = {"cpu": 2**21, "cuda": 2**27}
-"""Numbers that are mixed at a time: what fits a processor's cache, and what fills a GPU."""
+"""Numbers mixed at a time, by device: as many as fit a CPU's cache, or fill a GPU."""
 
 _as_on: str | None = None
-"""The kind of device that `mixing_as_on` says."""
+"""The kind of device that `mixing_as_on` sets; None means the tensors' own."""
 
 _HELD: Final = 2**22
-"""Numbers that the destinations of a layer may read to be held rather than mixed again."""
+"""Largest size, in numbers, at which the inputs of one read's destinations are held rather than mixed again."""
 
 
 @contextmanager
 def mixing_as_on(device: str) -> Generator[None]:
-    """Mix as much at a time as on that kind of device, wherever tensors are: to plan for one that is not here."""
+    """Mix as many numbers at a time as on this kind of device, to plan for a device that is not here."""
     global _as_on
     before, _as_on = _as_on, device
     try:
@@ -54,14 +54,14 @@ def mixing_as_on(device: str) -> Generator[None]:
 
 
 class SourceStream:
-    """What has been written so far in a run under masks, and how it is read.
+    """The sources written so far in a masked run.
 
-    A destination reads `base + z * (clean - ablated)`, where the base has the ablated values of all earlier sources,
-    and what the model adds besides. The difference is held instead of the clean value.
+    A destination reads `base` plus the sum of `z * (clean - ablated)` over all earlier sources. The base is the sum of
+    their ablation values and of the constants that the model adds. The stream holds `clean - ablated`.
 
     Args:
-        size: how many runs, rows and columns there are.
-        mask: z, `[run or 1, source, destination]`, of the type and on the device that the stream is to have.
+        size: the numbers of runs, rows and columns.
+        mask: z, `[run or 1, source, destination]`; its dtype and device are those of the stream.
         ablated: what removed edges carry, `[run or 1, source, row, d_model]`; None stands for zeros.
     """
 
@@ -77,16 +77,16 @@ class SourceStream:
         self._stacks = _Stacks(mask.new_empty(runs, mask.shape[1], rows, width))
         self._base = mask.detach().new_zeros(1, 1, rows, width)
         self._sources = self._destinations = 0
-        # Nothing, of the mask: what is asked for on the way back is called whatever gradients are wanted.
+        # A zero-size part of the mask: through it, calls of `on_the_way_back` run whenever the mask needs a gradient.
         self._order = mask.flatten()[:0]
 
     @property
     def held(self) -> Written:
-        """What all sources have written, less what they are ablated to."""
+        """What all sources have written, minus their ablation values."""
         return self._stacks.held
 
     def write(self, contribution: Float[Tensor, "_ written row d_model"]) -> None:
-        """Take what the next sources of the graph's order write."""
+        """Store what the next sources, in the graph's order, write."""
         part = slice(self._sources, self._sources + contribution.shape[1])
         self._sources = part.stop
         ablated = None
@@ -96,15 +96,15 @@ class SourceStream:
         self._order = _Write.apply(self._stacks, part, contribution, ablated, self._order)
 
     def add(self, constant: Float[Tensor, " d_model"]) -> None:
-        """Add what belongs to no source, and is never ablated."""
+        """Add a constant that belongs to no source and is never ablated."""
         self._base = self._base + constant
 
     def on_the_way_back(self, call: Callable[[], None]) -> None:
-        """Call it when all that is written and read from here on has been walked back through."""
+        """Run `call` in the backward pass, after it has passed through all later writes and reads."""
         self._order = _Call.apply(self._order, call)
 
     def read(self, norm: Norm, weights: ReadWeights = ()) -> Taken:
-        """What the next destinations of the graph's order make of what they read: one for each of `weights`, or one."""
+        """Return what the next destinations, in the graph's order, compute: one per matrix of `weights`, or one."""
         part = slice(self._destinations, self._destinations + _count(weights))
         self._destinations = part.stop
         z = self._mask[:, : self._sources, part]
@@ -113,10 +113,10 @@ class SourceStream:
 
 
 class PlainStream:
-    """The stream of a plain run: one sum that all read alike.
+    """The stream of an unmasked run: one sum that all destinations read.
 
     Args:
-        held: a stack for what sources write, if that is to be kept.
+        held: a buffer in which to keep what sources write; None keeps nothing.
     """
 
     def __init__(self, held: Written | None = None) -> None:
@@ -124,7 +124,7 @@ class PlainStream:
         self._total: Tensor | None = None
 
     def write(self, contribution: Written) -> None:
-        """As `SourceStream.write`."""
+        """See `SourceStream.write`."""
         if self._held is not None:
             self._held[:, self._sources : self._sources + contribution.shape[1]] = contribution
         self._sources += contribution.shape[1]
@@ -132,26 +132,26 @@ class PlainStream:
         self._total = together if self._total is None else self._total + together
 
     def add(self, constant: Float[Tensor, " d_model"]) -> None:
-        """As `SourceStream.add`."""
+        """See `SourceStream.add`."""
         assert self._total is not None, "embeddings are written first"
         self._total = self._total + constant
 
     def on_the_way_back(self, call: Callable[[], None]) -> None:
-        """As `SourceStream.on_the_way_back`: there is none."""
+        """Do nothing: an unmasked run has no backward pass. See `SourceStream.on_the_way_back`."""
 
     def read(self, norm: Norm, weights: ReadWeights = ()) -> Taken:
-        """As `SourceStream.read`."""
+        """See `SourceStream.read`."""
         assert self._total is not None, "embeddings are written first"
         return _weighted(norm(self._total).expand(-1, _count(weights), -1, -1), weights)
 
 
 def _count(weights: ReadWeights) -> int:
-    """How many destinations read; one where they have no weights."""
+    """Return how many destinations read: one per matrix of `weights`, or one without weights."""
     return sum(map(len, weights)) or 1
 
 
 def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: ReadWeights) -> Taken:
-    """Every destination's own product, those of all runs together."""
+    """Return every destination's input times its own weights, destinations first."""
     normed = normed.transpose(0, 1)
     if not weights:
         return normed
@@ -161,7 +161,7 @@ def _weighted(normed: Float[Tensor, "run destination row d_model"], weights: Rea
 
 
 class _Stacks:
-    """What sources write less what they are ablated to, and, on the way back, the gradient by it."""
+    """The buffer of what sources write minus their ablation values, and the buffer of its gradient."""
 
     def __init__(self, held: Written) -> None:
         self.held = held
@@ -175,7 +175,7 @@ class _Stacks:
 
 
 class _Write(torch.autograd.Function):
-    """Puts contributions into the stack. All reads of them have been walked back through before it is."""
+    """Autograd Function that writes contributions to the buffer. Backward reaches it after all reads of them."""
 
     @staticmethod
     def forward(
@@ -194,7 +194,7 @@ class _Write(torch.autograd.Function):
 
 
 class _Call(torch.autograd.Function):
-    """Nothing but a call on the way back."""
+    """Autograd Function that calls a function in the backward pass, and does nothing else."""
 
     @staticmethod
     def forward(ctx: Any, order: Tensor, call: Callable[[], None]) -> Tensor:
@@ -209,7 +209,7 @@ class _Call(torch.autograd.Function):
 
 
 class _Read(torch.autograd.Function):
-    """`weights(norm(base + z * held))`, summed over the sources written so far."""
+    """Autograd Function for `weights(norm(base + z * held))`; `z * held` is summed over the sources written so far."""
 
     @staticmethod
     def forward(
@@ -244,14 +244,14 @@ class _Read(torch.autograd.Function):
             if by_mask is not None:
                 by_mask.baddbmm_(_part(ctx.stacks.held, z, rows), by_mixed.mT)
             if order is not None:
-                # The logits, which alone read every source, are walked back through first: nothing is there yet.
+                # Only the logits read every source, and backward starts there: the buffer is still uninitialised.
                 more = z.shape[1] < ctx.stacks.held.shape[1]
                 _part(ctx.stacks.gradient, z, rows).baddbmm_(z, by_mixed, beta=float(more))
         return None, by_mask, None, order, None, None
 
 
 def _row_slices(z: Tensor, base: Tensor) -> Iterator[slice]:
-    """Rows that are mixed at a time."""
+    """Return the slices of rows that are mixed one at a time."""
     rows, width = base.shape[2:]
     at_once = _AT_ONCE.get(_as_on or z.device.type, max(_AT_ONCE.values()))
     some = max(1, at_once // (len(z) * z.shape[2] * width))
@@ -259,12 +259,12 @@ def _row_slices(z: Tensor, base: Tensor) -> Iterator[slice]:
 
 
 def _part(stack: Written, z: Tensor, rows: slice) -> Float[Tensor, "run written number"]:
-    """Some rows of the sources written so far, as a matrix that shares their memory."""
+    """Return some rows of the sources written so far, as one matrix per run that shares the buffer's memory."""
     return stack[:, : z.shape[1], rows].flatten(2)
 
 
 def _mixed(held: Written, z: Tensor, base: Tensor, rows: slice) -> Float[Tensor, "run destination some d_model"]:
-    """What destinations read at some rows."""
+    """Return the destinations' inputs at some rows."""
     some = base[:, :, rows]
     shared = some.flatten(2).expand(len(z), z.shape[2], -1)
     return torch.baddbmm(shared, z.mT, _part(held, z, rows)).unflatten(2, some.shape[2:])

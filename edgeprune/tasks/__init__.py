@@ -1,4 +1,4 @@
-"""Tasks that language models are pruned on, by name, and one's own from a file."""
+"""Tasks that language models are pruned on: built-in ones by name, and a user's own from a file."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,24 +27,24 @@ TASKS: Final[Mapping[str, tuple[Callable[[Encoder], DrawExample], Metric]]] = {
     "boolean": (partial(boolean_expressions.drawer, setting="instruction"), "logit difference"),
     "boolean-few-shot": (partial(boolean_expressions.drawer, setting="few-shot"), "logit difference"),
 }
-"""Each with the metric that it is measured by."""
+"""Built-in tasks by name: the function that makes a task's `DrawExample`, and its metric."""
 
 _TRIES: Final = 20
-"""Draws for each example that is asked for, before a task is said to have no more of them."""
+"""Draws per wanted example, after which a task counts as having too few examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How many examples each split has; of a file, the most that it has."""
+    """Number of examples in each split; for a file, the most that are taken."""
 
     train: int = 200
     """Examples that circuits are found on."""
 
     validation: int = 200
-    """Examples that runs are watched on."""
+    """Examples that circuits are measured on during a run."""
 
     test: int = 1000
-    """Examples that circuits are measured on."""
+    """Examples that finished circuits are measured on."""
 
     def __post_init__(self) -> None:
         faults = [f"{split} >= 1, got {getattr(self, split)}" for split in SPLITS if getattr(self, split) < 1]
@@ -53,21 +53,23 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Number of examples in all splits together."""
         return self.train + self.validation + self.test
 
 
 def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -> dict[str, list[Example]]:
-    """The examples of a task by split: no clean prompt is in two of them, nor of one and a corrupted one of another.
+    """Return the examples of a task by split.
+
+    In a built-in task, no clean prompt of one split is a clean or corrupted prompt of another. For files, see `divide`.
 
     Args:
         name: one of `TASKS`, or a file of examples (see `tasks.jsonl`).
-        encoder: of the model's tokenizer, to whose tokens prompts are fitted.
-        sizes: how many.
+        encoder: the encoder of the model's tokenizer; prompts are fitted to its tokens.
+        sizes: the number of examples in each split.
         seed: the same seed gives the same examples.
 
     Raises:
-        TaskError: there is no such task, it has not as many examples, or the tokenizer does not fit it.
+        TaskError: there is no such task, it has too few examples, or the tokenizer does not fit it.
     """
     if not is_file(name):
         return _draw_apart(name, TASKS[name][0](encoder), sizes, Random(seed))
@@ -75,10 +77,10 @@ def make_examples(name: str, encoder: Encoder, sizes: Sizes, *, seed: int = 0) -
 
 
 def is_file(name: str) -> bool:
-    """Whether a task is a file of examples, and not one of `TASKS`.
+    """Return whether a task is a file of examples, and not one of `TASKS`.
 
     Raises:
-        TaskError: it is neither.
+        TaskError: the task is neither.
     """
     if name not in TASKS and not name.endswith((".jsonl", ".json")):
         raise TaskError(f"Expected a task among {', '.join(TASKS)}, or a file of examples (.jsonl); got {name!r}")
@@ -86,15 +88,15 @@ def is_file(name: str) -> bool:
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of a task; for a file, the logit difference."""
+    """Return the metric of a task; for a file, the logit difference."""
     return TASKS[name][1] if name in TASKS else "logit difference"
 
 
 def _draw_apart(name: str, draw: DrawExample, sizes: Sizes, random: Random) -> dict[str, list[Example]]:
     found: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    # In which split each text is clean, and in which it is corrupted first.
+    # For each text: the split in which it is clean, and the first split in which it is corrupted.
     clean, corrupted = dict[str, str](), dict[str, str]()
-    # From its end: training, which may want many, comes last.
+    # Taken from the end: training comes last, as it may want many examples.
     wanted = [split for split in SPLITS for _ in range(getattr(sizes, split))]
     for _ in range(_TRIES * sizes.total):
         example, split = draw(random), wanted[-1]
@@ -116,24 +118,24 @@ def _draw_apart(name: str, draw: DrawExample, sizes: Sizes, random: Random) -> d
 def divide(
     path: Path, examples: Sequence[tuple[Example, str | None]], sizes: Sizes, *, seed: int = 0
 ) -> dict[str, list[Example]]:
-    """The examples of a file by split; of those that ask for none, half are for training, a quarter for each other.
+    """Return a file's examples by split. Those that name no split go half to train, a quarter to each other split.
 
     Args:
         path: the file.
-        examples: those of it, each with the split that it asks for.
-        sizes: the most that each split has.
-        seed: of what is drawn and dealt.
+        examples: the file's examples, each with the split that it names.
+        sizes: the most examples in each split.
+        seed: the seed of all that is drawn and shuffled.
 
     Raises:
-        TaskError: a text is in several splits, or a split has none.
+        TaskError: a clean text is in several splits, or a split has no examples.
     """
     random = Random(seed)
     splits = {split: [example for example, asked in examples if asked == split] for split in SPLITS}
     for split, size in asdict(sizes).items():
         everywhere = [example for example, asked in examples if asked == EVERY]
-        # Of a whole domain, what is left out is drawn.
+        # If a whole domain does not fit into a split, a random sample of it does.
         splits[split] += everywhere if len(everywhere) <= size else random.sample(everywhere, size)
-    # What stands in several lines stays together.
+    # Lines with the same clean text stay in one split.
     free = dict[str, list[Example]]()
     for example in (example for example, asked in examples if asked is None):
         free.setdefault(example.clean, []).append(example)

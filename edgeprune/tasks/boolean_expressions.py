@@ -1,12 +1,12 @@
-"""Boolean expressions: "Expression: ( True or not False ) and False is", to go on with what that is.
+"""Boolean expressions: "Expression: ( True or not False ) and False is" is to go on with the expression's value.
 
-Of BIG-Bench Hard (Suzgun et al., arXiv:2210.09261), as Edge Pruning prunes CodeLlama on it (arXiv:2406.16778, §5): once
-after an instruction, once after examples that are solved. Corrupted prompts have the same shape, other values and
-operators, and the other answer; the examples before it stay. The metric is the logit of the right answer above that of
-the other.
+The task is from BIG-Bench Hard (Suzgun et al., arXiv:2210.09261). Edge Pruning prunes CodeLlama on it in two settings
+(arXiv:2406.16778, §5): after an instruction, and after solved examples. A corrupted prompt has an expression of the
+same shape with other values and operators, and the other answer; the solved examples before it stay the same. The
+metric is the logit of the right answer minus that of the other.
 
-Note: expressions and prompts are our own. Every pair of operands but the outermost stands in brackets. Prompts have
-many lengths, of each of which mean ablation wants training examples: it needs thousands of them. After examples,
+Note: expressions and prompts are our own. Every pair of operands but the outermost is in brackets. Prompts have many
+lengths, and mean ablation wants training examples of each: it needs thousands of them. In the few-shot setting,
 prompts of several splits may ask for the same expression.
 """
 
@@ -23,11 +23,11 @@ from edgeprune.tasks.example import Example
 Setting = Literal["instruction", "few-shot"]
 
 FORM: Final = "Expression: {expression} is"
-"""With a space before the expression: at the start of a line, some tokenizers split its first word."""
+"""A space comes before the expression: at the start of a line, some tokenizers split its first word."""
 
 INSTRUCTION: Final = "Evaluate the Boolean expression. Answer with True or False.\n"
 LEAVES: Final = range(3, 7)
-"""How many values an expression has."""
+"""Numbers of values that an expression may have."""
 
 _SHOTS: Final = 3
 _TRIES: Final = 100
@@ -35,17 +35,17 @@ _TRIES: Final = 100
 
 @dataclass(frozen=True)
 class _Shape:
-    """An expression without its values and operators: None for a value, else the two sides of an operator."""
+    """An expression without its values and operators. `sides` is None for a value, else an operator's operands."""
 
     sides: tuple["_Shape", "_Shape"] | None
     negated: bool
 
 
 def drawer(encoder: Encoder, setting: Setting) -> Callable[[Random], Example]:
-    """Draws examples of one setting.
+    """Return a function that draws examples of one setting.
 
     Raises:
-        TaskError: the tokenizer has no one token for True or False after "is".
+        TaskError: True or False is not one token after "is".
     """
     if None in (encoder.continuation(" is", f" {value}") for value in (True, False)):
         raise TaskError("Expected a tokenizer that has one token for each of True and False; it has not")
@@ -55,7 +55,7 @@ def drawer(encoder: Encoder, setting: Setting) -> Callable[[Random], Example]:
         before = INSTRUCTION
         if setting == "few-shot":
             drawn = (_pair(random)[:2] for _ in range(_TRIES))
-            # Not what is asked, whose answer they would tell.
+            # Leave out the expressions that are asked for: a solved one would give the answer away.
             shots = list(islice((shot for shot in drawn if shot[0] not in (clean, corrupted)), _SHOTS))
             before = "".join(f"{FORM.format(expression=solved)} {answer}\n" for solved, answer in shots)
         clean, corrupted = (before + FORM.format(expression=expression) for expression in (clean, corrupted))
@@ -65,7 +65,7 @@ def drawer(encoder: Encoder, setting: Setting) -> Callable[[Random], Example]:
 
 
 def _pair(random: Random) -> tuple[str, bool, str]:
-    """An expression, what it is, and one of the same shape that is the other."""
+    """Return an expression, its value, and an expression of the same shape with the other value."""
     for _ in range(_TRIES):
         shape = _shape(random, random.choice(LEAVES))
         clean, value = _filled(shape, random)
@@ -85,7 +85,7 @@ def _shape(random: Random, leaves: int) -> _Shape:
 
 
 def _filled(shape: _Shape, random: Random, *, outermost: bool = True) -> tuple[str, bool]:
-    """The expression as text, and its value."""
+    """Return an expression of this shape, with random values and operators, as text; and its value."""
     if shape.sides is None:
         value = random.random() < 0.5
         text = str(value)

@@ -1,4 +1,4 @@
-"""Examples as tokens, and as the inputs that circuits are discovered and judged on."""
+"""Encodes examples as tokens, and as the datasets that circuits are discovered and judged on."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from edgeprune.tasks.splitting import Pieces, Splitter, not_one_token
 _LAST_WORD: Final = re.compile(r"\s?\S*$")
 
 _UNEQUAL: Final = "clean and corrupted texts of unequally many tokens"
-"""A reason that examples are refused for."""
+"""A reason for refusing examples."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,19 @@ class Encoded:
 
     tokens: Int[Tensor, "batch pos"]
     counterparts: Int[Tensor, "batch pos"]
-    """Corrupted inputs."""
+    """The corrupted input of each clean one."""
 
     length: Int[Tensor, " batch"]
     positions: Int[Tensor, "batch predicted"]
-    """The position at which each prediction is made: that of the token before."""
+    """The position of the output of each prediction: that of the token before the answer, or that of a `Place`."""
 
     scored: Bool[Tensor, "batch predicted"]
-    """False where an example has fewer predictions than another."""
+    """False in the padding of an example that has fewer predictions than another."""
 
     answers: Answers
 
     def __getitem__(self, rows: slice) -> "Encoded":
-        """Some of the examples, padded as all of them are."""
+        """Return some of the examples, padded to the same width as all of them."""
         return Encoded(
             tokens=self.tokens[rows],
             counterparts=self.counterparts[rows],
@@ -55,15 +55,15 @@ class Encoded:
         )
 
     def dataset(self, model: MaskedModel, *, room: int = 2**28, progress: bool = False) -> Dataset:
-        """The same with the full model's logits. Inputs of one length are a group.
+        """Return the examples with the full model's logits. Inputs of one length are a group.
 
         Args:
             model: the full model.
-            room: the most numbers that logits may be; more are not held, but computed when they are asked for.
+            room: the most numbers that are held as logits; if there are more, logits are computed when read.
             progress: show a progress bar on standard error, if that is a terminal.
 
         Raises:
-            TaskError: padded to the longest example, a shorter one would be run as another model than alone.
+            TaskError: padding to the longest example would change the model's outputs for a shorter one.
         """
         self._check_padding(model)
         target = LazyTarget(model, self.tokens, self.positions)
@@ -82,7 +82,7 @@ class Encoded:
         )
 
     def _check_padding(self, model: MaskedModel) -> None:
-        width, same = self.tokens.shape[1], getattr(model, "pads", None)  # most models do not care
+        width, same = self.tokens.shape[1], getattr(model, "pads", None)  # optional: `MaskedModel` has no `pads`
         others = [each for each in self.length.unique().tolist() if same is not None and not same(each, width)]
         if others:
             raise TaskError(
@@ -93,7 +93,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One example as ids; right and wrong ones for each of its predictions."""
+    """One example as ids. `right` and `wrong` hold the ids of the answers to each prediction."""
 
     clean: list[int]
     corrupted: list[int]
@@ -103,12 +103,12 @@ class EncodedRow:
 
 
 class Encoder:
-    """Makes tokens of examples.
+    """Encodes examples as tokens.
 
     Args:
-        tokenizer: the model's; a fast one, which tells which characters each token stands for.
+        tokenizer: the model's tokenizer; a fast one, which tells the characters that each token stands for.
         context_length: the most tokens that the model takes.
-        vocabulary_size: how many ids the model knows, if that is to be checked.
+        vocabulary_size: the number of ids that the model knows; None leaves ids unchecked.
 
     Raises:
         TaskError: the tokenizer is a slow one.
@@ -126,7 +126,7 @@ class Encoder:
         self._others: dict[tuple[str, tuple[int, ...], str], int] = {}
 
     def continuation(self, text: str, answer: str) -> int | None:
-        """The one token that `answer` is after `text`; None where it is several, or changes how the text is split."""
+        """Return `answer` as one token after `text`; None if it is several, unknown, or changes how `text` splits."""
         key = (_LAST_WORD.findall(text)[0], answer)
         if key not in self._continuations:
             before, after = (self._ids(part) for part in (key[0], "".join(key)))
@@ -136,30 +136,31 @@ class Encoder:
         return self._continuations[key]
 
     def word(self, text: str) -> int | None:
-        """The one token that a text is at the beginning, or after a word if it starts with a space; None where it is
-        several, or unknown."""
+        """Return the one token of a text at the beginning, or after a word if the text starts with a space. Return
+        None if it is several tokens, or unknown."""
         if text.startswith(" "):
-            return self.continuation("a", text)  # some tokenizers put a space of their own where a text begins
+            return self.continuation("a", text)  # some tokenizers add a space where a text begins
         ids = self._ids(text)
         return ids[0] if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
 
     def encode(self, examples: Sequence[Example], metric: Metric) -> Encoded:
-        """All examples, padded to the longest.
+        """Encode all examples, padded to the longest.
 
         Raises:
-            TaskError: texts of an example differ in tokens, are too long, or do not fit its answers; it is named.
+            TaskError: the texts of an example differ in number of tokens, are too long, or do not fit its answers. The
+                message names the example.
         """
         return encoded([self.row(example, number) for number, example in enumerate(examples, start=1)], metric)
 
     def row(self, example: Example, number: int) -> EncodedRow:
-        """One example.
+        """Encode one example.
 
         Args:
             example: the example.
-            number: which it is, from 1, by which an error names it.
+            number: its number, from 1, for error messages.
 
         Raises:
-            ExampleError: its texts differ in tokens, are too long, or do not fit its answers.
+            ExampleError: its texts differ in number of tokens, are too long, or do not fit its answers.
         """
         try:
             found = self._predicted(example) if example.predictions else self._placed(example)
@@ -173,7 +174,7 @@ class Encoder:
         return found
 
     def _predicted(self, example: Example) -> EncodedRow:
-        """An example whose text goes on with its answers, or has labels."""
+        """Encode an example with predictions: its text contains the answers, or they are labels."""
         last = example.predictions[-1]
         pieces = self.split(example.clean if last.label else example.clean + last.right[0])
         found = [self._found(pieces, prediction) for prediction in example.predictions]
@@ -193,7 +194,7 @@ class Encoder:
         return EncodedRow(clean, self._corrupted(example, pieces, ends[-1]), [end - 1 for end in ends], right, wrong)
 
     def _found(self, pieces: Pieces, prediction: Prediction) -> tuple[int, str | None]:
-        """How many tokens come before an answer, space among them; and which of the right ones the text has there."""
+        """Return the number of tokens before an answer, those of space included; and the right answer in the text."""
         start = prediction.start
         if prediction.label:
             return self.split.end_at(pieces, start), None
@@ -207,8 +208,8 @@ class Encoder:
         return self.split.answer_at(pieces, start, start + len(answer)), answer
 
     def _other(self, before: str, ids: list[int], answer: str) -> int:
-        """The one token that an answer is after some of the ids of a text."""
-        # What a tokenizer makes of a hundred years depends on what comes before them, and not on the whole text.
+        """Return the one token of an answer after the text `before`, whose ids are `ids`."""
+        # The cache serves many answers, such as 100 years: their tokens depend on what comes just before.
         key = (_LAST_WORD.findall(before)[0], tuple(ids[-2:]), answer)
         if key not in self._others:
             after = self.split(before + answer).ids
@@ -221,7 +222,7 @@ class Encoder:
         return self._others[key]
 
     def _corrupted(self, example: Example, pieces: Pieces, end: int) -> list[int]:
-        """The corrupted text; as in the clean one, space before the answer is a token of it, or is the answer's."""
+        """Return the corrupted text's ids. As in the clean text, space before the answer may belong to the answer."""
         last, text = example.predictions[-1], example.corrupted
         word = text.rstrip()
         space = end > 0 and pieces.spans[end - 1][1] > last.start and self.split.blank(pieces.ids[end - 1])
@@ -234,7 +235,7 @@ class Encoder:
         return self.split(text).ids
 
     def _placed(self, example: Example) -> EncodedRow:
-        """An example with positions and ids, in a text with all that the tokenizer adds."""
+        """Encode an example with places. Its texts keep all tokens that the tokenizer adds."""
         clean, corrupted = (self.split(text, closed=True).ids for text in (example.clean, example.corrupted))
         known, length = self._vocabulary_size, len(clean)
         for place in example.places:
@@ -281,10 +282,10 @@ class Encoder:
 
 
 def encoded(rows: Sequence[EncodedRow], metric: Metric) -> Encoded:
-    """Rows as tensors, padded to the longest.
+    """Return rows as tensors, padded to the longest.
 
     Raises:
-        TaskError: there is no row, or none with a place at which outputs count.
+        TaskError: there is no row, or no row has a position at which outputs count.
     """
     if not rows:
         raise TaskError("Expected at least one example; got none")

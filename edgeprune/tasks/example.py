@@ -1,4 +1,4 @@
-"""One prompt of a task beside its corrupted version, as text."""
+"""One prompt of a task with its corrupted version, as text."""
 
 import re
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ _TAG: Final = re.compile(r"</?(predict|label)>")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is to come at one place of a text."""
+    """The answers that are right at one place of a text."""
 
     start: int
-    """How many characters come before it."""
+    """Number of characters of the text before the answer."""
 
     right: tuple[str, ...]
-    """Right continuations, each one token, with the space before it."""
+    """Right answers, each one token, including the space before it."""
 
     wrong: tuple[str, ...] = ()
-    """Wrong ones that they are measured against; none stands for all other tokens."""
+    """Wrong answers that the right ones are compared with. If empty, all other tokens are wrong."""
 
     label: bool = False
-    """Whether the text goes on without it."""
+    """Whether the answer is left out of the text."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A token at which outputs count, and the id that is right there."""
+    """A position at which outputs count, and the id that is right there."""
 
     position: int
-    """Of the token, those that the tokenizer adds being counted."""
+    """Index of the token, counting tokens that the tokenizer adds."""
 
     right: int
 
@@ -42,33 +42,34 @@ class Place:
 class Example:
     """A prompt and its corrupted version, which have the same number of tokens.
 
-    Predictions belong to the clean text. The corrupted one is what removed edges see under resample ablation.
+    Predictions belong to the clean text. Under resample ablation, removed edges carry values from the corrupted text.
     """
 
     clean: str
     corrupted: str
     predictions: tuple[Prediction, ...]
     places: tuple[Place, ...] = ()
-    """In place of predictions, where the text itself does not go on with what is to come."""
+    """Used in place of predictions if the model's outputs are not the next tokens of the text."""
 
     source: str = field(default="", compare=False)
-    """Where it was read: a file and a line."""
+    """File and line that the example was read from."""
 
     @staticmethod
     def ending(clean: str, corrupted: str, right: Sequence[str], wrong: Sequence[str]) -> "Example":
-        """An example whose one prediction comes after the whole prompt."""
+        """Return an example whose one prediction comes after the whole prompt."""
         return Example(clean, corrupted, (Prediction(len(clean), tuple(right), tuple(wrong)),))
 
     @staticmethod
     def marked(clean: str, corrupted: str) -> "Example":
-        """An example with `<predict>answer</predict>` around each token that is to be predicted.
+        """Return an example from texts with `<predict>answer</predict>` around each token to predict.
 
-        Space before a mark belongs to the answer. Where the corrupted text is marked as well, what it marks are the
-        wrong answers. Both texts end before the last mark, what comes after it having no part in any prediction; all
-        other answers stay in the text. `<label>answer</label>` is the same of an answer that is no part of the text.
+        Space before a mark belongs to the answer. If the corrupted text is marked too, its marks are the wrong answers.
+        A marked text is cut before its last mark, as no prediction depends on what follows; all other answers stay in
+        the text. `<label>answer</label>` marks an answer that is not part of the text.
 
         Raises:
-            ExampleError: there is no mark, an empty one or one left open; or the texts have unlike marks.
+            ExampleError: the clean text has no mark; a mark is empty, nested or left open; or the two texts' marks
+                differ in number or kind.
         """
         text, marks = _split(clean)
         other, wrong = _split(corrupted)
@@ -93,19 +94,19 @@ class Example:
 
 
 class _Mark(NamedTuple):
-    """A mark, once the text stands without marks."""
+    """A mark, located in the text without marks."""
 
     start: int
-    """How many characters come before its answer."""
+    """Number of characters before its answer."""
 
     answer: str
-    """With the space before it."""
+    """The answer, including the space before it."""
 
     label: bool
 
 
 def _split(marked: str) -> tuple[str, list[_Mark]]:
-    """The text without marks, and its marks."""
+    """Return the text without marks, and its marks."""
     text, found, end = "", list[_Mark](), 0
     for match in _MARK.finditer(marked):
         text += marked[end : match.start()]

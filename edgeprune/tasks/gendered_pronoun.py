@@ -1,8 +1,8 @@
-"""Gendered pronoun: after a name, he or she.
+"""Gendered pronoun: predict "he" or "she" after a name.
 
-Mathwin et al., "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2 Small", 2023, as a task of
-Edge Pruning (arXiv:2406.16778): "So Evan is such a good friend, isn't" is to go on with "he". Corrupted prompts have a
-name of the other gender. The metric is the logit of the right pronoun above that of the other.
+The task is from Mathwin et al., "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2 Small",
+2023; Edge Pruning uses it (arXiv:2406.16778). "So Evan is such a good friend, isn't" is to go on with "he". A corrupted
+prompt has a name of the other gender. The metric is the logit of the right pronoun minus that of the other.
 
 Note: names, adjectives and nouns are our own.
 """
@@ -24,10 +24,10 @@ PRONOUNS: Final = (" she", " he")
 
 
 def drawer(encoder: Encoder) -> Callable[[Random], Example]:
-    """Draws examples with names that are one token each.
+    """Return a function that draws examples with names of one token each.
 
     Raises:
-        TaskError: the tokenizer knows fewer than three names of a gender.
+        TaskError: fewer than three names of a gender are one token.
     """
 
     def usable(name: str) -> bool:

@@ -1,8 +1,8 @@
-"""Greater-than: something begins in one year, and ends in a later one of the same century.
+"""Greater-than: something begins in one year, and ends in a later year of the same century.
 
-Hanna, Liu and Variengien, "How does GPT-2 compute greater-than?", arXiv:2305.00586: "lasted from the year 1732 to the
-year 17" is to go on with 33 to 99. In corrupted prompts the first year ends in 01, after which almost any may come.
-The metric is the probability of later years less that of the others.
+The task is from Hanna, Liu and Variengien, "How does GPT-2 compute greater-than?", arXiv:2305.00586. "lasted from the
+year 1732 to the year 17" is to go on with 33 to 99. In corrupted prompts the first year ends in 01, after which almost
+any year may come. The metric is the probability of later years minus that of the others.
 
 Note: events and verbs are our own. Years that the tokenizer does not split into their two halves are left out.
 """
@@ -25,10 +25,10 @@ _CORRUPTED: Final = "01"
 
 
 def drawer(encoder: Encoder) -> Callable[[Random], Example]:
-    """Draws examples with years of two tokens.
+    """Return a function that draws examples with years of two tokens.
 
     Raises:
-        TaskError: the tokenizer splits no century's years so.
+        TaskError: there is no century with enough years of two tokens.
     """
     years = {century: _years(encoder, century) for century in CENTURIES}
     usable = [century for century, known in years.items() if _CORRUPTED in known and len(known) > 2]
@@ -41,7 +41,7 @@ def drawer(encoder: Encoder) -> Callable[[Random], Example]:
     def draw(random: Random) -> Example:
         century = random.choice(usable)
         known = years[century]
-        # One that has years before it and after it; 01 itself is the corrupted one.
+        # The year has known years before and after it. It is later than 01, the corrupted year.
         year = random.choice([each for each in known[1:-1] if each > _CORRUPTED])
         event, verb = random.choice(EVENTS), random.choice(VERBS)
         clean, corrupted = (
@@ -54,6 +54,6 @@ def drawer(encoder: Encoder) -> Callable[[Random], Example]:
 
 
 def _years(encoder: Encoder, century: int) -> list[str]:
-    """The years of a century that are one token after it, in order."""
+    """Return, in order, the years of a century that are one token after the century's digits."""
     years = [f"{year:02}" for year in range(100)]
     return [year for year in years if encoder.continuation(f" {century}", year) is not None]

@@ -1,8 +1,8 @@
-"""Indirect object identification: of two people one gives something, and to whom is asked.
+"""Indirect object identification: one of two people gives something, and the prompt asks to whom.
 
-Wang et al., "Interpretability in the Wild", arXiv:2211.00593, §2: two names, one of which comes again as the one who
-acts; the other is the answer. Corrupted prompts have three names of others, each once (their ABC distribution). The
-metric is the logit of the right name above that of the one who acts.
+The task is from Wang et al., "Interpretability in the Wild", arXiv:2211.00593, §2. A prompt has two names and repeats
+one of them as the subject, who acts; the other is the answer. A corrupted prompt has three other names, each once (the
+paper's ABC distribution). The metric is the logit of the right name minus that of the subject.
 
 Note: templates and names are our own.
 """
@@ -32,19 +32,19 @@ TEMPLATES: Final = (
 
 
 def drawer(encoder: Encoder, templates: Sequence[str]) -> Callable[[Random], Example]:
-    """Draws examples of these templates, with names that are one token each.
+    """Return a function that draws examples of these templates, with names of one token each.
 
     Raises:
-        TaskError: the tokenizer knows fewer than six of the names.
+        TaskError: fewer than six of the names are one token.
     """
-    # A name may come first in a text, where it has no space before it.
+    # A name has no space before it at the beginning of a text, and a space everywhere else.
     known = enough(NAMES, lambda name: None not in (encoder.word(name), encoder.word(f" {name}")), 6, "names")
 
     return lambda random: fill(random.choice(templates), known, random)
 
 
 def fill(template: str, names: Sequence[str], random: Random) -> Example:
-    """An example of one template, with five of the names."""
+    """Return an example of one template, with five of the names."""
     place, thing = random.choice(PLACES), random.choice(OBJECTS)
     right, other, *others = random.sample(names, 5)
     first, second = random.sample((right, other), 2)

@@ -1,15 +1,15 @@
-"""A task of one's own: a file with one JSON object a line.
+"""Reads a user's own task: a file with one JSON object a line.
 
 `{"clean": "2 + 2 =<predict> 4</predict>", "corrupted": "2 + 3 =<predict> 5</predict>", "split": "test"}`: the tokens to
-predict are marked, and what the corrupted text marks are wrong answers; `split` may be left out. Space before an answer
-is a part of it where the tokenizer has one token for both, and of the prompt where it has not: so a prompt may end in a
-space or a newline. Answers stay in the text, all but the last, after which the text is cut; an answer that is no part
-of the text, such as a label of the word before, is marked `<label> noun</label>`.
+predict are marked. Marks of the corrupted text are wrong answers. `split` may be left out. Space before an answer is
+part of the answer if the tokenizer has one token for both, and part of the prompt otherwise; so a prompt may end in a
+space or a newline. All answers stay in the text, except the last, before which the text is cut. An answer that is not
+part of the text, such as a label of the word before it, is marked `<label> noun</label>`.
 
-`{"clean": "( )", "corrupted": ") )", "places": [[1, 4], [2, 3]], "split": "every"}`: of a model whose outputs are not
-the next tokens, such as `edgeprune export` writes. Each place is a token, counted with those that the tokenizer adds,
-and the id that is right there; an example without any plays its part in means alone. The split `every` is that of an
-example in all splits, of a file that holds a whole domain.
+`{"clean": "( )", "corrupted": ") )", "places": [[1, 4], [2, 3]], "split": "every"}`: for a model whose outputs are not
+the next tokens, such as `edgeprune export` writes. A place is a token's position, counting the tokens that the
+tokenizer adds, and the id that is right there. An example without places counts in mean ablation only. The split
+`every` puts an example into all splits; it is for a file that holds a whole domain.
 """
 
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from edgeprune.tasks.example import Example, Place
 
 SPLITS: Final = ("train", "validation", "test")
 EVERY: Final = "every"
-"""In place of a split: the example is in all of them."""
+"""Value of `split` for an example that is in all splits."""
 
 _FIELDS: Final = {"clean", "corrupted", "split", "places"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line that is not blank: an example and the split that it asks for, or what is wrong with it."""
+    """A line that is not blank: an example and the split that it names, or the line's fault."""
 
     number: int
     example: Example | None = None
@@ -38,10 +38,10 @@ class Line:
 
 
 def read_examples(path: Path) -> list[tuple[Example, str | None]]:
-    """The examples of a file, in its order, each with the split that it asks for.
+    """Return the examples of a file in order, each with the split that it names.
 
     Raises:
-        TaskError: the file cannot be read, or a line is no example; the line is named.
+        TaskError: the file cannot be read, or a line is not an example. The message names the line.
     """
     examples = list[tuple[Example, str | None]]()
     for line in read_lines(path):
@@ -53,10 +53,10 @@ def read_examples(path: Path) -> list[tuple[Example, str | None]]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file, faulty ones among them.
+    """Return the lines of a file that are not blank, including faulty ones.
 
     Raises:
-        TaskError: the file cannot be read, or has no line that is not blank.
+        TaskError: the file cannot be read, or all its lines are blank.
     """
     whole = read_text(path, "a file of examples, one JSON object a line", TaskError).removeprefix("\ufeff")
     lines = whole.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -1,4 +1,4 @@
-"""Texts as a model reads them: ids, the characters that each stands for, and what the tokenizer adds."""
+"""Splits texts into the tokens that a model reads: their ids, their characters, and what the tokenizer adds."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,8 @@ class Pieces:
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
-    """The characters that each stands for, from and up to; none, (0, 0), of those that the tokenizer adds. Tokens that
-    share a character, each with some of its bytes, have it all. Some tokenizers leave spaces out."""
+    """Each token's characters, as start and end (exclusive); (0, 0) for tokens that the tokenizer adds. Tokens that
+    share a character, each holding some of its bytes, span all of it. Some tokenizers leave spaces out."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Splitter:
     """Splits texts into tokens.
 
     Args:
-        tokenizer: the model's, a fast one.
+        tokenizer: the model's tokenizer, a fast one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -40,19 +40,19 @@ class Splitter:
         self._blank: dict[int, bool] = {}
 
     def __call__(self, text: str, *, closed: bool = False) -> Pieces:
-        """A text as the model reads it.
+        """Return a text as the tokens that the model reads.
 
-        What the tokenizer puts before texts comes once, though the text itself begins with it, as chat templates do.
+        Tokens that the tokenizer adds before texts come once, even if the text begins with them, as chat templates do.
 
         Args:
             text: the text.
-            closed: keep what the tokenizer puts after texts. After a prompt its answer comes instead.
+            closed: keep the tokens that the tokenizer adds after texts. A prompt is followed by its answer instead.
 
         Raises:
             ExampleError: the text has a word that the tokenizer does not know, or begins with BOS twice.
         """
         ids, spans, before, after = self._raw(text)
-        if before == len(ids) and ids:  # an empty text, where nothing tells the two apart
+        if before == len(ids) and ids:  # an empty text has only added tokens
             before, after = len(self.added.before), len(self.added.after)
         if not closed and after:
             ids, spans = ids[:-after], spans[:-after]
@@ -72,7 +72,7 @@ class Splitter:
 
     @cached_property
     def added(self) -> Added:
-        """What is added to every text."""
+        """Tokens that the tokenizer adds to every text."""
         try:
             ids, _, before, after = self._raw("a")
         except ExampleError:
@@ -80,12 +80,12 @@ class Splitter:
         return Added(ids[:before], ids[len(ids) - after :] if before < len(ids) else [])
 
     def _raw(self, text: str) -> tuple[list[int], list[tuple[int, int]], int, int]:
-        """Ids and spans, and how many of them are added before and after."""
+        """Return ids, spans, and how many tokens the tokenizer added before and after the text."""
         try:
             found: Any = self._tokenizer(
                 text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
             )
-        except Exception as error:  # the library's own is a plain one
+        except Exception as error:  # the library raises a plain `Exception`
             raise ExampleError(
                 f"Expected a text that the tokenizer can split; {error!s:.200}", reason="no tokens for a text"
             ) from error
@@ -97,7 +97,7 @@ class Splitter:
     def _check_known(self, pieces: Pieces, before: int) -> None:
         unknown, name = self._tokenizer.unk_token_id, self._tokenizer.unk_token
         for number, (token, (start, end)) in enumerate(zip(pieces.ids, pieces.spans, strict=True)):
-            # Of GPT-2 it is the token that ends texts too, which may be meant.
+            # GPT-2's unknown token also ends texts, so a text may contain it on purpose.
             if token == unknown and number >= before and end > start and pieces.text[start:end] != name:
                 raise ExampleError(
                     f"Expected words that the tokenizer knows; got {pieces.text[start:end]!r:.200}",
@@ -105,34 +105,34 @@ class Splitter:
                 )
 
     def blank(self, token: int) -> bool:
-        """Whether a token is nothing but space."""
+        """Return whether a token is only whitespace."""
         if token not in self._blank:
             text: Any = self._tokenizer.decode([token])
             self._blank[token] = not text.strip()
         return self._blank[token]
 
     def shown(self, token: int) -> str:
-        """A token as text, with its space; one that is a part of a character by its name in the vocabulary."""
+        """Return a token as text, with its space; if it is part of a character, return its name in the vocabulary."""
         name = self._tokenizer.convert_ids_to_tokens(token)
         if not isinstance(name, str):
             return f"<{token}>"
-        if "▁" in name:  # a space in the vocabularies of SentencePiece, whose decoders strip it
+        if "▁" in name:  # SentencePiece's mark for a space, which its decoders strip
             return name.replace("▁", " ")
         text: Any = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return name if "\ufffd" in text or not text else text
 
     def answer_at(self, pieces: Pieces, start: int, end: int) -> int:
-        """The number of the one token that is an answer.
+        """Return the index of the one token that is an answer.
 
-        Space at its beginning may be a part of that token, or tokens of its own before it.
+        Space at the answer's beginning may be part of that token, or tokens of its own before it.
 
         Args:
             pieces: the text with the answer.
-            start: where the answer begins, space included.
-            end: where it ends.
+            start: the index of the answer's first character, space included.
+            end: the index after its last character.
 
         Raises:
-            ExampleError: it is several tokens, or a part of one.
+            ExampleError: the answer is no token, several tokens, or part of one.
         """
         answer = pieces.text[start:end]
         word = end - len(answer.lstrip())
@@ -156,10 +156,10 @@ class Splitter:
         return touching[0]
 
     def end_at(self, pieces: Pieces, start: int) -> int:
-        """How many tokens come before a place in a text.
+        """Return the number of tokens before the character at `start`.
 
         Raises:
-            ExampleError: the place is inside a token.
+            ExampleError: `start` is inside a token.
         """
         count = next((number for number, (_, last) in enumerate(pieces.spans) if last > start), len(pieces.ids))
         if count < len(pieces.ids) and pieces.spans[count][0] < start:
@@ -171,7 +171,7 @@ class Splitter:
 
 
 def not_one_token(answer: str, why: str) -> ExampleError:
-    """What is said of an answer that no single output can give."""
+    """Return the error for an answer that is not one token, which no single output can give."""
     return ExampleError(
         f"Expected answers of one token of the model's; got {answer!r}, which {why}",
         reason="answers that are not one token",

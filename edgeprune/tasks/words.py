@@ -45,10 +45,10 @@ EVENTS: Final = tuple(
 
 
 def enough(words: Sequence[str], usable: Callable[[str], bool], least: int, kind: str) -> list[str]:
-    """The usable ones.
+    """Return the usable words.
 
     Raises:
-        TaskError: they are fewer than `least`.
+        TaskError: fewer than `least` words are usable.
     """
     found = [word for word in words if usable(word)]
     if len(found) < least:

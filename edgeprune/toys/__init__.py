@@ -1,4 +1,4 @@
-"""Small GPT-2s that know a task, trained here: something to prune where no model hub can be reached."""
+"""Small GPT-2s trained here on a known task, to prune where no model hub can be reached."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,7 +1,7 @@
-"""Indirect object identification, as `tasks.ioi` has it.
+"""Indirect object identification, as in `tasks.ioi`.
 
-For each template a fifth of the names is held out: they come in prompts of other templates and never in its own, so
-that what is measured on them has not been learned by heart.
+A fifth of the names is held out for each template. In training, these names occur in prompts of other templates but
+never in that template's own, so answers on them cannot have been memorised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from edgeprune.tasks.words import NAMES, OBJECTS, PLACES
 from edgeprune.toys.lesson import Course, DrawExamples, Lesson, ToyConfig
 
 HELD_OUT: Final = 0.2
-"""Share of the names that a template is tested with, and not taught with."""
+"""Share of the names that a template is tested with and not trained with."""
 
 
 def _words() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a toy is taught: words, shape, and examples to learn from and to be tested on."""
+"""What a toy is taught: its words, its shape, and its training and test examples."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,34 +11,34 @@ from edgeprune.tasks.example import Example
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """Shape of the model, and how it is trained."""
+    """Shape and training of the model."""
 
     layers: int = 4
-    """Blocks."""
+    """Number of layers."""
 
     heads: int = 4
-    """Heads of each layer."""
+    """Number of attention heads in each layer."""
 
     width: int = 64
-    """d_model, numbers."""
+    """Width of the residual stream (d_model)."""
 
     mlp: bool = True
-    """Whether blocks have an MLP, four times as wide; GPT-2 has one in any case, whose weights are 0 where not."""
+    """Whether layers have an MLP, four times as wide. GPT-2 always has one; when off, its weights are 0."""
 
     tied: bool = True
-    """Whether embedding and unembedding are one."""
+    """Whether the embedding and the unembedding share weights."""
 
     steps: int = 800
-    """Of training."""
+    """Number of training steps."""
 
     batch_size: int = 128
-    """Examples a step, drawn anew; all where there are fewer."""
+    """Examples in each step, drawn anew; a lesson that has fewer uses all of them."""
 
     learning_rate: float = 3e-3
-    """AdamW's at its highest: it grows over a twentieth of the steps, then falls to 0 along a cosine."""
+    """Highest learning rate of AdamW. The rate rises over a twentieth of the steps, then falls to 0 along a cosine."""
 
     weight_decay: float = 0.01
-    """AdamW's."""
+    """Weight decay of AdamW."""
 
     def __post_init__(self) -> None:
         counts = ("layers", "heads", "width", "steps", "batch_size")
@@ -52,18 +52,18 @@ class ToyConfig:
 
 
 DrawExamples = Callable[[Random, int], list[Example]]
-"""Draws so many examples."""
+"""Draws a given number of examples."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """Training and test examples, which are disjoint. Each text ends with its answers, a word each."""
+    """Training and test examples, which are disjoint. Each text ends with its answers, one word each."""
 
     teach: DrawExamples
     test: DrawExamples
 
     task: tuple[Mapping[str, str], ...] = ()
-    """Lines of a file to prune on, see `tasks.jsonl`; none where there is a task of that name."""
+    """Lines of a task file to prune on (see `tasks.jsonl`); empty if there is a built-in task of that name."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,19 @@ class Lesson:
     """A task that a toy can be taught."""
 
     says: str
-    """What it is, for who chooses."""
+    """Short description of the task, for a list to choose from."""
 
     tested_on: str
-    """What the accuracy is of."""
+    """What the accuracy is measured on."""
 
     words: tuple[str, ...]
-    """Of all its texts."""
+    """All words of its texts."""
 
     config: ToyConfig
-    """Its shape and training, unless others are asked for."""
+    """Default shape and training."""
 
     course: Callable[[Random], Course]
-    """Divides what there is into what teaches and what tests."""
+    """Divides the examples into training and test examples."""
 
     all_tokens: bool = False
-    """Whether the loss is on all tokens but the first, as of a language model, rather than on answers alone."""
+    """Whether the loss is over all tokens but the first, as for a language model, rather than over answers alone."""

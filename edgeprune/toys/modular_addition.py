@@ -1,4 +1,4 @@
-"""Addition modulo 23: `17 9 = 3`. A fifth of all sums is held out; a large weight decay makes them come right."""
+"""Addition modulo 23: `17 9 = 3`. A fifth of all sums is held out; a large weight decay makes a toy get them right."""
 
 from collections.abc import Sequence
 from random import Random
@@ -19,7 +19,7 @@ def _text(numbers: Sum) -> str:
 
 
 def _draw(sums: Sequence[Sum]) -> DrawExamples:
-    """Draws without replacement, and all where there are fewer."""
+    """Return a function that draws sums without replacement, or all of them if there are fewer."""
     return lambda random, count: [
         Example.marked(_text(each), _text(each)) for each in random.sample(sums, min(count, len(sums)))
     ]
@@ -30,7 +30,7 @@ def _course(random: Random) -> Course:
     random.shuffle(sums)
 
     def corrupted(numbers: Sum) -> Sum:
-        """A sum with another answer."""
+        """Return a sum with another answer."""
         return random.choice([other for other in sums if (sum(other) - sum(numbers)) % MODULUS])
 
     held_out, taught = sums[: (count := round(HELD_OUT * len(sums)))], sums[count:]

@@ -1,7 +1,7 @@
 """Whether ten parentheses are balanced: `( ( ) ) ( ) ( ( ) ) = balanced`.
 
-Half of all examples are balanced; of the others, half have as many that open as that close. A fifth of all strings is
-held out.
+Half of all examples are balanced. Of the others, half have equally many opening and closing parentheses. A fifth of all
+strings is held out.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from edgeprune.toys.lesson import Course, DrawExamples, Lesson, ToyConfig
 LENGTH: Final = 10
 HELD_OUT: Final = 0.2
 EXAMPLES: Final = 512
-"""Of the task's file."""
+"""Number of examples in the task's file."""
 
 ANSWERS: Final = {True: "balanced", False: "unbalanced"}
 
@@ -25,13 +25,13 @@ Kinds = tuple[list[String], list[String], list[String]]
 
 
 def balanced(string: String) -> bool:
-    """Whether every one that closes has one before it that opens, and the other way round."""
+    """Return whether each closing parenthesis has an opening one before it, and each opening one is closed."""
     depths = list(accumulate(1 if each == "(" else -1 for each in string))
     return min(depths) >= 0 and depths[-1] == 0
 
 
 def _kinds(strings: Sequence[String]) -> Kinds:
-    """Balanced ones, those that are as many of each kind and are not, and all others."""
+    """Return balanced strings, unbalanced ones with equally many of each parenthesis, and all other strings."""
     right = [string for string in strings if balanced(string)]
     nearly = [s for s in strings if s.count("(") * 2 == LENGTH and not balanced(s)]
     return right, nearly, [s for s in strings if s.count("(") * 2 != LENGTH]
@@ -42,7 +42,7 @@ def _text(string: String) -> str:
 
 
 def _pair(kinds: Kinds, random: Random) -> tuple[str, str]:
-    """A text, and one of the other answer."""
+    """Return a text, and one with the other answer."""
     right, nearly, others = kinds
     texts = _text(random.choice(right)), _text(random.choice(random.choice((nearly, others))))
     return texts if random.random() < 0.5 else (texts[1], texts[0])

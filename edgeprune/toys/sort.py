@@ -1,7 +1,7 @@
-"""Five different numbers, sorted: `7 2 19 4 11 = 2 4 7 11 19`.
+"""Sorting five different numbers: `7 2 19 4 11 = 2 4 7 11 19`.
 
-One layer, one head and no MLP suffice: Bagiński and Kolly, "One Attention Head Is All You Need for Sorting Fixed-Length
-Lists" (2023).
+One layer with one head and no MLP is enough: Bagiński and Kolly, "One Attention Head Is All You Need for Sorting
+Fixed-Length Lists" (2023).
 """
 
 from itertools import islice
@@ -15,10 +15,10 @@ from edgeprune.toys.lesson import Course, Lesson, ToyConfig
 NUMBERS: Final = 20
 LENGTH: Final = 5
 HELD_OUT: Final = 2000
-"""Lists that test, and do not teach."""
+"""Lists drawn for testing, and left out of training."""
 
 EXAMPLES: Final = 1024
-"""Of the task's file; there are 1,860,480 lists."""
+"""Number of examples in the task's file; there are 1,860,480 lists."""
 
 Numbers = tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Training a toy: a real `GPT2LMHeadModel` and a tokenizer of whole words, saved with its task as a folder."""
+"""Trains a toy: a real `GPT2LMHeadModel` with a tokenizer of whole words, saved with its task as a folder."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from edgeprune.toys import LESSONS
 from edgeprune.toys.lesson import Lesson, ToyConfig
 
 TASK: Final = "task.jsonl"
-"""The file of a toy's folder that has its task, where that is none of `tasks.TASKS`."""
+"""Name of the task's file in a toy's folder. It is written if the task is not one of `tasks.TASKS`."""
 
 _UNKNOWN: Final = "<unk>"
 _CONTEXT: Final = 32
@@ -37,13 +37,13 @@ _TESTS: Final = 2000
 
 @dataclass(frozen=True)
 class Toy:
-    """What was trained."""
+    """Result of training."""
 
     accuracy: float
-    """Share of answers that are the most likely next token, of 2,000 draws from what was held out, or of all."""
+    """Share of answers that are the most likely next token, on 2,000 draws of held-out examples, or all if fewer."""
 
     loss: float
-    """Of the last step, nats a token."""
+    """Loss of the last step, in nats per token."""
 
     seconds: float
 
@@ -54,16 +54,16 @@ def train_toy(
     """Train a model and save it, with its tokenizer and its task, as a folder that `load_model` reads.
 
     Args:
-        out: the folder, which must not be there yet.
-        task: what it learns, one of `LESSONS`.
-        config: shape and training; the lesson's own unless given.
-        seed: of weights, examples and what is held out.
+        out: the folder, which must not exist yet.
+        task: the lesson, one of `LESSONS`.
+        config: shape and training; None means the lesson's own.
+        seed: the seed of weights, examples and what is held out.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
         ConfigError: there is no such lesson.
-        RunError: there is something at `out`.
-        UnwritableFile: it cannot be written there.
+        RunError: `out` exists.
+        UnwritableFile: the folder cannot be written.
     """
     if task not in LESSONS:
         raise ConfigError(f"Expected something to learn among {', '.join(LESSONS)}; got {task!r}")
@@ -76,7 +76,7 @@ def train_toy(
 
 
 def _train(folder: Path, lesson: Lesson, config: ToyConfig, *, seed: int, progress: bool) -> Toy:
-    """Train a model, and save all in a folder."""
+    """Train a model, and save it with its tokenizer and task in a folder."""
     start, random = time.perf_counter(), Random(seed)
     tokenizer, course = _tokenizer(lesson), lesson.course(random)
     with torch.random.fork_rng(devices=[]):
@@ -115,7 +115,7 @@ def _shape(config: ToyConfig, words: int) -> GPT2Config:
 
 @torch.no_grad()
 def _without_mlp(model: GPT2LMHeadModel) -> None:
-    """Let MLPs write nothing, for good."""
+    """Set the weights of all MLPs to 0 and freeze them, so that MLPs write nothing."""
     for name, weights in model.named_parameters():
         if ".mlp." in name:
             weights.requires_grad = False
@@ -123,7 +123,7 @@ def _without_mlp(model: GPT2LMHeadModel) -> None:
 
 
 def _tokenizer(lesson: Lesson) -> PreTrainedTokenizerFast:
-    """One token for each word and each mark of its texts."""
+    """Return a tokenizer with one token for each word and each mark of the lesson's texts."""
     known = [_UNKNOWN, *lesson.words]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token=_UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -136,10 +136,10 @@ class _Texts:
 
     tokens: Int[Tensor, "text pos"]
     real: Bool[Tensor, "text pos"]
-    """Where there is no padding."""
+    """True where there is no padding."""
 
     answers: Bool[Tensor, "text pos"]
-    """Where a text's answers are."""
+    """True at a text's answers."""
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> _Texts:
@@ -154,7 +154,7 @@ def _encoded(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) ->
 def _fit(
     model: GPT2LMHeadModel, config: ToyConfig, batches: Iterable[_Texts], *, all_tokens: bool, progress: bool
 ) -> float:
-    """Train on all tokens but the first, or on answers; the loss of the last step."""
+    """Train on all tokens but the first, or on answers alone. Return the loss of the last step."""
     weights = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
     loss = torch.tensor(math.nan)
@@ -178,7 +178,7 @@ def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, task: Sequ
         with without_bars():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    except SafetensorError as error:  # of a full disk, too
+    except SafetensorError as error:  # raised for a full disk, too
         raise UnwritableFile(f"Expected room for a model; {error!s:.200}") from error
     if task:
         write_text(folder / TASK, "\n".join(task) + "\n")

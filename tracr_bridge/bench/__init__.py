@@ -1,1 +1,1 @@
-"""Methods on many programs: runs, results, leaderboards, on one machine or a Ray cluster."""
+"""Run methods on many programs, on one machine or a Ray cluster; results and leaderboards."""

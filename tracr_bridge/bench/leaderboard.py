@@ -1,4 +1,4 @@
-"""The rows of a sweep as a table and as pictures: how often each method is exact, how well it ranks, what it costs."""
+"""The rows of a sweep as a table and as pictures: each method's exact runs, how well it ranks edges, what it costs."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,10 +29,10 @@ COLUMNS: Final = {
     "cpr": "CPR",
     "cmd": "CMD",
 }
-"""What is averaged over runs, and its heading; `edgeprune/evaluation/measures.py` defines each."""
+"""Measures that are averaged over runs, each with its heading; `edgeprune/evaluation/measures.py` defines them."""
 
 FEW: Final = ("iou", "auroc")
-"""Those that a terminal has room for."""
+"""The measures that fit into a terminal."""
 
 
 _PAGE: Final = """<!doctype html>
@@ -56,14 +56,14 @@ svg { max-width: 100%; height: auto; margin: 1.5rem 0; }
 
 
 def outcomes(rows: Iterable[Row]) -> Counter[str]:
-    """How many runs ended how; `results.Results` says what there is."""
+    """Return the number of runs with each outcome; `results.Results` lists the outcomes."""
     return Counter(row["outcome"] for row in rows)
 
 
 def table(
     rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings, and a line for each method and ablation, the most exact method first."""
+    """Return the headings, and one line for each method and ablation; the most exact method comes first."""
     headings = ("method", "ablation", "exact", "proved", "95 % interval", "failed")
     headings = (*headings, *(COLUMNS[name] for name in columns), "seconds")
     lines: list[tuple[str, ...]] = []
@@ -92,7 +92,7 @@ def table(
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rates by method, ablation and certificate, what was drawn, and every run that was not exact."""
+    """Return the rates by method, ablation and certificate status, the programs' constructs, and all runs not exact."""
     listed = [
         {
             "method": method,
@@ -121,7 +121,7 @@ def _ablations(rows: Iterable[Row]) -> set[str]:
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
-    """`leaderboard.md` and its pictures, and `leaderboard.html`, which holds them and opens offline.
+    """Write `leaderboard.md` with its pictures, and `leaderboard.html`, which embeds the pictures and opens offline.
 
     Raises:
         UnwritableFile: the folder cannot be written.
@@ -154,12 +154,12 @@ def write(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _methods(rows: Sequence[Row]) -> list[str]:
-    """The methods, the most exact first."""
+    """Return the methods, the most exact first."""
     return list(dict.fromkeys(line[0] for line in table(rows)[1]))
 
 
 def _exact(rows: Sequence[Row]) -> Figure:
-    """The share of runs that are exact, with its interval."""
+    """Draw the share of exact runs of each method, with its 95 % interval."""
     methods, found = _methods(rows), rates(rows, "method", "ablation")
     figure, axes = _axes("share of runs exact", len(methods))
     ablations = sorted({ablation for _, ablation in found})
@@ -181,7 +181,7 @@ def _exact(rows: Sequence[Row]) -> Figure:
 
 
 def _auroc(rows: Sequence[Row]) -> Figure:
-    """The spread of AUROC over runs."""
+    """Draw the distribution of AUROC over the runs of each method."""
     methods = _methods(rows)
     figure, axes = _axes("AUROC, half of runs in the box", len(methods))
     for place, method in enumerate(methods):
@@ -194,7 +194,7 @@ def _auroc(rows: Sequence[Row]) -> Figure:
 
 
 def _seconds(rows: Sequence[Row]) -> Figure:
-    """What a discovery takes against how many edges there are."""
+    """Draw the seconds of each discovery against the number of edges of the graph."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for number, method in enumerate(_methods(rows)):
@@ -202,7 +202,7 @@ def _seconds(rows: Sequence[Row]) -> Figure:
         places = [row["edges"] for row in mine]
         marker = "osv^D*Pxph<>"[number % 12]
         axes.scatter(places, [row["seconds"]["discover"] for row in mine], s=14, marker=marker, label=method, alpha=0.7)
-    if scored(rows):  # nothing at all has no logarithm
+    if scored(rows):  # an empty plot has no logarithmic scale
         axes.set_xscale("log")
         axes.set_yscale("log")
     axes.set_xlabel("edges of the graph")

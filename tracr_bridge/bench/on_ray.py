@@ -1,11 +1,11 @@
-"""A sweep on a Ray cluster: every program is a task there, and its rows come back one by one.
+"""Runs a sweep on a Ray cluster: each program is one task, and its rows come back one by one.
 
-What each machine of the cluster needs is this toolkit with all that it depends on, in the versions of the driver, the
-machine that asks. Shipped programs are loaded there by name, and drawn ones travel as their text. Files of one's own,
-programs and methods, are not sent, since nobody knows what else they read: they have to be at the same path everywhere,
-as in a shared folder. Tasks run in the driver's working directory, where there is one, so that relative paths, and
-methods beside them, mean the same. Before it runs, a task compares all code, that of methods among it, and the versions
-that rows note, and refuses to run with others.
+Every machine of the cluster needs this toolkit and its dependencies, in the versions of the driver (the machine that
+starts the sweep). Workers load shipped programs by name and get random programs as text. Your own program and method
+files are not sent, because they may read other files: put them at the same path on every machine, for instance in a
+shared folder. Tasks run in the driver's working directory if the worker has it, so that relative paths and methods
+beside them resolve alike. Before it runs, a task compares all code (methods included) and the versions that rows
+record with the driver's, and refuses to run if they differ.
 """
 
 import os
@@ -23,30 +23,30 @@ from tracr_bridge.bench.results import Row, code_digest
 from tracr_bridge.bench.run import Run, Subject, Work, WorkerDied, named_subject, run_subject
 
 _AHEAD: Final = 1000
-"""Tasks handed to Ray at a time: enough for it to see how many machines would pay, few enough to wait for at once."""
+"""Tasks handed to Ray at a time: enough to show it how many machines are worth using, few enough for one `wait`."""
 
 _ANSWER: Final = 10.0
-"""Seconds in which a machine has to answer; Ray itself takes two minutes to give up."""
+"""Seconds within which a machine has to answer; Ray itself gives up only after two minutes."""
 
 
 class ClusterError(EdgePruneError):
-    """A Ray cluster that cannot be used: Ray is missing, nobody answers, or a machine of it holds other code."""
+    """The Ray cluster cannot be used: Ray is missing, nobody answers, or one of its machines has other code."""
 
 
 def rows(work: Work, seconds: float, address: str) -> Iterator[Row]:
-    """The rows of all work, each as soon as it is known.
+    """Yield the rows of all work, each as soon as it is known.
 
-    A process that is connected to a cluster already stays so, whatever the address; otherwise the connection, or the
-    cluster if it was started for this, ends with the rows.
+    A process that is already connected to a cluster keeps that connection, whatever the address. Otherwise the
+    connection is closed after the last row, and so is a cluster that was started for this sweep.
 
     Args:
-        work: programs, and what to run on each.
-        seconds: how long one discovery may take.
-        address: as `ray.init` takes it: `auto`, `host:6379`, `ray://host:10001`, or `local` to start a cluster here.
+        work: programs, and the runs to make on each.
+        seconds: time limit of one discovery.
+        address: as for `ray.init`: `auto`, `host:6379`, `ray://host:10001`, or `local` to start a cluster here.
 
     Raises:
         ClusterError: Ray is not installed, there is no cluster at the address, or its code is not the driver's.
-        WorkerDied: a task ended before its work did; all other tasks have ended too, and what was sent is handed on.
+        WorkerDied: a task ended before it was done; all other tasks have ended, and rows that arrived were yielded.
     """
     if not work:
         return
@@ -63,10 +63,10 @@ def rows(work: Work, seconds: float, address: str) -> Iterator[Row]:
 
 
 def _installed_ray() -> Any:
-    """Ray itself; most of what it returns has no type that holds.
+    """Return the module `ray`, as Any: its type hints are not reliable.
 
     Raises:
-        ClusterError: it is not installed.
+        ClusterError: Ray is not installed.
     """
     try:
         import ray
@@ -79,7 +79,7 @@ def _connect(ray: Any, address: str) -> None:
     """Connect to the cluster at the address, or start one.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: there is no cluster at the address.
     """
     try:
         host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -87,7 +87,7 @@ def _connect(ray: Any, address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
         started_here = {"include_dashboard": False} if address == "local" else {}
         ray.init(address, log_to_driver=False, logging_level="warning", **started_here)
-    except (Exception, SystemExit) as error:  # the latter is how Ray gives up on a machine that is no cluster's
+    except (Exception, SystemExit) as error:  # Ray exits when the machine belongs to no cluster
         reason = "Ray gave up" if isinstance(error, SystemExit) else str(error).strip().rpartition("\n")[2]
         raise ClusterError(
             f"Expected a Ray cluster as auto, host:6379, ray://host:10001 or local; got {address!r}: {reason} "
@@ -96,7 +96,7 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _outside() -> bool:
-    """Whether the cluster is one that this machine does not belong to."""
+    """Whether this process is a Ray client, outside the cluster."""
     from ray.util.client import ray as client
 
     return client.is_connected()
@@ -107,12 +107,12 @@ def _outside() -> bool:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the driver runs, and from where; a worker has to have the same."""
+    """The driver's working directory, versions and code; a worker must match the versions and the code."""
 
     folder: str
     versions: Mapping[str, str]
     code: dict[str, str]
-    """The digest of each method."""
+    """The digest of the code, by method (`results.code_digest`)."""
 
     @classmethod
     def here(cls, methods: set[str]) -> "_Asked":
@@ -120,17 +120,17 @@ class _Asked:
 
 
 def _run(subject: Subject, todo: list[Run], seconds: float, asked: _Asked) -> Iterator[Row]:
-    """The rows of one program, as a task.
+    """Yield the rows of one program; this is the Ray task.
 
     Raises:
-        ClusterError: this machine would run something else than what was asked for.
+        ClusterError: this machine lacks a file, or has other code or versions than the driver.
     """
-    with suppress(OSError):  # files that are named from a folder that is not here are missed below
+    with suppress(OSError):  # if the folder is missing here, the checks below report the missing files
         os.chdir(asked.folder)
     machine = socket.gethostname()
     try:
         for method in {run.method for run in todo}:
-            find_method(method)  # its file counts, once it is loaded
+            find_method(method)  # load it, so that `code_digest` finds its file
         text = subject.text if subject.drawn else named_subject(subject.name).text
     except EdgePruneError as error:
         raise ClusterError(
@@ -152,11 +152,11 @@ def _run(subject: Subject, todo: list[Run], seconds: float, asked: _Asked) -> It
 
 
 def _streamed(work: Work, seconds: float, asked: _Asked) -> Iterator[Row]:
-    """The rows, from as many tasks at a time as the cluster has room for."""
+    """Yield the rows of as many tasks at a time as the cluster has room for."""
     from ray.exceptions import RayError, RayTaskError
 
     ray = _installed_ray()
-    # A lambda, as Ray takes generator functions alone, and what checks types in tests wraps all that have a name.
+    # A lambda: Ray needs a generator function, and the type checker of the tests wraps all named functions.
     task = ray.remote(num_returns="streaming", max_retries=0)(lambda *given: (yield from _run(*given)))
     to_come = iter(work)
     streams: dict[Any, str] = {}
@@ -174,30 +174,30 @@ def _streamed(work: Work, seconds: float, asked: _Asked) -> Iterator[Row]:
                 del streams[stream]
             except RayTaskError as error:
                 raise _reason(error) from error
-            except RayError:  # whatever ends a worker: it was killed, or its machine was lost or had no memory left
+            except RayError:  # the worker was killed, or its machine was lost or ran out of memory
                 died.append(streams.pop(stream))
             else:
                 yield row
-    finally:  # if the connection is not ours, nobody else stops what is running
+    finally:  # a connection that is not ours stays open, so its running tasks have to be cancelled
         for stream in streams:
             ray.cancel(stream)
     _check_none_died(died, len(work))
 
 
 def _reason(error: Any) -> Exception:
-    """What a task raised, in one line if it is for the user."""
+    """Return the error to raise for a task's error; one for the user has a one-line message."""
     from ray.exceptions import RaySystemError
 
     if isinstance(error.cause, EdgePruneError):
         return error.cause
-    if isinstance(error.cause, RaySystemError):  # Ray could not even load the task
+    if isinstance(error.cause, RaySystemError):  # Ray could not load the task
         reason = str(error.cause).partition("\n")[0]
         return ClusterError(f"Expected this version of edgeprune on every machine of the Ray cluster; got {reason!r}")
     return error
 
 
 def _check_none_died(died: Sequence[str], programs: int) -> None:
-    """Raises WorkerDied where one did."""
+    """Raise WorkerDied if any task died."""
     if died:
         more = " and more" if len(died) > 3 else ""
         raise WorkerDied(
@@ -207,7 +207,7 @@ def _check_none_died(died: Sequence[str], programs: int) -> None:
 
 
 class _Relay:
-    """Inside the cluster, for a driver that is not: Ray streams to no such client, which asks row by row instead."""
+    """Actor inside the cluster for a driver outside it: Ray cannot stream to that driver, which asks row by row."""
 
     def __init__(self, work: Work, seconds: float, asked: _Asked) -> None:
         self._rows = _streamed(work, seconds, asked)
@@ -217,7 +217,7 @@ class _Relay:
 
 
 def _relayed(work: Work, seconds: float, asked: _Asked) -> Iterator[Row]:
-    """The rows, by way of a relay in the cluster."""
+    """Yield the rows that a relay inside the cluster hands on."""
     from ray.exceptions import RayError, RayTaskError
 
     ray = _installed_ray()
@@ -233,5 +233,5 @@ def _relayed(work: Work, seconds: float, asked: _Asked) -> Iterator[Row]:
             f"version of edgeprune on every machine ({error})"
         ) from error
     finally:
-        with suppress(Exception):  # nothing to end where the connection is lost
+        with suppress(Exception):  # if the connection is lost, there is nothing to end
             ray.kill(relay)

@@ -1,4 +1,4 @@
-"""The results of sweeps: a JSON-lines file with a row for each run, and what can be counted in it."""
+"""Results of sweeps: a JSON-lines file with one row for each run, and statistics over its rows."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ from edgeprune.files.store import UnwritableFile, parse_json, read_bytes, read_t
 from tracr_bridge.compile.constructs import CONSTRUCTS
 
 Row = dict[str, Any]
-"""One run; `Results.append` says what it holds."""
+"""One run; `Results` lists its fields."""
 
 _KEY: Final = ("program", "text", "ablation", "method", "seed", "code")
-"""What makes a run the same run: of the same program's text, by the same code."""
+"""Fields that identify a run; `text` and `code` are digests of the program's text and of the code."""
 
 
 class _Written(BaseModel):
-    """What a row holds as far as it is read."""
+    """Schema of a row: the fields that are read back."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -51,7 +51,7 @@ class _Written(BaseModel):
     status: str = ""
     edges: int = 0
     true: int = 0
-    # Measures; None is no number.
+    # Measures; None stands for a value that is not finite.
     precision: float | None = None
     recall: float | None = None
     iou: float | None = None
@@ -69,7 +69,7 @@ class _Written(BaseModel):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "_Written":
-        """A run that found a circuit says how large it is, how it fared and how long it took."""
+        """Require `edges`, `auroc` and the seconds of discovery in a row of a run that found a circuit."""
         found = self.outcome in ("exact", "inexact")
         if found and not ({"edges", "auroc"} <= self.model_fields_set and "discover" in self.seconds):
             raise ValueError("a circuit was found, and not measured")
@@ -77,39 +77,39 @@ class _Written(BaseModel):
 
 
 UNFINISHED: Final = ("failed", "broken")
-"""Outcomes of runs that are tried again by a sweep that goes on: what stood in their way may be gone."""
+"""Outcomes of runs that a resumed sweep tries again: the cause may be gone."""
 
 _BEGINNING: Final = b'{"program": '
-"""Of every row."""
+"""The first bytes of every row."""
 
 
 class ResultsError(EdgePruneError):
-    """A results file that cannot be read, or is none of ours."""
+    """A results file cannot be read, or was not written by `edgeprune bench`."""
 
 
 def row_key(row: Row) -> tuple[Any, ...]:
-    """What makes a run the same run."""
+    """Return the values that identify a run."""
     return tuple(row[name] for name in _KEY)
 
 
 class Results:
-    """A folder with `results.jsonl`: what is in it is read once, what is new is appended line by line.
+    """A folder with `results.jsonl`: its rows are read once, and new rows are appended line by line.
 
-    A row holds what makes it the same run (`program`, `text`, `ablation`, `method`, `seed`, `code`), its `outcome` and
-    `seconds`, the `versions` and the method's `config` that it ran with, and what was measured. Of rows of the same
-    run, the last counts. Outcomes are
+    A row holds the fields that identify the run (`program`, `text`, `ablation`, `method`, `seed`, `code`), its
+    `outcome` and `seconds`, the `versions` and the method's `config` that it ran with, and the measures. If several
+    rows are of the same run, the last one counts. The outcomes are
 
-    - `exact`, `inexact`: the method found a true circuit, or another; `proof` says whether the certificate `listed` it,
-      or it was `proved` to be true by itself;
-    - `failed`: it raised, ran out of time, or returned what is no circuit;
-    - `refused`: there is no such run, as nothing could fail on this program under this ablation;
+    - `exact`, `inexact`: the method found a true circuit, or one that is not true; `proof` says whether the certificate
+      `listed` the true circuit, or whether it was `proved` to be true itself;
+    - `failed`: the method raised, ran out of time, or did not return a circuit;
+    - `refused`: no method could fail on this program under this ablation, so it was not run;
     - `broken`: the program cannot be compiled, or does not do what RASP says.
 
     Args:
-        folder: is made where there is none.
+        folder: created if there is none.
 
     Raises:
-        ResultsError: there is a file of that name which is none of ours.
+        ResultsError: the folder has a `results.jsonl` that `edgeprune bench` did not write.
         UnwritableFile: the folder or the file cannot be written.
     """
 
@@ -120,7 +120,7 @@ class Results:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.touch()
             self.rows = {row_key(row): row for row in read_rows(self.path)}
-            # A line that was cut off would spoil the one after it.
+            # Remove a last line that was cut off: the next row would be appended to it.
             kept, newline, cut = read_bytes(self.path).rpartition(b"\n")
             if not _BEGINNING.startswith(cut[: len(_BEGINNING)]):
                 raise ResultsError(
@@ -131,16 +131,16 @@ class Results:
             raise UnwritableFile(f"Expected a folder for results; got {str(folder)!r}: {error.strerror}") from error
 
     def has(self, row: Row) -> bool:
-        """Whether the run that begins as `row` was made, with the same versions and settings, and need not be again."""
+        """Whether the run of `row` is finished, with the same versions and settings, and need not be repeated."""
         found = self.rows.get(row_key(row))
         same = found is not None and all(found.get(name) == row[name] for name in ("versions", "config"))
         return same and found is not None and found["outcome"] not in UNFINISHED
 
     def append(self, row: Row) -> None:
-        """Note a run, on the disk before this returns.
+        """Append a row; it is on the disk when this returns.
 
         Raises:
-            UnwritableFile: there is no room; the rows before it stand.
+            UnwritableFile: the row cannot be written, for want of room for instance; earlier rows are kept.
         """
         before = self.path.stat().st_size
         try:
@@ -156,10 +156,10 @@ class Results:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file, without a last line that was cut off; none where there is no file.
+    """Return the rows of a results file; an incomplete last line is skipped, and a missing file has no rows.
 
     Raises:
-        ResultsError: another line is no row.
+        ResultsError: another line is not a row.
     """
     lines = read_text(path, "a results file", ResultsError).split("\n")[:-1] if os.path.lexists(path) else []
     rows: list[Row] = []
@@ -177,13 +177,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def digest(text: str) -> str:
-    """A short name for a text."""
+    """Return the first 12 hex digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @cache
 def code_digest(method: str) -> str:
-    """A short name for what this toolkit's files hold, and those of a method of one's own."""
+    """Return the first 12 hex digits of the SHA-256 of this toolkit's files, and of a custom method's files."""
     packages = [Path(str(package.__file__)).parent for package in (edgeprune, tracr_bridge)]
     files = sorted(file for package in packages for file in package.rglob("*.py"))
     if ":" in method:
@@ -192,9 +192,9 @@ def code_digest(method: str) -> str:
 
 
 def _files_of(module: str) -> list[Path]:
-    """The file of a module and all that it may use: its whole package, or the files beside it.
+    """Return a module's file and those that it may import: its whole package, or the files beside it.
 
-    A process of a sweep that has yet to run a method has not imported it, and need not.
+    The module need not be imported: a process that has not run the method yet has not imported it.
     """
     package = module.partition(".")[0]
     if package in sys.modules:
@@ -210,15 +210,15 @@ def _files_of(module: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of some runs were exact."""
+    """The number of exact runs among some runs."""
 
     exact: int
     runs: int
     proved: int = 0
-    """Of the exact ones, those that no certificate listed: they were proved to be true by themselves."""
+    """Exact runs whose circuit no certificate listed: it was proved to be true itself."""
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the rate (Wilson, JASA 22, 1927); 0 to 1 where nothing was run."""
+        """Return the 95 % confidence interval of the rate (Wilson, JASA 22, 1927); (0, 1) without runs."""
         from scipy.stats import binomtest
 
         if not self.runs:
@@ -228,12 +228,12 @@ class Rate:
 
 
 def scored(rows: Iterable[Row]) -> list[Row]:
-    """The rows of runs that found a circuit."""
+    """Return the rows of the runs that found a circuit."""
     return [row for row in rows if row["outcome"] in ("exact", "inexact")]
 
 
 def rates(rows: Iterable[Row], *by: str) -> dict[tuple[str, ...], Rate]:
-    """The rate of each combination of the fields `by`; a run that failed is one that is not exact."""
+    """Return the rate for each combination of the fields `by`; a failed run counts as not exact."""
     found: dict[tuple[str, ...], Rate] = {}
     for row in rows:
         if row["outcome"] not in ("exact", "inexact", "failed"):
@@ -246,13 +246,13 @@ def rates(rows: Iterable[Row], *by: str) -> dict[tuple[str, ...], Rate]:
 
 
 def mean(rows: Sequence[Row], field: str) -> float | None:
-    """The mean of a number over the rows that have it; None where none does."""
+    """Return the mean of a field over the rows in which it is a finite number; None if there are none."""
     values = [row[field] for row in rows if row.get(field) is not None and math.isfinite(row[field])]
     return sum(values) / len(values) if values else None
 
 
 def distribution(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """What the programs of `rows` are made of: how many have each construct, and how many true edges they have."""
+    """Return lines on the programs of `rows`: how many use each RASP construct, and how many true edges they have."""
     by_program = {(row["program"], row["text"]): row.get("constructs", []) for row in rows}
     counts = Counter(name for found in by_program.values() for name in found)
     lines = [(name, f"{counts[name]} of {len(by_program)}") for name in CONSTRUCTS]

@@ -1,7 +1,7 @@
-"""Runs methods on programs and checkpoints, many at a time, and notes how each run went.
+"""Runs methods on programs and checkpoints, many at a time, and records how each run went.
 
-Every run is one row of a results file (`results.py`), written once it is known: a bench that was stopped goes on where
-it was.
+Every run is one row of a results file (`results.py`), written as soon as it is known, so that a bench that was stopped
+can be resumed.
 """
 
 import json
@@ -37,27 +37,27 @@ from tracr_bridge.recovery.known_models import Known, find, known
 from tracr_bridge.recovery.recover import assess
 
 _KEPT_WARM: Final = 100
-"""Programs after which JAX forgets what it compiled, 10 MB a program: new ones find less and less of use in it."""
+"""Programs after which JAX's caches are cleared: they take 10 MB a program, and new programs reuse little of them."""
 
 _begun = count(1)
 
 
 class WorkerDied(EdgePruneError):
-    """A process of a bench that ended before its work did."""
+    """A process of a bench ended before it was done."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What another process can load: by its name on the command line, or by its text if it was drawn."""
+    """A model that another process can load: by its name on the command line, or by its text if it is random."""
 
     name: str
     text: str
-    """The file that declares a program, `circuit.json` of a checkpoint, or what a saved truth is of."""
+    """The file that declares a program, a checkpoint's `circuit.json`, or a saved truth's model, task and tolerance."""
 
     drawn: bool
 
     def load(self) -> Known:
-        """The model with its true circuits.
+        """Return the model with its true circuits.
 
         Raises:
             EdgePruneError: it cannot be loaded.
@@ -66,16 +66,16 @@ class Subject:
 
 
 def named_subject(spec: str) -> Subject:
-    """The program, or the folder of a checkpoint or of a saved truth, that the command line names `spec`.
+    """Return the program, or the folder of a checkpoint or of a saved truth, that the command line names `spec`.
 
     Raises:
-        EdgePruneError: there is none.
+        EdgePruneError: `spec` names none of these.
     """
     found = find(spec)
     if isinstance(found, Program):
         return Subject(spec, found.source, drawn=False)
     name = os.path.normpath(spec)
-    name = name if os.sep in name else os.path.join(os.curdir, name)  # without, it may be a program's
+    name = name if os.sep in name else os.path.join(os.curdir, name)  # a bare name could be a program's
     if isinstance(found, Path):
         from tracr_bridge.checkpoints.read_back import read_content
 
@@ -84,13 +84,13 @@ def named_subject(spec: str) -> Subject:
 
 
 def drawn_subject(program: DrawnProgram) -> Subject:
-    """A random program, named by its text."""
+    """Return a random program as a subject, named by the digest of its text."""
     return Subject(f"drawn_{digest(program.source)}", program.source, drawn=True)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be run on a program."""
+    """One run to make on a program."""
 
     ablation: Ablation
     method: str
@@ -107,22 +107,22 @@ def run_all(
     progress: bool = False,
     ray: str | None = None,
 ) -> list[Row]:
-    """A row for each program and run, those of an earlier bench in the same folder among them.
+    """Make all runs on all subjects, and return one row for each; runs of an earlier bench in the folder are reused.
 
     Args:
-        subjects: what to recover.
-        runs: under which ablation, by which method, at which seed.
-        out: a folder: `results.jsonl`, and in `failures/` every drawn program that was not recovered, as a file.
-        jobs: processes; with one, everything runs in this one.
-        seconds: how long one discovery may take.
+        subjects: programs, checkpoints and saved truths to recover.
+        runs: ablation, method and seed of each run.
+        out: a folder for `results.jsonl`, and for `failures/`, with a file for each random program not recovered.
+        jobs: number of processes; with 1, everything runs in this process.
+        seconds: time limit of one discovery.
         progress: show a progress bar on standard error, if that is a terminal.
-        ray: the address of a Ray cluster that runs it instead of processes here; `on_ray` says what that needs.
+        ray: address of a Ray cluster to run on, in place of processes here; `on_ray` says what it needs.
 
     Raises:
         UnknownMethod: there is no such method.
-        ResultsError: the folder holds results that are none of ours.
+        ResultsError: the folder has a `results.jsonl` that `edgeprune bench` did not write.
         UnwritableFile: the folder cannot be written.
-        WorkerDied: a process ended before its work did.
+        WorkerDied: a process ended before it was done.
         ClusterError: the Ray cluster cannot be used.
     """
     for method in dict.fromkeys(run.method for run in runs):
@@ -142,7 +142,7 @@ def _sweep(
     progress: bool,
     ray: str | None,
 ) -> list[Row]:
-    """What `run_all` does once the folder is its own."""
+    """Do the work of `run_all` once the folder is locked."""
     results = Results(out)
     wanted: dict[Subject, dict[tuple[Any, ...], Run]] = {
         subject: {row_key(_head(subject, run)): run for run in runs} for subject in subjects
@@ -168,12 +168,12 @@ def _sweep(
 
 
 def _save_failure(subject: Subject, folder: Path) -> None:
-    """Write a drawn program as a file."""
+    """Write a random program to a file."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UnwritableFile(f"Expected a folder for programs; got {str(folder)!r}: {error.strerror}") from error
-    named = subject.text.replace("def drawn(", f"def {subject.name}(")  # to stand in a corpus with others
+    named = subject.text.replace("def drawn(", f"def {subject.name}(")  # so that programs can share a corpus
     write_text(folder / f"{subject.name}.py", named)
 
 
@@ -181,7 +181,7 @@ Work = Sequence[tuple[Subject, list[Run]]]
 
 
 def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Row]:
-    """The rows of all work, each as soon as it is known; with one job, from this process."""
+    """Yield the rows of all work, each as soon as it is known; with one job, run everything in this process."""
     if ray is not None:
         from tracr_bridge.bench import on_ray
 
@@ -192,23 +192,23 @@ def _rows(work: Work, jobs: int, seconds: float, ray: str | None) -> Iterator[Ro
             yield from run_subject(subject, todo, seconds)
         return
     context = get_context("spawn")
-    queue = context.SimpleQueue()  # which has sent what was put there, even if the process dies at once
+    queue = context.SimpleQueue()  # `put` returns once the row is sent: no row is lost if the process dies next
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_queue, initargs=(queue,)) as pool:
         try:
             yield from _received(queue, [pool.submit(_send_rows, *each, seconds) for each in work])
-        except (GeneratorExit, KeyboardInterrupt, SystemExit):  # told to stop: what is running sends no row any more
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):  # told to stop: end the running processes at once
             for process in list(pool._processes.values()):  # pyright: ignore[reportPrivateUsage]
                 process.kill()
             raise
-        finally:  # whoever stops here waits for what is running, and not for all that is left
+        finally:  # wait for the running tasks only, and cancel the rest
             pool.shutdown(cancel_futures=True)
 
 
 def _received(queue: Any, futures: list[Future[None]]) -> Iterator[Row]:
-    """What arrives in the queue, until all is done.
+    """Yield the rows that arrive in the queue, until all futures are done.
 
     Raises:
-        WorkerDied: a process ended before its work did; what it had sent has been handed on.
+        WorkerDied: a process ended before it was done; the rows that it had sent were yielded.
     """
     pending = set(futures)
     while pending:
@@ -223,7 +223,7 @@ def _received(queue: Any, futures: list[Future[None]]) -> Iterator[Row]:
 
 
 _queue: list[Any] = []
-"""Where this process sends rows; filled as it starts."""
+"""The queue to which this process sends rows; `_keep_queue` adds it when the process starts."""
 
 
 def _keep_queue(queue: Any) -> None:
@@ -232,7 +232,7 @@ def _keep_queue(queue: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A bench that is killed cannot tell its processes, which would wait for work for ever."""
+    """End this process when its parent ends: a killed bench cannot tell its processes, which would wait for ever."""
     parent = parent_process()
     assert parent is not None, "runs in a process of a bench"
     parent.join()
@@ -240,7 +240,7 @@ def _end_with_parent() -> None:
 
 
 def _send_rows(subject: Subject, todo: list[Run], seconds: float) -> None:
-    """Send the rows of a program one by one; all are in the queue before this returns."""
+    """Send the rows of a program one by one; all are in the queue when this returns."""
     for row in run_subject(subject, todo, seconds):
         _queue[0].put(row)
 
@@ -262,7 +262,7 @@ def _head(subject: Subject, run: Run) -> Row:
 
 
 def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterator[Row]:
-    """The rows of one program, each as soon as it is known; what goes wrong is an outcome, not an end."""
+    """Yield the rows of one program, each as soon as it is known; an error becomes the outcome of a row."""
     import jax
     import torch
 
@@ -275,7 +275,7 @@ def run_subject(subject: Subject, todo: Sequence[Run], seconds: float) -> Iterat
     try:
         given = subject.load()
         made_of["constructs"] = list(given.constructs)
-    except Exception as error:  # whatever a user's program does
+    except Exception as error:  # a user's program may raise anything
         outcome = "refused" if isinstance(error, DegenerateProgram) else "broken"
         reason = told(error) if isinstance(error, EdgePruneError) else f"{type(error).__name__}: {error}"
         ended: Row = {"outcome": outcome, "reason": reason, "seconds": {"compile": _since(start)}}
@@ -297,30 +297,30 @@ def _since(start: float) -> float:
 
 
 def _certified(given: Known, ablation: Ablation) -> Truth | Row:
-    """The truth, or how a run without one ended."""
+    """Return the truth; if there is none, the outcome and reason for a row."""
     try:
         return given.truth(ablation)
     except DegenerateProgram as refused:
         return {"outcome": "refused", "reason": str(refused)}
-    except EdgePruneError as error:  # a checkpoint whose circuit is not true on this machine
+    except EdgePruneError as error:  # for instance, a checkpoint's circuit is not true on this machine
         return {"outcome": "broken", "reason": told(error)}
 
 
 def _run(given: Known, truth: Truth, run: Run, limit: float) -> Row:
-    """How a method fared, against the truth as it was certified, whatever other methods found."""
+    """Run a method and return its row, against the certified truth; circuits that other methods proved do not count."""
     start = time.perf_counter()
     try:
         with time_limit(limit, run.method):
             found = find_method(run.method)(given.model, given.dataset, run.ablation, seed=run.seed)
         took = _since(start)
         return _row(given, truth, found) | {"seconds": {"discover": took}}
-    except Exception as error:  # a method of one's own that breaks its contract, or one of ours that breaks down
+    except Exception as error:  # a custom method broke its contract, or one of ours raised
         reason = told(error) if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
         return {"outcome": "failed", "reason": reason, "seconds": {"discover": _since(start)}}
 
 
 def _row(given: Known, truth: Truth, found: Discovery) -> Row:
-    """What was found, beside what is true."""
+    """Return the row of a discovery, compared with the truth."""
     assessment = assess(truth, found.circuit)
     comparison, reference, gap = assessment.comparison, assessment.reference, truth.certificate.gap.kept
     row: Row = {
@@ -339,7 +339,7 @@ def _row(given: Known, truth: Truth, found: Discovery) -> Row:
 
 
 def _measured(given: Known, found: Discovery, reference: Circuit) -> Row:
-    """What `measures` says of it; None for what is not a number."""
+    """Return all measures of a discovery (`evaluation/measures.py`); None for a value that is not finite."""
     edges = overlap(found.circuit.edges, reference.edges)
     nodes = overlap(*(nodes_of(reference.graph, each) for each in (found.circuit.edges, reference.edges)))
     best = best_threshold(found.strength, reference)

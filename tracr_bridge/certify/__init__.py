@@ -1,1 +1,1 @@
-"""True circuits, and the certificates that say how far they are proved."""
+"""Derives true circuits, and the certificates that say how far they are proved."""

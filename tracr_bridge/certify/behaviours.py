@@ -1,9 +1,10 @@
-"""All subset-minimal faithful circuits of a model, found by what its nodes compute.
+"""Finds all subset-minimal faithful circuits of a model by what its nodes compute.
 
-Nodes are gone through from the embeddings to the logits, and for each the choices of edges that lead into it are
-enumerated. Two partial circuits after which every node that is still to be read writes the same on the whole domain
-have the same future: what completes one completes the other. They are one **behaviour** from there on, of which the
-subset-minimal partial circuits alone are kept. `docs/truth.md` proves that no true circuit is lost.
+The search goes through the nodes from the embeddings to the logits and enumerates the sets of edges into each. A
+**partial circuit** is a set of edges into the nodes gone through so far. Two partial circuits have the same
+**behaviour** if every node that is still to be read writes the same on the whole domain, and the same nodes have
+incoming edges but no outgoing ones yet. Whatever completes one of them then completes the other. Of each behaviour only
+the subset-minimal partial circuits are kept. `docs/truth.md` proves that no true circuit is lost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,63 +23,63 @@ from tracr_bridge.certify.faithfulness import Judge, Places
 from tracr_bridge.certify.node_order import Unit, in_order
 
 WIDEST: Final = 12
-"""Edges into one node that are enumerated, at the most."""
+"""Largest number of undecided edges into one unit whose subsets are enumerated."""
 
 MOST_CHOICES: Final = 1 << 18
-"""Partial circuits that are held at one node, at the most."""
+"""Largest number of partial circuits built at one unit."""
 
 ROW_BUDGET: Final = 8_000_000
-"""Masked inputs that one search may run, at the most."""
+"""Largest number of masked inputs that one search may run."""
 
 MOST_CIRCUITS: Final = 1024
-"""True circuits that are listed, at the most."""
+"""Largest number of true circuits listed."""
 
 _EQUAL: Final = 1 << 14
-"""Partial circuits of one behaviour among which the subset-minimal ones are looked for, at the most."""
+"""Largest number of partial circuits of one behaviour among which the subset-minimal ones are looked for."""
 
 _FEW: Final = 1024
-"""Live subsets up to which each is run: to look for equal behaviours would cost more."""
+"""Up to this many subsets without dead edges, each is run: looking for equal behaviours would cost more."""
 
 _UNMERGED: Final = 128
-"""Partial circuits on the whole domain up to which it does not pay to look for equal behaviours."""
+"""Up to this many partial circuits, looking for equal behaviours on the whole domain does not pay."""
 
 _TOO_MUCH: Final = 2
-"""Places at which there is too much to search, before anything was learned at another, after which to give up."""
+"""The search gives up once this many places were too expensive and no place has shown a necessary edge."""
 
 _IN_VAIN: Final = 4
-"""Places in a row that tell of no more necessary edges before the whole domain is run."""
+"""The whole domain is run after this many places in a row that showed no new necessary edge."""
 
 _MASKS: Final = 4096
-"""Masks that are built at a time."""
+"""Masks built at a time."""
 
 _COMPARED: Final = 1024
-"""Sets that are compared with others at a time."""
+"""Sets compared with others at a time."""
 
 Kept = Bool[Tensor, "set edge"]
-"""Sets of edges, one a row."""
+"""Sets of edges, one per row."""
 
 Choices = Bool[Tensor, "choice edge"]
-"""The same, of edges into one unit."""
+"""Sets of edges into one unit, one per row."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """All true circuits, and what it took."""
+    """All true circuits, and the cost of the search."""
 
     circuits: list[frozenset[Edge]]
     choices: int
-    """Partial circuits that were built on the way; those that were built again count again."""
+    """Number of partial circuits built; one that is built twice counts twice."""
 
 
 class _GaveUp(Exception):
-    """The search would exceed what it may cost."""
+    """The search would exceed one of its limits."""
 
 
 def minimal_circuits(judge: Judge, edges: Sequence[Edge]) -> Found | None:
-    """All subset-minimal faithful subsets of `edges`; None where that would cost too much.
+    """Return all subset-minimal faithful subsets of `edges`, or None if that would cost too much.
 
-    Before the whole domain is run, the same search at single positions of single inputs tells which edges no faithful
-    circuit lacks, and which behaviours there no choice completes.
+    The same search runs first at single positions of single inputs. It shows which edges every faithful circuit has,
+    and which behaviours at that place no choice completes to a faithful set.
     """
     search = _Search(judge, edges)
     in_vain = too_much = 0
@@ -90,7 +91,7 @@ def minimal_circuits(judge: Judge, edges: Sequence[Edge]) -> Found | None:
             except _GaveUp:
                 too_much += 1
             if too_much == _TOO_MUCH and search.undecided == len(edges):
-                return None  # the whole domain has more behaviours than a place
+                return None  # the whole domain has at least as many behaviours as a place
             in_vain = 0 if search.undecided < before else in_vain + 1
         return Found(search.smallest(search.candidates() if few is None else few), search.choices)
     except _GaveUp:
@@ -99,32 +100,32 @@ def minimal_circuits(judge: Judge, edges: Sequence[Edge]) -> Found | None:
 
 @dataclass(frozen=True)
 class _Step:
-    """Where choices of edges into a unit lead from each behaviour at a place.
+    """The behaviour at one place that each choice of edges into a unit leads to, from each behaviour before it.
 
-    Behaviours are numbers, not fingerprints: another run, of other masks at a time, may round otherwise.
+    Behaviours are numbered here, not fingerprinted: a run with other masks in its batch may round differently.
     """
 
     fewest: Bool[Tensor, " edge"]
     most: Bool[Tensor, " edge"]
-    """What every choice has, and what the largest one has."""
+    """The edges that every choice has, and the edges that the largest choice has."""
 
     behaviour: Int[Tensor, "before choice"]
-    """That after the unit; -1 where nothing completes it to a faithful set."""
+    """The behaviour after the unit; -1 where an edge is dead or no completion is faithful at the place."""
 
     def after(self, before: Int[Tensor, " partial"], choices: Choices) -> Int[Tensor, " partial_choice"]:
-        """The behaviour after each choice, from each behaviour before; choices may be fewer than when this was made."""
+        """Return the behaviour after each choice from each behaviour before. A later search may have fewer choices."""
         free = self.most & ~self.fewest
         number = (choices[:, free] * (1 << torch.arange(int(free.sum())))).sum(1)
         return self.behaviour[before][:, number].flatten()
 
     def leave_out(self, later: "_Step") -> None:
-        """Whatever leads to a behaviour from which, in the next step, nothing leads on."""
+        """Set to -1 every behaviour from which no choice of the next step leads on."""
         lost = torch.cat([(later.behaviour < 0).all(1), torch.ones(1, dtype=torch.bool)])
         self.behaviour[lost[self.behaviour]] = -1
 
 
 class _Search:
-    """A search among subsets of `edges`, of which those in `necessary` are in every faithful one."""
+    """A search among the subsets of `edges`. Every faithful subset contains the edges marked in `_necessary`."""
 
     def __init__(self, judge: Judge, edges: Sequence[Edge]) -> None:
         self._judge, self._graph, self._edges = judge, judge.model.graph, edges
@@ -137,11 +138,11 @@ class _Search:
 
     @property
     def undecided(self) -> int:
-        """Edges that a true circuit may have or lack, as far as is known."""
+        """Number of edges that are not known to be in every true circuit."""
         return int((~self._necessary).sum())
 
     def live_subsets(self) -> Kept | None:
-        """All subsets in which every edge leads on to the logits; None where they are many."""
+        """Return all subsets without dead edges, as far as `_has_dead` finds them, or None if there are many."""
         sets = torch.zeros(1, len(self._edges), dtype=torch.bool)
         for number, unit in enumerate(self._units):
             choices = self._choices(unit)
@@ -154,7 +155,7 @@ class _Search:
         return sets
 
     def search_place(self, places: Places) -> None:
-        """Find edges that every circuit has which is faithful at a place, and the behaviours there that lead to one.
+        """Find the edges that every circuit faithful at a place has, and the behaviours there that lead to one.
 
         Raises:
             _GaveUp: that would cost too much.
@@ -168,7 +169,7 @@ class _Search:
             alive = torch.nonzero(~self._has_dead(kept, number))[:, 0]
             kept, common = kept[alive], common[alive]
             if unit.is_logits:
-                # What is just beyond the tolerance counts as faithful here: that is for the whole domain to decide.
+                # Up to twice the tolerance counts as faithful here; the run on the whole domain decides such cases.
                 apart = torch.cat([self._judge.differences(masks, places) for masks in self._masks(kept)])
                 after[alive[apart <= 2 * self._judge.atol]] = 0
                 self._necessary |= common[apart <= 2 * self._judge.atol].all(0)
@@ -182,7 +183,7 @@ class _Search:
         self._places.append(steps)
 
     def candidates(self) -> Kept:
-        """Subsets among which are all true circuits: of those with equal behaviours the subset-minimal ones.
+        """Return subsets that include all true circuits: of those with equal behaviours, the subset-minimal ones.
 
         Raises:
             _GaveUp: that would cost too much.
@@ -216,7 +217,7 @@ class _Search:
         return circuits
 
     def smallest(self, circuits: Kept) -> list[frozenset[Edge]]:
-        """The subset-minimal faithful ones. What has a faithful subset is none, and is not run.
+        """Return the subset-minimal faithful sets among `circuits`. A set with a faithful subset is not run.
 
         Raises:
             _GaveUp: that would cost too much.
@@ -235,7 +236,7 @@ class _Search:
         return [frozenset(e for e, keep in zip(self._edges, row.tolist(), strict=True) if keep) for row in found]
 
     def next_place(self) -> Places:
-        """A scored position of an input that was not asked yet, as long as there is one."""
+        """Return one scored position of the next pair in `_order`, which starts over at its end."""
         place = self._judge.places(self._order[[self._asked % len(self._order)]])
         scored = torch.nonzero(place.scored[0])[:, 0].tolist()
         place.scored[0] = False
@@ -245,7 +246,7 @@ class _Search:
 
     @cached_property
     def _order(self) -> Int[Tensor, " pair"]:
-        """All pairs with a scored position, one of each length after the other, first those on which masks failed."""
+        """All pairs with a scored position. Lengths take turns; within each length, counterexamples come first."""
         pairs = torch.tensor(list(dict.fromkeys([*self._judge.counterexamples, *range(self._judge.pairs)])))
         pairs = pairs[self._judge.places(pairs).scored.any(1)]
         group = self._judge.dataset.group[self._judge.rows_of_pairs[0, pairs]]
@@ -256,7 +257,7 @@ class _Search:
 
     @cached_property
     def _spreading(self) -> Bool[Tensor, " source"]:
-        """Sources that other positions may learn of: a path leads from them to keys or values."""
+        """Sources that can affect other positions: a path leads from them to keys or values."""
         found: set[Node] = set()
         for edge in sorted(self._edges, key=lambda edge: -edge.destination.stage):
             if edge.destination.port in ("k", "v") or not found.isdisjoint(self._graph.readers[edge.destination]):
@@ -264,7 +265,7 @@ class _Search:
         return torch.tensor([node in found for node in self._graph.sources])
 
     def _choices(self, unit: Unit) -> Choices:
-        """All sets of edges into a node that have those which are necessary."""
+        """Return all sets of edges into a unit that contain the necessary ones."""
         free = [edge for edge in unit.edges if not self._necessary[edge]]
         if len(free) > WIDEST:
             raise _GaveUp
@@ -274,17 +275,17 @@ class _Search:
         return choices
 
     def _extended(self, sets: Kept, choices: Choices) -> Bool[Tensor, "extended edge"]:
-        """Every set with every choice of edges into a node."""
+        """Return the union of every set with every choice of edges into a unit."""
         if len(sets) * len(choices) > MOST_CHOICES:
             raise _GaveUp
         self.choices += len(sets) * len(choices)
         return (sets[:, None] | choices).flatten(0, 1)
 
     def _behaviours(self, kept: Kept, number: int, places: Places) -> Int[Tensor, " set"]:
-        """A number for how each partial circuit goes on after a unit.
+        """Return a number that identifies the behaviour of each partial circuit after a unit.
 
-        Whether an edge still has to lead somewhere is part of it: what completes one partial circuit need not complete
-        another.
+        It depends on which nodes have incoming edges but no outgoing ones yet, as those still need one: what completes
+        one partial circuit need not complete another.
         """
         self._check_budget(len(kept) * len(places.pairs))
         to_be_read = [self._graph.source_index[node] for node in self._to_be_read[number]]
@@ -302,7 +303,10 @@ class _Search:
         return behaviour
 
     def _has_dead(self, kept: Kept, number: int) -> Bool[Tensor, " set"]:
-        """Whether a set has an edge that leads to no output, as nothing that is still to come reads it."""
+        """Return whether each set has a dead edge: its nodes have no outgoing edge, and no later unit reads them.
+
+        Edges into nodes that have no outgoing edge in `edges` are not found; that costs time and loses no circuit.
+        """
         dead = torch.zeros(len(kept), dtype=torch.bool)
         for readers in self._gone_through[number]:
             if readers.isdisjoint(self._to_be_read[number]):
@@ -310,13 +314,13 @@ class _Search:
         return dead
 
     def _unread(self, kept: Kept, readers: frozenset[Node]) -> Bool[Tensor, " set"]:
-        """Whether a set has edges to what these nodes alone compute with, and none yet out of them."""
+        """Return whether each set has edges into destinations that exactly `readers` read, and none out of them."""
         into, out = self._around[readers]
         return kept[:, into].any(1) & ~kept[:, out].any(1)
 
     @cached_property
     def _around(self) -> dict[frozenset[Node], tuple[list[int], list[int]]]:
-        """By the nodes that compute with what it reads, the edges into a destination, and those out of the nodes."""
+        """For each set of nodes: the edges into destinations that exactly they read, and the edges out of them."""
         found: dict[frozenset[Node], tuple[list[int], list[int]]] = {}
         for number, edge in enumerate(self._edges):
             readers = frozenset(self._graph.readers[edge.destination])
@@ -326,7 +330,7 @@ class _Search:
 
     @cached_property
     def _to_be_read(self) -> list[list[Node]]:
-        """After each unit, the nodes gone through that a later one reads."""
+        """After each unit: the nodes gone through that a later unit reads."""
         found: list[list[Node]] = []
         for number in range(len(self._units)):
             past = {node for unit in self._units[: number + 1] for node in unit.sources}
@@ -336,7 +340,7 @@ class _Search:
 
     @cached_property
     def _gone_through(self) -> list[list[frozenset[Node]]]:
-        """After each unit, the keys of `_around` whose edges it or an earlier one has chosen; not the logits'."""
+        """After each unit: the keys of `_around` with outgoing edges whose incoming edges were all chosen by then."""
         past = [{edge for unit in self._units[: n + 1] for edge in unit.edges} for n in range(len(self._units))]
         return [
             [readers for readers, (into, out) in self._around.items() if out and edges.issuperset(into)]
@@ -344,7 +348,7 @@ class _Search:
         ]
 
     def _masks(self, sets: Kept) -> Iterator[Tensor]:
-        """Masks `[set, source, destination]` of some sets at a time, all in the same memory."""
+        """Yield masks `[set, source, destination]` of some sets at a time; each batch overwrites the last."""
         size = (min(_MASKS, len(sets)), len(self._graph.sources), len(self._graph.destinations))
         masks = torch.zeros(size)
         rows, columns = zip(*map(self._graph.position, self._edges), strict=True)
@@ -358,22 +362,22 @@ class _Search:
 
 
 def _first_of_each(number: Int[Tensor, " item"]) -> Int[Tensor, " distinct"]:
-    """The first place of each number from 0 on."""
+    """Return the index at which each number from 0 on first occurs."""
     first = torch.full((int(number.max()) + 1 if len(number) else 0,), len(number))
     return first.scatter_reduce_(0, number, torch.arange(len(number)), "amin")
 
 
 def _common_of_each(sets: Kept, number: Int[Tensor, " set"]) -> Bool[Tensor, "distinct edge"]:
-    """What the sets of each number from 0 on have in common."""
+    """Return the edges that all sets with the same number have in common, for each number from 0 on."""
     shared = torch.ones(int(number.max()) + 1, sets.shape[1], dtype=torch.uint8)
     return shared.scatter_reduce_(0, number[:, None].expand(sets.shape), sets.to(torch.uint8), "amin").bool()
 
 
 def _minimal_of_each(sets: Kept, group: Int[Tensor, " set"]) -> Int[Tensor, " minimal"]:
-    """The rows of the sets that are distinct, and no superset of another, among those of their group.
+    """Return the rows of the sets that contain no other set of their group; of equal sets, one row.
 
     Raises:
-        _GaveUp: a group has too many.
+        _GaveUp: a group has more than `_EQUAL` sets.
     """
     kept: list[Tensor] = []
     order = torch.argsort(group, stable=True)
@@ -384,7 +388,7 @@ def _minimal_of_each(sets: Kept, group: Int[Tensor, " set"]) -> Int[Tensor, " mi
             rows = rows[torch.argsort(sets[rows].sum(1), stable=True)]
             some = sets[rows].float()
             minimal = torch.zeros(len(rows), dtype=torch.bool)
-            for start in range(0, len(rows), _COMPARED):  # a subset comes before what holds it
+            for start in range(0, len(rows), _COMPARED):  # by size, so that subsets come before supersets
                 part = some[start : start + _COMPARED]
                 inside = part @ some[: start + len(part)].T == some[: start + len(part)].sum(1)
                 minimal[start : start + len(part)] = ~inside.tril(start - 1).any(1)

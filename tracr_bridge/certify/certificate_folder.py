@@ -1,4 +1,4 @@
-"""A certificate as a folder that anyone can check without us: `check_certificate.py` needs it and NumPy alone."""
+"""Saves a certificate as a folder. `check_certificate.py` checks the folder with NumPy alone, without this package."""
 
 import hashlib
 import io
@@ -30,16 +30,16 @@ Arrays = dict[str, np.ndarray]
 
 
 def save_certificate(truth: Truth, subject: "Compiled | Exported", folder: Path) -> None:
-    """Write the certificate of a truth as a folder, which appears when all of it is there.
+    """Write the certificate of a truth as a folder. The folder appears once it is complete.
 
     Args:
-        truth: of `subject`, under one ablation.
+        truth: the truth of `subject` under one ablation.
         subject: a compiled program, or a checkpoint that `export` wrote.
-        folder: to make, in one that exists.
+        folder: the folder to make; its parent has to exist.
 
     Raises:
-        UnwritableFile: there is such a file or folder, or it cannot be made.
-        UnsupportedProgram: without some edge outputs are no numbers.
+        UnwritableFile: a file or folder of that name exists, or the folder cannot be made.
+        UnsupportedProgram: the gap is infinite: each edge, taken out of the circuit, makes some output infinite or NaN.
     """
     if not math.isfinite(truth.certificate.gap.kept):
         raise UnsupportedProgram(
@@ -66,12 +66,12 @@ def _save_arrays(arrays: Arrays, path: Path) -> None:
 
 
 def _digest(data: bytes) -> str:
-    """SHA-256."""
+    """Return the SHA-256 digest in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _describe(truth: Truth, subject: "Compiled | Exported") -> tuple[dict[str, Any], Arrays, Arrays]:
-    """What `certificate.json` says but for digests, the weights and the domain."""
+    """Return the content of `certificate.json` without its digests, the weights, and the domain."""
     from tracr_bridge.compile.compile import Compiled
 
     graph, certificate, judge = truth.circuit.graph, truth.certificate, truth.judge
@@ -126,7 +126,7 @@ def _claims(certificate: Certificate) -> dict[str, Any]:
 
 
 def _compiled(compiled: "Compiled") -> tuple[dict[str, Any], Arrays]:
-    """What the forward needs besides weights, and these, the heads of a layer side by side."""
+    """Return the settings that the forward pass needs, and the weights with the heads of a layer side by side."""
     weights: Weights = compiled.model.weights
     layers = weights.layers
     arrays = {"token": weights.token, "position": weights.position, "unembed": weights.unembed}
@@ -161,7 +161,7 @@ def _compiled_domain(compiled: "Compiled") -> dict[str, Any]:
 
 
 def _exported(exported: "Exported") -> tuple[dict[str, Any], Arrays]:
-    """What the forward needs besides weights, and these under Hugging Face's own names."""
+    """Return the settings that the forward pass needs, and the weights under Hugging Face's names."""
     theirs: Any = exported.model.weights
     config, gpt2 = theirs.config, exported.family == "gpt2"
     heads = config.n_head if gpt2 else config.num_attention_heads
@@ -181,7 +181,7 @@ def _exported(exported: "Exported") -> tuple[dict[str, Any], Arrays]:
 
 
 def _exported_domain(exported: "Exported", model: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokens and lengths that occur: `export` does not write down the program's own limits."""
+    """Return the tokens and lengths that occur: `export` does not save the program's own limits."""
     tokens = exported.dataset.tokens
     lengths = (tokens != model["pad"]).sum(1) - 1
     vocabulary = sorted({*tokens.flatten().tolist()} - {model["bos"], model["pad"]})

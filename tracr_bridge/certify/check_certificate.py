@@ -1,9 +1,9 @@
-"""Check certificates of true circuits, from their folders and with NumPy alone: `check_certificate.py DIR [DIR ...]`.
+"""Checks certificates of true circuits from their folders, with NumPy alone: `check_certificate.py DIR [DIR ...]`.
 
-A destination reads the sum over earlier sources of z * clean + (1 - z) * ablated in float64, where z = 1 keeps an edge.
-Edges are **faithful** if no output at a scored position of any input (or pair) is off by more than the tolerance, and a
-**true circuit** if no proper subset is. Searches leave out **dead** edges, from which no kept ones lead to the logits,
-and **inert** ones, the same clean and ablated under every mask. Exit 0: all checked holds; 1: refused; 2: unusable.
+A destination reads the sum over earlier sources of z * clean + (1 - z) * ablated, in float64; z = 1 keeps an edge.
+A set of edges is **faithful** if no output at a scored position of any input (pair) is off by more than the tolerance.
+A faithful set is a **true circuit** if no proper subset is faithful. Searches leave out **dead** (no kept path to the
+logits) and **inert** edges (same clean and ablated under any mask). Exit 0: all checked holds; 1: refused; 2: unusable.
 """
 
 import argparse
@@ -20,8 +20,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FILES: Final = ("certificate.json", "circuit.json", "domain.npz", "weights.npz")
 STATED: Final = ["edgeprune certificate 1", "largest absolute difference", "scored positions of all inputs or pairs"]
 KINDS: Final = ("refused", "unusable", "holds", "unchecked")
-LARGEST, ROOM = 2**26, 2**20  # bytes of a file and of all that is packed in it; numbers of a source in one forward
-PARTS: Final = {  # tokens, positions, norm, logits; a layer's norm, q, k, v, output; norm, MLP, what it gates, output
+LARGEST, ROOM = 2**26, 2**20  # bytes of a file and of all unpacked arrays; numbers of a source in one forward
+PARTS: Final = {  # tokens, positions, last norm, logits; per layer: norm, q, k, v, output; norm, MLP, gated, output
     "tracr": "token position  unembed  a{0}.query a{0}.key a{0}.value a{0}.output  m{0}.hidden  m{0}.output",
     "gpt2": "wte wpe ln_f lm_head {1}ln_1 {1}attn.c_attn   {1}attn.c_proj {1}ln_2 {1}mlp.c_fc  {1}mlp.c_proj",
     "llama": "embed_tokens  norm lm_head {2}input_layernorm {2}self_attn.q_proj {2}self_attn.k_proj {2}self_attn.v_proj"
@@ -30,13 +30,13 @@ PARTS: Final = {  # tokens, positions, norm, logits; a layer's norm, q, k, v, ou
 
 
 class Model:
-    """A transformer: Tracr's has no norms and no biases, GPT-2 has LayerNorms, Llama RMSNorms, rotations and gates."""
+    """A transformer. Tracr: no norms, no biases. GPT-2: LayerNorms. Llama: RMSNorms, rotary embeddings, gated MLPs."""
 
     def __init__(self, family: str, weights: dict[str, Array], config: dict[str, Any]) -> None:
         self.family, self.c, self.size, heads = family, config, config["head_dim"], range(config["heads"])
         self.w = {k.removeprefix("transformer.").removeprefix("model."): v.astype(float) for k, v in weights.items()}
         token, place, end, last = PARTS[family].split(" ")[:4]
-        # Sources that read the same stream, and what is added after them and never ablated; then where a source reads.
+        # Stages: sources that read the same stream, and the bias added after them, never ablated. Ports: their inputs.
         self.stages: list[tuple[list[str], Any]] = [(["tok", "pos"] if family == "tracr" else ["embed"], 0.0)]
         self.ports, self.edges = {name: list[str]() for name in self.stages[0][0]}, dict[str, tuple[str, str]]()
         self.writes, self.reads, before = dict[str, Any](), dict[str, tuple[str, Array, Array, bool]](), list[str]()
@@ -60,17 +60,17 @@ class Model:
             self.stages += [([f"a{n}.h{head}" for head in heads], constant), ([f"m{n}"], 0.0)]
         self.reads["logits"], self.ports["logits"] = (end, *self.linear(last), False), ["logits"]
         self.stages.append((["logits"], 0.0))
-        for names, _ in self.stages:  # what leads to a source comes before what leads from it
+        for names, _ in self.stages:  # edges into a source come before edges out of it
             self.edges |= {f"{s}->{to}": (s, to) for name in names for to in self.ports[name] for s in before}
             before += names
 
     def linear(self, name: str) -> tuple[Array, Array]:
-        """Weights `[in, out]` and biases."""
+        """Return weights `[in, out]` and biases."""
         weight = self.w[name + ".weight"].T if self.family == "llama" or name == "lm_head" else self.w[name + ".weight"]
         return weight, self.w.get(name + ".bias", np.zeros(weight.shape[1]))
 
     def read(self, to: str, x: Array) -> Array:
-        """What a destination makes of the stream."""
+        """Return what a destination computes from the stream: norm, weights and, in Llama, the rotary embedding."""
         norm, weight, bias, turned = self.reads[to]
         if norm:
             x = x - x.mean(-1, keepdims=True) if self.family == "gpt2" else x
@@ -83,7 +83,7 @@ class Model:
         return x
 
     def write(self, name: str, tokens: Array, x: list[Array]) -> Array:
-        """What a source writes, `[mask, input, pos, number]`, of tokens or of what its destinations read."""
+        """Return what a source writes, `[mask, input, pos, number]`, from tokens or from what its ports read."""
         weight, bias = self.writes[name]
         if name in ("tok", "pos", "embed"):
             rows = 0 * tokens + np.arange(tokens.shape[1]) if name == "pos" else tokens
@@ -99,13 +99,13 @@ class Model:
 
 
 class Check:
-    """Checks one certificate. A set of structural edges is coded as a number whose bit i keeps edge i."""
+    """Checks one certificate. A set of structural edges is coded as an integer: bit i keeps edge i."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, found: dict[str, list[str]]) -> None:
         self.limit, self.most, (self.refused, *_, self.unchecked) = options, options.tolerance, found.values()
         self.rows, self.failed, self.clean, data = 0, list[int](), dict[str, Array](), dict[str, bytes]()
         self.refuse: Any = lambda wrong, text: self.refused.extend([text] * bool(wrong))
-        for path in (folder / name for name in FILES):  # and no other
+        for path in (folder / name for name in FILES):  # no other file is read
             if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
                 raise ValueError(f"expected a file {path.name} of at most {LARGEST:,} bytes")
             data[path.name] = path.read_bytes()
@@ -145,7 +145,7 @@ class Check:
         found["holds"] += [self.claims["status"] + " in what was checked" * bool(self.unchecked)] * (not self.refused)
 
     def run(self, codes: Array, tokens: Array, ablated: dict[str, Array]) -> Array:
-        """Outputs of each code. Sources that `ablated` lacks are put there, with what they write: they stay so."""
+        """Return the outputs of each code. A source missing from `ablated` is added as it writes, so it stays clean."""
         kept = [(codes >> bit & 1).astype(float)[:, None, None, None] for bit in range(len(self.names))]
         base, written, reads = np.zeros((1, 1, 1, 1)), dict[str, Array](), dict[str, Array]()
         for (names, constant), (following, _) in zip(self.model.stages, self.model.stages[1:], strict=False):
@@ -158,7 +158,7 @@ class Check:
         return reads["logits"]
 
     def worst(self, codes: Array, pairs: Any) -> tuple[Array, Array]:
-        """The largest difference from the full model that each code makes on `pairs`, and on which."""
+        """Return the largest difference from the full model that each code makes on `pairs`, and the pair it is on."""
         found, where, self.rows = np.zeros(len(codes)), np.zeros(len(codes), int), self.rows + len(codes) * len(pairs)
         for some in np.split(np.array(pairs), range(self.room, len(pairs), self.room)):
             clean, other = self.pairs[:, some]
@@ -171,12 +171,12 @@ class Check:
         return found, where
 
     def search(self, text: str, code: int, find: Any) -> bool:
-        """Refuse the smallest faithful set, if there is one: by the edges in which it is not `code`."""
+        """Refuse, and return True, if `find` gives a faithful set. Name the edges by which it differs from `code`."""
         try:
             codes: Array = find()
             sizes = np.array([int(each).bit_count() for each in codes])
             for some in (codes[sizes == size] for size in np.unique(sizes)):
-                pairs, count = self.failed + self.order, 1  # first those on which others failed
+                pairs, count = self.failed + self.order, 1  # counterexamples first
                 while pairs and len(some):
                     worst, where = self.worst(some, pairs[:count])
                     self.failed = [*dict.fromkeys(where[worst > self.most].tolist() + self.failed)][:64]
@@ -192,7 +192,7 @@ class Check:
         return False
 
     def live(self, allowed: int) -> Array:
-        """All subsets of `allowed` without dead edges in which no listed circuit lies, built back from the logits."""
+        """Return all subsets of `allowed` that have no dead edge and hold no listed circuit, from the logits back."""
         codes = self.zero
         for to in reversed([*dict.fromkeys(to for ports in self.model.ports.values() for to in ports)]):
             out = sum(self.of[name] for name, ports in self.model.ports.items() if to in ports)
@@ -205,7 +205,7 @@ class Check:
         return codes[~np.any([(codes & code) == code for code in self.circuits], 0)]
 
     def varying(self) -> Array:
-        """All sets of edges that are not inert: what their source writes varies, or depends on such edges."""
+        """Return `live` of the edges that are not inert: their source's value varies, or depends on such edges."""
         varying, first = 0, [int(np.argmax(self.group == group)) for group in self.group]
         for bit, (source, to) in enumerate(self.model.edges[name] for name in self.names):
             x = (values := self.clean[source]) - values[first] * (self.ablation != "zero")
@@ -214,7 +214,7 @@ class Check:
         return self.live(varying)
 
     def check_domain(self) -> None:
-        """Inputs, outputs, graph and structural edges are what they are said to be."""
+        """Refuse inputs, pairs, outputs, a graph or structural edges that are not as stated."""
         said, c, model, (clean, other) = self.said["domain"], self.said["model"], self.model, self.pairs
         tokens, (low, high), vocabulary = self.tokens, said["lengths"], sorted({*said["vocabulary"]})
         lengths, graph, listed = (tokens != c["pad"]).sum(1), self.said["graph"], self.said["structural"]
@@ -246,7 +246,7 @@ class Check:
             self.refuse(name not in listed and model.read(to, rows).any(), f"{name} carries something, but is unlisted")
 
     def check_circuits(self) -> None:
-        """Circuits are true, none is inside another, and where all are said to be listed, there is no other one."""
+        """Refuse circuits that are not true or are nested, a false gap or margin, and a complete list lacking one."""
         status, many, margin, stated = self.claims["status"], len(self.circuits), np.inf, self.claims["gap"]
         fits = {"unique": many == 1, "ambiguous": many > 1, "minimal": many, "locally-minimal": many}[status]
         self.refuse(not fits, f"a certificate {status!r} does not list {many} circuits")
@@ -257,7 +257,7 @@ class Check:
             apart, where = self.worst(self.zero + code, self.order)
             fewer = np.array([code & ~(1 << bit) for bit in range(len(self.names)) if code >> bit & 1], self.zero.dtype)
             effects, whole = self.worst(fewer, self.order[:64])[0], set[int]()
-            while (least := int(effects.argmin())) not in whole:  # the others do more, on a few pairs already
+            while (least := int(effects.argmin())) not in whole:  # others do more on 64 pairs
                 effects[least], whole = self.worst(fewer[[least]], self.order)[0][0], whole | {least}
             on = " corrupted by ".join(map(str, self.tokens[self.pairs[:, where[0]]].tolist()))
             self.refuse(apart[0] > self.most, f"circuit {number} is not faithful: {apart[0]:.4g} off on {on}")
@@ -276,7 +276,7 @@ class Check:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check folders, and say line by line what is refused, and what was not checked."""
+    """Check folders, print what is refused, unusable, holds or is unchecked, a line each. Return the exit code."""
     parser = argparse.ArgumentParser(description="Check certificates of true circuits, from their folders alone.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--subsets", type=int, default=2**20, help="sets in one search, at the most")
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     for folder, found in results.items():
         try:
             Check(Path(folder), options, found)
-        except Exception as error:  # whatever a folder holds, the next one is checked
+        except Exception as error:  # a damaged folder must not keep the next from being checked
             found["unusable"].append(f"{type(error).__name__}: {' '.join(str(error).split())}")
         lines += [f"{folder}: {kind}: {text}" for kind in KINDS for text in found[kind]]
     print(json.dumps({"certificates": results}) if options.json else "\n".join(lines))

@@ -1,4 +1,4 @@
-"""Circuits from which no edge and no group of edges can be taken out: where there is too much to enumerate."""
+"""Finds circuits from which no edge and no tried set of edges can be taken out, where enumeration costs too much."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,20 +15,20 @@ from tracr_bridge.certify.behaviours import Kept
 from tracr_bridge.certify.faithfulness import Judge
 
 ORDERS: Final = 8
-"""Seeded orders in which edges and groups are taken out."""
+"""Number of seeded orders in which edges and sets of edges are taken out."""
 
 _AT_ONCE: Final = 4096
-"""Moves that are tried at a time."""
+"""Moves tried at a time. A move takes out one set of edges (`groups.removals`)."""
 
 
 def eliminate(judge: Judge, edges: Sequence[Edge], *, seed: int, orders: int = ORDERS) -> list[frozenset[Edge]]:
-    """Circuits at which seeded orders of elimination end, all orders run abreast.
+    """Return the circuits at which seeded orders of elimination end. All orders run in the same batches.
 
-    Each order takes edges and groups of edges out one after the other, from all of `edges`, where the rest still
-    reproduces, until none can go.
+    Each order starts from all of `edges` and makes one move after the other, if the rest still reproduces the model,
+    until no move is possible.
 
-    On the way a few pairs stand for all. Only where an order ends is everything run: a pair on which that fails joins
-    the few, and the order starts again. So what is handed back is proved, and most of what is run fails at once.
+    Moves are judged on a few pairs. Only the end of an order is run on all pairs: a pair on which it fails joins the
+    few, and the order starts again. So every returned circuit is proved faithful, and most trials fail after few pairs.
     """
     rng = np.random.default_rng(seed)
     moves = removals(judge.model.graph, edges)
@@ -46,9 +46,9 @@ def eliminate(judge: Judge, edges: Sequence[Edge], *, seed: int, orders: int = O
 
 
 def _take_out(judge: Judge, edges: Sequence[Edge], moves: Removals, ranking: Tensor) -> Kept:
-    """Where each order of elimination (`[order, move]`) ends, as far as the judge's first pairs tell.
+    """Return where each order of elimination (`ranking`, `[order, move]`) ends, judged on a few pairs.
 
-    At its end nothing can go, which is certain; that what is left reproduces everywhere is not.
+    It is certain that no move is possible there. It is not certain that the rest reproduces the model on all pairs.
     """
     kept = torch.ones(len(ranking), len(edges), dtype=torch.bool)
     while bool((possible := _possible(judge, edges, moves, kept)).any()):
@@ -62,7 +62,7 @@ def _take_out(judge: Judge, edges: Sequence[Edge], moves: Removals, ranking: Ten
 
 
 def _possible(judge: Judge, edges: Sequence[Edge], moves: Removals, kept: Kept) -> Bool[Tensor, "order move"]:
-    """Which moves can be made next, each alone."""
+    """Return which moves are possible next, each alone."""
     distinct, of = torch.unique(kept, dim=0, return_inverse=True)
     found = torch.zeros(len(distinct), len(moves), dtype=torch.bool)
     for row, each in zip(found, distinct, strict=True):
@@ -72,7 +72,7 @@ def _possible(judge: Judge, edges: Sequence[Edge], moves: Removals, kept: Kept) 
 
 
 def _reproduces(judge: Judge, edges: Sequence[Edge], kept: Kept) -> Bool[Tensor, " set"]:
-    """Whether each set seems to reproduce the model; equal ones are run once."""
+    """Return whether each set reproduces the model on a few pairs. Equal sets are run once."""
     if not len(kept):
         return torch.zeros(0, dtype=torch.bool)
     distinct, of = torch.unique(kept, dim=0, return_inverse=True)

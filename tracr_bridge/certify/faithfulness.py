@@ -1,4 +1,4 @@
-"""Runs masks over a whole domain and says how far their outputs are from the full model's."""
+"""Runs masks on a whole domain and compares their outputs with the full model's."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,27 +17,27 @@ from edgeprune.masked_model import Mask, MaskedModel, Sources, Tokens
 from edgeprune.metrics.distances import largest_difference
 
 PAIR_BUDGET: Final = 100_000
-"""Pairs of clean and corrupted inputs that are run before a seeded sample stands in for all."""
+"""Largest number of (clean, corrupted) pairs that are all run. Of more, a seeded sample of this size is run."""
 
 CLOSE: Final = 1e-3
-"""A difference that is closer to the tolerance than this is taken again in double precision."""
+"""A difference closer to the tolerance than this is computed again in double precision."""
 
 _ROUNDING: Final = 1e-6
-"""So is one that is closer than this share of the largest output: single precision may be off by as much."""
+"""So is a difference closer than this share of the largest output, as single precision may be off by as much."""
 
 _ROWS: Final = 4096
-"""Masked inputs in one forward; a bound on memory, and no larger than pays. Attention holds key size times length
-squared numbers for each."""
+"""Masked inputs in one forward. It bounds memory (attention holds key size times length squared numbers for each); a
+larger number does not pay."""
 
 _FIRST: Final = 168
-"""Pairs, 8 + 32 + 128, on which nearly every mask that fails at all is found out."""
+"""Pairs run first (8 + 32 + 128). Nearly every mask that fails at all fails on one of them."""
 
 _PAIRS: Final = 1024
-"""Pairs whose ablated sources are held at a time."""
+"""Pairs whose ablated sources are in memory at a time."""
 
 
 class JudgedModel(MaskedModel, Protocol):
-    """A model of which more is asked than a method may ask."""
+    """A masked model with what certification needs besides. Discovery methods are not given these members."""
 
     def fingerprints(
         self,
@@ -47,9 +47,9 @@ class JudgedModel(MaskedModel, Protocol):
         relevant: Bool[Tensor, "source batch pos"],
         layers: int,
     ) -> Int[Tensor, "source mask batch"]:
-        """A number for what each source of the first `layers` writes to each input in a masked run.
+        """Return a number for what each source of the first `layers` writes on each input in a masked run.
 
-        It is the same for runs in which a source writes the same, bit by bit, at the positions that are relevant.
+        Two runs have the same number where the source writes the same, bit by bit, at all relevant positions.
         """
         ...
 
@@ -61,25 +61,25 @@ class JudgedModel(MaskedModel, Protocol):
 
 @dataclass(frozen=True)
 class Places:
-    """Where outputs are compared: some pairs, and positions of each."""
+    """Where outputs are compared: pairs (columns of `Judge.rows_of_pairs`), and the scored positions of each."""
 
     pairs: Int[Tensor, " pair"]
     scored: Bool[Tensor, "pair pos"]
 
     def split(self, size: int) -> "Iterator[Places]":
-        """So many pairs at a time."""
+        """Yield the places of `size` pairs at a time."""
         return (Places(*part) for part in zip(self.pairs.split(size), self.scored.split(size), strict=True))
 
 
 class Judge:
-    """Whether masks reproduce the full model under one ablation, on every input or pair of the domain.
+    """Decides whether masks reproduce the full model under one ablation, on every input or pair of the domain.
 
     Args:
         model: the model to run.
         dataset: its domain.
         ablation: what removed edges carry.
         atol: the largest difference, before decoding, that counts as the same output.
-        seed: of the order in which pairs are run, and of their sample where they exceed PAIR_BUDGET.
+        seed: seed of the order in which pairs are run, and of their sample if there are more than `PAIR_BUDGET`.
     """
 
     def __init__(self, model: JudgedModel, dataset: Dataset, ablation: Ablation, *, atol: float, seed: int = 0) -> None:
@@ -102,43 +102,43 @@ class Judge:
             clean = torch.randint(len(dataset), (PAIR_BUDGET,), generator=generator)
             corrupted = dataset.partners(clean, generator)
         self.rows_of_pairs: Int[Tensor, "2 pair"] = torch.stack([clean, corrupted])
-        """The rows of the dataset that are run: clean inputs, and below them their corrupted inputs."""
+        """The rows of the dataset that are run: clean inputs first, their corrupted inputs second."""
 
         self._counterexamples: dict[int, None] = {}
-        """Pairs on which a mask failed, in the order in which they were met."""
+        """Pairs on which a mask failed, in the order in which they were found."""
 
         self.rows = 0
-        """Masked inputs run so far: what certification costs, whatever the machine."""
+        """Number of masked inputs run so far: the cost of certification, independent of the machine."""
 
         self.margin = math.inf
-        """The smallest |difference - tolerance| among the verdicts of `reproduces` so far; exact where below `atol`."""
+        """The smallest |difference - tolerance| among the verdicts of `reproduces` so far; exact if below `atol`."""
 
     @property
     def pairs(self) -> int:
-        """Inputs, or pairs under resample, that a verdict covers."""
+        """Number of inputs, or pairs under resample, that a verdict covers."""
         return self.rows_of_pairs.shape[1]
 
     @property
     def counterexamples(self) -> list[int]:
-        """The pairs that masks have failed on so far; later masks are run on them first."""
+        """Pairs on which masks have failed so far. Later masks are run on them first."""
         return list(self._counterexamples)
 
     def places(self, pairs: Int[Tensor, " pair"] | None = None) -> Places:
-        """All scored positions, of some pairs or of all."""
+        """Return all scored positions of `pairs`, or of all pairs."""
         pairs = torch.arange(self.pairs) if pairs is None else pairs
         return Places(pairs, self.dataset.scored[self.rows_of_pairs[0, pairs]])
 
     def differences(
         self, masks: Float[Tensor, "mask source destination"], places: Places | None = None
     ) -> Float[Tensor, " mask"]:
-        """The largest difference from the full model's output that each mask makes anywhere, or at some places."""
+        """Return the largest difference from the full model's output that each mask makes, at `places` or anywhere."""
         return self._run(masks, self.places() if places is None else places)[0]
 
     def reproduces(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
-        """Whether each mask reproduces the full model everywhere.
+        """Return whether each mask reproduces the full model on every pair.
 
-        A mask that fails on the first few pairs runs no further, and the pair on which it failed is the first that
-        later masks are run on. One that fails by little runs everywhere, to learn by how much it fails.
+        A mask that fails on some pairs runs no further. The pair on which it failed becomes a counterexample, on which
+        later masks are run first. A mask that fails by little runs on every pair, so that `margin` is exact.
         """
         worst = self._worst_of_few(masks)
         start, size = min(_FIRST, self.pairs), 4 * _FIRST
@@ -153,7 +153,7 @@ class Judge:
         return worst <= self.atol
 
     def seems_to_reproduce(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
-        """Whether each mask reproduces a few pairs, those among them on which others failed: no proof, unlike a no."""
+        """Return whether each mask passes the first pairs and all counterexamples. False is proof; True is not."""
         return self._worst_of_few(masks) <= self.atol
 
     def _worst_of_few(self, masks: Tensor) -> Float[Tensor, " mask"]:
@@ -166,7 +166,7 @@ class Judge:
         return worst
 
     def _refute(self, masks: Tensor, worst: Tensor, pairs: Tensor) -> None:
-        """Run the masks that have not failed yet on `pairs`, and note the largest difference that each has made."""
+        """Run the masks that have not failed yet on `pairs`. Update `worst`, their largest differences."""
         alive = torch.nonzero(worst <= self.atol)[:, 0]
         difference, where = self._run(masks[alive], self.places(pairs))
         worst[alive] = torch.maximum(worst[alive], difference)
@@ -181,13 +181,13 @@ class Judge:
         spreading: Bool[Tensor, " source"],
         layers: int,
     ) -> Int[Tensor, "mask source"]:
-        """A number for what each source of the first `layers` writes, the same for masks with which it writes the same.
+        """Return a number per mask and source of the first `layers`: equal for masks with which it writes the same.
 
         Args:
-            masks: of the runs.
-            places: what a source writes elsewhere plays no part,
-            spreading: but for these sources, of which it plays a part at every position.
-            layers: how many are run.
+            masks: the masks to run.
+            places: the pairs to run, and the positions at which what a source writes counts.
+            spreading: sources for which every position counts.
+            layers: number of layers that are run.
         """
         found = torch.zeros(len(masks), len(self.model.graph.sources), dtype=torch.long)
         salts = salt(len(places.pairs), Level.INPUT).split(_PAIRS)
@@ -204,14 +204,14 @@ class Judge:
     def edges_agree(
         self, read: Sequence[Tensor], edges: Bool[Tensor, "source destination"]
     ) -> Bool[Tensor, "source destination"]:
-        """Which of `edges` carry a clean and an ablated value that look the same at the other end, in plain runs.
+        """Return which of `edges` carry clean and ablated values that their destination reads as equal, in plain runs.
 
         Args:
             read: the weights `[d_model, out]` that each destination reads with.
-            edges: true where it is asked.
+            edges: True for the edges to test.
         """
         agree, rows = edges.clone(), torch.arange(len(self.dataset))
-        # Under resample, two values that look like that of a third look alike.
+        # Under resample, comparing every input with one of its group is enough: equality is transitive.
         stand_ins = torch.stack(
             [torch.nonzero(self.dataset.group == g)[0, 0] for g in range(int(self.dataset.group.max()) + 1)]
         )
@@ -225,16 +225,16 @@ class Judge:
         return agree
 
     def _batch(self, pairs: Int[Tensor, " pair"]) -> tuple[Batch, Sources | None]:
-        """Some pairs, and what edges carry there when ablated."""
+        """Return the batch of some pairs, and the ablated sources on it."""
         clean, corrupted = self.rows_of_pairs[:, pairs]
         batch = self.dataset.take(clean, corrupted)
         return batch, self._ablator(batch)
 
     @torch.no_grad()
     def _run(self, masks: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """The largest difference that each mask makes at `places`, and on which pair; in forwards of bounded size.
+        """Return the largest difference that each mask makes at `places`, and the pair on which it makes it.
 
-        What a chunk of pairs carries when ablated is computed once for all its masks.
+        Each forward has a bounded size. The ablated sources of a chunk of pairs are computed once for all masks.
         """
         worst, where = torch.zeros(len(masks)).double(), torch.zeros(len(masks), dtype=torch.long)
         for some in places.split(_PAIRS) if len(masks) and len(places.pairs) else ():
@@ -250,7 +250,7 @@ class Judge:
         return worst, where
 
     def _decide_in_double(self, differences: Float[Tensor, "mask pair"], masks: Tensor, places: Places) -> None:
-        """Put differences of double precision in the place of those that single precision may not tell apart."""
+        """Replace differences too close to the tolerance for single precision by those of double precision."""
         rows, columns = torch.nonzero((differences - self.atol).abs() < self._close, as_tuple=True)
         if len(rows):
             self._exact = self._exact or _Exact(self.model.in_double, self.dataset, self.ablation)
@@ -263,7 +263,7 @@ class Judge:
 
 
 class _Exact:
-    """The same comparison in double precision, each mask on an input or pair of its own."""
+    """Compares with the full model in double precision, each mask on one input or pair of its own."""
 
     def __init__(self, model: MaskedModel, dataset: Dataset, ablation: Ablation) -> None:
         self._model, self._dataset = model, dataset

@@ -1,4 +1,4 @@
-"""The order in which the nodes of a graph are gone through, and which of them compute together."""
+"""Orders the nodes of a graph for the search, and groups those that compute together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from edgeprune.graph import Edge, Graph, Node
 
 @dataclass(frozen=True)
 class Unit:
-    """Nodes that compute together, as they share keys and values, and the edges into them; or the logits."""
+    """Nodes that compute together (a node, or heads that share keys and values), and edges into them; or the logits."""
 
     sources: frozenset[Node]
     edges: tuple[int, ...]
 
     @property
     def is_logits(self) -> bool:
-        """Whether it is the logits."""
+        """Whether the unit is the logits."""
         return not self.sources
 
 
 def in_order(graph: Graph, edges: Sequence[Edge]) -> list[Unit]:
-    """Units so that each comes after what it reads, and few nodes wait to be read at a time; the logits last."""
+    """Return the units with edges, each after what it reads, the logits last. Few nodes wait to be read at a time."""
     together: list[set[Node]] = []
     for destination in graph.destinations:
         nodes = {node for node in graph.readers[destination] if node.kind != "logits"}

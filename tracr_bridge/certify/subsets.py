@@ -1,7 +1,7 @@
-"""All true circuits of a small graph, by running all subsets of its edges.
+"""Finds all true circuits of a small graph by running all subsets of its edges.
 
-Subsets are run from the smallest to the largest. Supersets of a true circuit are skipped, as they are not
-subset-minimal, and so are subsets with dead edges, as removing those changes nothing.
+Subsets are run from the smallest to the largest. Two kinds are skipped: supersets of a true circuit, as they are not
+subset-minimal, and subsets with dead edges, as taking those edges out changes nothing.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,23 +20,23 @@ from edgeprune.masks import mask_of
 from edgeprune.methods.circuit_loss import CircuitLoss
 
 MOST: Final = 2**22
-"""Subsets without dead edges that are run, at the most."""
+"""Largest number of subsets without dead edges that are run."""
 
 _AT_ONCE: Final = 512
-"""Subsets that are run together."""
+"""Subsets run in one batch."""
 
 _BITS: Final = 62
-"""Edges that a code has room for."""
+"""Largest number of edges that a code holds."""
 
 Codes = Int64[np.ndarray, " subset"]
-"""Subsets of a list of edges: bit n says whether edge n is kept."""
+"""Subsets of a list of edges, one integer each: bit n is 1 if edge n is kept."""
 
 
 class LossJudge:
-    """Says of circuits whether they are within a tolerance, as `judge.Judge` does of outputs.
+    """Decides whether the loss of circuits is within a tolerance, as `faithfulness.Judge` does for outputs.
 
     Args:
-        loss: on all inputs.
+        loss: the loss of circuits on all inputs.
         atol: the largest loss of a faithful circuit.
     """
 
@@ -45,41 +45,41 @@ class LossJudge:
 
     @property
     def rows(self) -> int:
-        """Masked inputs that were run, at the most: a circuit is run until it is known not to be faithful."""
+        """Upper bound on the masked inputs run so far: a circuit that is shown to fail stops early."""
         return self._loss.masks_run * self._loss.inputs
 
     def differences(self, masks: Float[Tensor, "mask source destination"]) -> Float[Tensor, " mask"]:
-        """The loss of each."""
+        """Return the loss of each mask."""
         return self._loss(masks)
 
     def reproduces(self, masks: Float[Tensor, "mask source destination"]) -> Bool[Tensor, " mask"]:
-        """Whether it is within the tolerance."""
+        """Return whether the loss of each mask is within the tolerance."""
         return self.differences(masks) <= self.atol
 
     def differences_of(self, circuits: Sequence[Collection[Edge]]) -> list[float]:
-        """The same, of sets of edges."""
+        """Return the loss of each set of edges."""
         return self.differences(torch.stack([mask_of(self.graph, edges) for edges in circuits])).tolist()
 
 
 @dataclass(frozen=True)
 class Found:
-    """What running them gave."""
+    """The true circuits, and the cost of finding them."""
 
     circuits: list[frozenset[Edge]]
-    """All true ones, smallest first."""
+    """All true circuits, smallest first."""
 
     runs: int
-    """How many subsets were run."""
+    """Number of subsets run."""
 
     margin: float
-    """The smallest |loss - tolerance| among them, or the tolerance, if that is less."""
+    """The smallest |loss - tolerance| among the subsets run, or the tolerance if that is smaller."""
 
 
 def live_subsets(graph: Graph, edges: Sequence[Edge], *, most: int = MOST, of: int | None = None) -> Codes:
-    """All subsets of `edges` without dead edges; `of` is how many there are to say, unless these are all.
+    """Return all subsets of `edges` without dead edges. The error message says `of` edges, `len(edges)` by default.
 
     Raises:
-        ModelError: there are too many.
+        ModelError: there are more than `most` such subsets, or more than 62 edges.
     """
     into, out = dict[frozenset[Node], list[int]](), dict[frozenset[Node], int]()
     for number, edge in enumerate(edges):
@@ -104,11 +104,11 @@ def live_subsets(graph: Graph, edges: Sequence[Edge], *, most: int = MOST, of: i
 
 
 def true_circuits(loss: CircuitLoss, edges: Sequence[Edge], tolerance: float, *, progress: bool = False) -> Found:
-    """All subsets of `edges` whose loss is within a tolerance, and that of no proper subset is.
+    """Return all subsets of `edges` that have a loss within the tolerance and no proper subset that has.
 
     Args:
-        loss: on all inputs, nowhere below 0.
-        edges: those that may be in a true circuit.
+        loss: the loss of circuits on all inputs, never below 0.
+        edges: the edges that may be in a true circuit.
         tolerance: the largest loss of a faithful circuit.
         progress: show a progress bar on standard error, if that is a terminal.
 

@@ -1,4 +1,4 @@
-"""Truths and their certificates as JSON, as files and in words."""
+"""Writes truths and their certificates as JSON, as files and in words."""
 
 import math
 from typing import Any, Final
@@ -17,7 +17,7 @@ _STATUS: Final[dict[Status, str]] = {
 
 
 def certificate_json(certificate: Certificate) -> dict[str, Any]:
-    """A certificate as JSON; `circuits` lists all circuits that it is about, smallest first."""
+    """Return a certificate as JSON. `circuits` lists all its circuits, smallest first."""
     return {
         "status": certificate.status,
         "inputs": certificate.inputs,
@@ -33,12 +33,12 @@ def certificate_json(certificate: Certificate) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: without some edge, outputs may be no numbers."""
+    """Return None for an infinite value, which JSON lacks: ablated outputs may be infinite or NaN."""
     return value if math.isfinite(value) else None
 
 
 def truth_json(truth: Truth, program: str) -> dict[str, Any]:
-    """A truth as JSON: edges by name, and how many are structural and how many there are."""
+    """Return a truth as JSON: edges by name, the number of structural edges and the number of all edges."""
     graph = truth.circuit.graph
     return {
         "program": program,
@@ -53,22 +53,22 @@ def truth_json(truth: Truth, program: str) -> dict[str, Any]:
 
 
 def saved_truth(truth: Truth, model: str) -> SavedCircuit:
-    """All true circuits and their certificate, as `save_circuit` takes them; `circuit` is the smallest."""
+    """Return the smallest listed circuit with the certificate, which lists all, as `save_circuit` takes them."""
     return SavedCircuit(truth.circuit, model=model, versions=versions(), certificate=saved_certificate(truth))
 
 
 def saved_certificate(truth: Truth) -> dict[str, Any]:
-    """A certificate as the file of a circuit holds it."""
+    """Return a certificate as a circuit's file holds it."""
     structural = edge_names(truth.circuit.graph, truth.structural)
     return certificate_json(truth.certificate) | {"structural": structural, "others_matter": truth.others_matter}
 
 
 def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tuple[str, str]]:
-    """A certificate in words, one fact a row.
+    """Return a certificate in words, one fact per row.
 
     Args:
-        truth: what was certified.
-        compared: of its circuits, the one that another is compared with.
+        truth: the truth to describe.
+        compared: the circuit of the certificate that a found circuit is compared with, if any.
     """
     certificate, graph = truth.certificate, truth.circuit.graph
     by_difference = certificate.criterion == "largest difference"

@@ -1,9 +1,9 @@
-"""A trained model whose true circuits are known, because it is so small that all subsets of its edges can be run.
+"""Certifies trained models that are so small that all subsets of their edges can be run.
 
-The domain is all that a task's file has, and a circuit is faithful where its KL divergence from the full model is
-within a tolerance: in the mean over examples, or on each of them. As LayerNorm reads all that is written, every edge
-counts but those out of or into an MLP whose weights are 0. All is run in double precision, but for
-the rotations of a Llama. An example's divergence is the mean over its positions that count.
+The domain is every example of a task's file. A circuit is faithful if KL(full model || circuit) is within a tolerance,
+in the mean over examples or on each of them. An example's divergence is the mean over its scored positions. Norms read
+every source, so every edge is structural except those from or to an MLP that writes nothing (its output weights are 0).
+Everything runs in double precision except the rotary embeddings of a Llama.
 """
 
 import hashlib
@@ -39,37 +39,37 @@ from tracr_bridge.certify.subsets import LossJudge, live_subsets, true_circuits
 from tracr_bridge.certify.truth import Certificate, Criterion, Truth, gap_of
 
 _BATCH: Final = 8
-"""Examples on which all subsets are run first; most show there that they are not faithful."""
+"""Examples per batch. Every subset is run on the first batch; most are shown there not to be faithful."""
 
 _CRITERIA: Final[dict[Over, Criterion]] = {"mean": "mean KL", "worst": "largest KL"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What is asked for.
+    """A trained model, the task that is its domain, and the criterion of a faithful circuit.
 
     Raises:
         ConfigError: the tolerance is not above 0.
-        TaskError: the task's examples cannot be listed.
+        TaskError: the task draws its examples, so that they cannot be listed.
     """
 
     model: str
-    """A folder, or a name on the Hugging Face hub."""
+    """The model: a folder, or a name on the Hugging Face hub."""
 
     task: str
-    """A file of examples, all of which are run, whichever split they ask for."""
+    """A file of examples. All of them are run, whatever split they belong to."""
 
     tolerance: float
-    """The largest divergence of a faithful circuit, nats."""
+    """The largest KL divergence of a faithful circuit, in nats; above 0."""
 
     criterion: Over = "mean"
-    """Whether the mean over examples has to be within it, or each of them."""
+    """What has to be within the tolerance: the mean over examples (`mean`), or every example (`worst`)."""
 
     check: bool = True
-    """Whether the model is what its files ask for, as `load_model`'s."""
+    """Whether `load_model` checks that the loaded model is the one that its files describe."""
 
     sha256: Mapping[str, str] | None = None
-    """Of the weights and the task that a saved truth is of; None where nothing was saved."""
+    """SHA-256 of the weights and of the task file of a saved truth (`weights`, `task`); None without a saved truth."""
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("tolerance",)))
@@ -80,31 +80,31 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """Name of the model's folder, or on the hub."""
+        """The name of the model's folder, or its name on the hub."""
         return Path(self.model).resolve().name if Path(self.model).exists() else self.model
 
     @property
     def doc(self) -> str:
-        """The criterion in words."""
+        """The criterion and the task in words."""
         return f"{_CRITERIA[self.criterion]} of at most {self.tolerance:g} nats on {Path(self.task).name}"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and all examples of its task."""
+    """A loaded model, and all examples of its task."""
 
     asked: Trained
     model: Transformer
     dataset: Dataset
     sha256: Mapping[str, str]
-    """Of the weights, and of the task's file as it was read."""
+    """SHA-256 of the weights and of the task file, as they were read (`weights`, `task`)."""
 
     def truth(self, ablation: Ablation, *, progress: bool = False) -> Truth:
-        """All true circuits, as all subsets of edges are run.
+        """Find all true circuits by running all subsets of edges, and certify them.
 
         Raises:
-            ModelError: there are too many subsets, or outputs that are no numbers.
-            DegenerateProgram: the circuit without any edge is faithful.
+            ModelError: there are too many subsets, or all edges together are off by more than half the tolerance.
+            DegenerateProgram: the empty circuit is faithful.
         """
         asked, graph, edges = self.asked, self.model.graph, self.structural
         model, data = self.model.in_double, self.dataset
@@ -152,7 +152,7 @@ class Loaded:
 
     @cached_property
     def structural(self) -> frozenset[Edge]:
-        """Edges that can carry something, to a node that can write something."""
+        """Edges that can matter: neither from nor to a node that writes nothing."""
         return _structural(self.model.graph, self.model.silent)
 
 
@@ -166,7 +166,7 @@ def _structural(graph: Graph, silent: Collection[Node]) -> frozenset[Edge]:
 
 
 def _check_size(name: str) -> None:
-    """Refuse, before any weight is loaded, a model that is too large even if no MLP writes anything."""
+    """Raise ModelError, before weights are loaded, if a model is too large even if none of its MLPs writes anything."""
     config = load_config(name)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None)
@@ -176,12 +176,12 @@ def _check_size(name: str) -> None:
 
 
 def load_trained(asked: Trained) -> Loaded:
-    """The model, and its task in its tokens.
+    """Load a model, and its task as tokens of that model.
 
     Raises:
         ModelError: the model cannot be loaded, or is too large for all subsets of its edges to be run.
         TaskError: the file cannot be read, or does not fit the model's tokenizer.
-        RunError: the weights or the task are no longer those that the saved truth is of.
+        RunError: the weights or the task have changed since the truth was saved.
     """
     examples = [example for example, _ in read_examples(Path(asked.task))]
     sha256 = {"task": hashlib.sha256(Path(asked.task).read_bytes()).hexdigest()}
@@ -201,7 +201,7 @@ def load_trained(asked: Trained) -> Loaded:
 
 @dataclass(frozen=True)
 class _Digests:
-    """SHA-256 of what a truth is of."""
+    """SHA-256 of the task file and of the weights that a saved truth is about."""
 
     task: str
     weights: str
@@ -209,7 +209,7 @@ class _Digests:
 
 @dataclass(frozen=True)
 class _About:
-    """What `truth.json` says a truth is of."""
+    """The entry `about` of `truth.json`: the model, task and criterion that the truth is about."""
 
     model: str
     task: str
@@ -221,16 +221,16 @@ class _About:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What is read of `truth.json`; circuits are found again, and not taken from there."""
+    """The part of `truth.json` that is read. Circuits are not read: they are found again."""
 
     about: _About
 
 
 def read_asked(folder: Path) -> Trained:
-    """Of which model, task and tolerance the truth in a folder is, as `save_truth` wrote it.
+    """Return the model, task and criterion of the truth that `save_truth` wrote to a folder.
 
     Raises:
-        RunError: the folder holds none.
+        RunError: the folder holds no such truth.
     """
     what = "a truth of a trained model, as `edgeprune truth --save` writes it"
     content = load_json(folder / TRUTH, what, RunError)
@@ -249,10 +249,13 @@ def read_asked(folder: Path) -> Trained:
 
 
 def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Path) -> None:
-    """Write a truth as a folder: what `edgeprune truth --json` says and of what, and the smallest circuit to draw.
+    """Write a truth as a folder.
+
+    `truth.json` holds `said`, which `edgeprune truth --json` prints, and the model, task and criterion it is about.
+    `circuit.json` holds the smallest circuit, to draw.
 
     Raises:
-        UnwritableFile: there is something already, or it cannot be written.
+        UnwritableFile: something exists at `folder`, or it cannot be written.
     """
     asked = given.asked
     model = str(Path(asked.model).resolve()) if Path(asked.model).exists() else asked.model

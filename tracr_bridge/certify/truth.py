@@ -1,8 +1,8 @@
-"""The true circuits of a model, and the certificate that says how far they are proved.
+"""Derives the true circuits of a model, and the certificate that says how far they are proved.
 
 A true circuit is faithful (it alone reproduces the full model), and no proper subset of it is. Ablation is not
-monotone, so a model may have several, and edges that cannot go one by one may go together. `docs/truth.md` says what
-each status of a certificate implies, and proves it.
+monotone, so a model may have several true circuits, and edges that cannot go one by one may go together.
+`docs/truth.md` says what each status of a certificate implies, and proves it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,86 +24,88 @@ from tracr_bridge.certify.faithfulness import Judge, JudgedModel
 from tracr_bridge.certify.subsets import LossJudge
 
 Status = Literal["unique", "ambiguous", "minimal", "locally-minimal"]
-"""
-- `unique`: all true circuits were enumerated, and there is one.
-- `ambiguous`: all were enumerated, and there are several, none inside another.
-- `minimal`: those listed are true, as no proper subset of them is faithful; there may be others.
-- `locally-minimal`: those listed are faithful, and lose that with any edge, and with any group of edges that was tried.
+"""How far the listed circuits are proved.
+
+- `unique`: all true circuits were enumerated; there is one.
+- `ambiguous`: all true circuits were enumerated; there are several, none inside another.
+- `minimal`: listed circuits are true, as no proper subset is faithful; there may be others, and smaller ones.
+- `locally-minimal`: listed circuits are faithful, and are not without any edge or set of edges that was tried. A proper
+  subset may still be faithful.
 """
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 Criterion = Literal["largest difference", "mean KL", "largest KL"]
-"""What has to be within the tolerance: the largest difference from the full model before decoding, or the divergence
-from it, nats, in the mean over inputs or on each of them."""
+"""What has to be within the tolerance: the largest difference from the full model's outputs before decoding, or the
+KL divergence from the full model in nats, as the mean over inputs or on every input."""
 
 ROUNDING: Final = 0.25
-"""The share of the tolerance that rounding in single precision may take up."""
+"""Largest share of the tolerance that rounding in single precision may take up."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How clear the cut is between the edges of the smallest circuit and all others; before decoding, on all inputs."""
+    """How clearly the smallest listed circuit is separated from all other edges, in the criterion's units."""
 
     kept: float
-    """The smallest difference that taking one edge out of the circuit makes."""
+    """The smallest difference from the full model after taking one edge out of the circuit."""
 
     dropped: float
-    """The largest difference that is left with every other edge ablated."""
+    """The difference of the circuit itself from the full model, with every other edge ablated."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was proved, and on what."""
+    """What was proved about the listed circuits, and on which inputs."""
 
     status: Status
     inputs: int
-    """Inputs of the domain that were run."""
+    """Number of inputs of the domain that were run."""
 
     pairs: int
-    """Runs that a verdict covers: inputs, or pairs of clean and corrupted inputs under resample."""
+    """Number of runs that a verdict covers: inputs, or pairs of clean and corrupted inputs under resample."""
 
     exhaustive: bool
-    """Whether those are all there are."""
+    """Whether these are all inputs or pairs of the domain, not a sample. False for trained models."""
 
     atol: float
     gap: Gap
     margin: float
-    """The smallest `|difference - tolerance|` among the verdicts that all this rests on."""
+    """The smallest `|difference - tolerance|` among the verdicts that the certificate rests on."""
 
     choices: int
-    """Partial circuits that were built, or subsets that were run, to find all true ones; 0 where they were too many."""
+    """Number of partial circuits built, or subsets run, to find all true circuits; 0 if enumeration cost too much."""
 
     circuits: tuple[Circuit, ...]
-    """Every circuit found, smallest first."""
+    """All listed circuits, smallest first."""
 
     criterion: Criterion = "largest difference"
 
     @property
     def complete(self) -> bool:
-        """Whether every true circuit is listed."""
+        """Whether all true circuits are proved to be listed."""
         return self.status in ("unique", "ambiguous")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The true circuit under one ablation, with its certificate."""
+    """What is known of a model's true circuits under one ablation: the smallest one listed, and the certificate."""
 
     circuit: Circuit
     structural: frozenset[Edge]
     certificate: Certificate
     judge: Judge | LossJudge
     others_matter: bool = False
-    """Whether edges that are not structural may matter too, as to a norm; the certificate has not looked at them."""
+    """Whether edges that are not structural may matter, as norms read every source. The certificate leaves them out."""
 
 
 def is_faithful(judge: Judge, edges: Iterable[Edge]) -> bool:
-    """Whether `edges` alone reproduce the full model."""
+    """Return whether `edges` alone reproduce the full model."""
     return bool(judge.reproduces(mask_of(judge.model.graph, edges)[None]))
 
 
 def is_true(judge: Judge, edges: frozenset[Edge]) -> bool | None:
-    """Whether `edges` are faithful and no proper subset of them is; None where that would cost too much to tell."""
+    """Return whether `edges` are faithful and no proper subset of them is, or None if that costs too much to decide."""
     if not edges or not is_faithful(judge, edges):
         return is_faithful(judge, edges)
     if bool(judge.reproduces(torch.stack([mask_of(judge.model.graph, kept) for kept in _without_one(edges)])).any()):
@@ -129,17 +131,17 @@ def derive_truth(
     Args:
         model: the model.
         dataset: its domain.
-        structural: edges that can carry anything at all; the others are taken to be never true.
+        structural: edges that can carry anything at all; all others are assumed to be in no true circuit.
         read: the weights `[d_model, out]` that each destination reads with.
         ablation: what removed edges carry.
-        name: of the program, for messages.
-        atol: largest difference that counts as the same output.
+        name: name of the program, for messages.
+        atol: the largest difference that counts as the same output.
         whole_domain: whether `dataset` is the whole domain, rather than a sample of it.
-        seed: of the order in which pairs are run, and of elimination where there is too much to enumerate.
+        seed: seed of the order in which pairs are run, and of elimination where enumeration costs too much.
 
     Raises:
-        DegenerateProgram: the empty circuit reproduces the model, so that nothing could fail on it.
-        UnsupportedProgram: structural edges alone do not reproduce it.
+        DegenerateProgram: the empty circuit reproduces the model, so no method could fail on it.
+        UnsupportedProgram: structural edges alone are off by more than `ROUNDING` times `atol`.
     """
     judge = Judge(model, dataset, ablation, atol=atol, seed=seed)
     graph = model.graph
@@ -167,11 +169,11 @@ def derive_truth(
 
 
 def _check_ends(judge: Judge, edges: Sequence[Edge], name: str) -> None:
-    """All structural edges reproduce the model, and none of them do not.
+    """Check that all structural edges reproduce the model, and that the empty circuit does not.
 
     Raises:
-        DegenerateProgram: without any edge it gives the same output.
-        UnsupportedProgram: with all of them it gives another one.
+        DegenerateProgram: the empty circuit gives the model's outputs.
+        UnsupportedProgram: all structural edges together do not.
     """
     graph, atol = judge.model.graph, judge.atol
     (full,) = judge.differences(mask_of(graph, edges)[None]).tolist()
@@ -192,7 +194,7 @@ def _check_ends(judge: Judge, edges: Sequence[Edge], name: str) -> None:
 
 
 def _search(judge: Judge, edges: Sequence[Edge], seed: int) -> tuple[Status, list[frozenset[Edge]], int]:
-    """Circuits within `edges`, how far they are proved, and the partial circuits that were built."""
+    """Return how far circuits within `edges` are proved, the circuits, and the number of partial circuits built."""
     found = minimal_circuits(judge, edges)
     if found is not None:
         promise(bool(found.circuits), "a faithful set has a subset-minimal one inside")
@@ -207,16 +209,16 @@ def _search(judge: Judge, edges: Sequence[Edge], seed: int) -> tuple[Status, lis
     for end in ends:
         gone = torch.tensor([edge not in end for edge in edges])
         without = torch.unique(moves[(moves & ~gone).any(1)] | gone, dim=0)
-        judge.reproduces(masks_without(judge.model.graph, edges, without))  # by how much each fails counts
+        judge.reproduces(masks_without(judge.model.graph, edges, without))  # updates the margin
     return "locally-minimal", ends, 0
 
 
 def inert_edges(judge: Judge, read: Sequence[Tensor], edges: Iterable[Edge]) -> frozenset[Edge]:
-    """Edges that carry the same clean and ablated, whatever else is ablated; no true circuit holds one.
+    """Return the edges that carry the same value clean and ablated, whatever else is ablated. No true circuit has one.
 
-    An embedding does not depend on any mask, and neither does a node all of whose inputs are inert. Where such a
-    source's clean and ablated values look the same to a destination on the whole domain, the edge is inert; no masked
-    run is needed to show it.
+    An embedding does not depend on any mask, nor does a node whose inputs are all inert. An edge from such a source is
+    inert if its destination reads the clean and ablated values as equal on the whole domain. No masked run is needed to
+    show it.
     """
     graph = judge.model.graph
     edges = list(edges)
@@ -234,12 +236,12 @@ def _without_one(edges: Iterable[Edge]) -> list[list[Edge]]:
 
 
 def gap_of(judge: Judge | LossJudge, circuit: Circuit) -> Gap:
-    """What taking one edge out of a circuit does at the least, and what the circuit itself leaves over."""
+    """Return the smallest difference after taking one edge out of a circuit, and that of the circuit itself."""
     sets = [circuit.edges, *_without_one(circuit.edges)]
     differences = judge.differences(torch.stack([mask_of(circuit.graph, kept) for kept in sets])).tolist()
     return Gap(kept=min(differences[1:]), dropped=differences[0])
 
 
 def margin_of(judge: Judge, gap: Gap) -> float:
-    """The smallest `|difference - tolerance|` among a judge's verdicts so far and in a gap."""
+    """Return the smallest `|difference - tolerance|` among a judge's verdicts so far and the two values of a gap."""
     return min(judge.margin, abs(gap.kept - judge.atol), abs(gap.dropped - judge.atol))

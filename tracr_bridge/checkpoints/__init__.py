@@ -1,1 +1,1 @@
-"""Programs as Hugging Face checkpoints with known circuits, written and read back."""
+"""Writes programs as Hugging Face checkpoints with known circuits, and reads them back."""

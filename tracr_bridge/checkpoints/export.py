@@ -1,10 +1,10 @@
-"""A program as a Hugging Face checkpoint with a known circuit: a folder that loads without us.
+"""Writes a program as a Hugging Face checkpoint with a known circuit: a folder that loads without this toolkit.
 
-It holds the model in safetensors, a tokenizer, a task for `edgeprune prune`, and `circuit.json`: what the program is,
-what each logit column stands for, its whole domain with RASP's own outputs, and under each ablation the true circuit
-with its certificate. All of it is checked on the model as it lies in the folder: outputs against RASP, as plain
-transformers gives them, and circuits by running masks through the adapter that prunes such models, in single precision,
-and once more in double.
+The folder holds the model in safetensors, a tokenizer, a task for `edgeprune prune`, and `circuit.json`: the program,
+the meaning of each logit column, the domain with RASP's own outputs, and under each ablation the true circuit with its
+certificate. Everything is checked on the model loaded from the folder. Outputs are those of plain transformers,
+compared with RASP's. Circuits are certified by running masks through the adapter that also prunes such models, in
+single precision and again in double.
 """
 
 import json
@@ -53,7 +53,7 @@ from tracr_bridge.compile.program import Program, check_interpreter
 from tracr_bridge.compile.verify import VALUE_ATOL, compile_and_verify
 
 _CLOSE: Final = 1e-3
-"""Largest difference of logits from the compiled program's: a tenth of what a certificate tolerates."""
+"""Largest allowed difference of logits from the compiled program's: a tenth of a certificate's tolerance."""
 
 _BOS: Final = compiling.COMPILER_BOS
 _PAD: Final = compiling.COMPILER_PAD
@@ -63,16 +63,16 @@ def export(program: Program, family: Family, out: Path, *, seed: int = 0, progre
     """Write `program` as a checkpoint of that family.
 
     Args:
-        program: a causal one.
-        family: of the model.
-        out: the folder to make, in one that exists; it appears when all of it is there.
-        seed: of certification.
+        program: a causal program.
+        family: the kind of model.
+        out: the folder to create, inside an existing one; it appears once it is complete.
+        seed: seed of certification.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
         EdgePruneError: the program is unusable.
         UnsupportedProgram: it is not causal, its numbers are too large, or a value of it cannot be written as JSON.
-        UnwritableFile: there is such a file or folder, or it cannot be made.
+        UnwritableFile: `out` exists already, or cannot be created.
     """
     if not program.causal:
         raise UnsupportedProgram(
@@ -85,7 +85,7 @@ def export(program: Program, family: Family, out: Path, *, seed: int = 0, progre
 
 
 def _export(program: Program, family: Family, folder: Path, *, seed: int, progress: bool) -> Exported:
-    """Write all of it to a folder, and read it back."""
+    """Write the whole checkpoint to a folder, and read it back."""
     compiled = compile_and_verify(program, seed=seed)
     ids: dict[Any, int] = compiled.assembled.input_encoder.encoding_map  # pyright: ignore
     occurring = [ids[token] for token in (_BOS, *program.vocab)]
@@ -95,7 +95,7 @@ def _export(program: Program, family: Family, folder: Path, *, seed: int, progre
     try:
         with without_bars():
             made.model.save_pretrained(folder)
-    except SafetensorError as error:  # of a full disk, too
+    except SafetensorError as error:  # raised on a full disk, too
         raise UnwritableFile(f"Expected room for a model; {error!s:.200}") from error
     _tokenizer(vocabulary).save_pretrained(folder)
     _speak_to_older_versions(folder)
@@ -105,13 +105,13 @@ def _export(program: Program, family: Family, folder: Path, *, seed: int, progre
     content["files"][TASK] = digest_of_file(folder / TASK)
     content["digest"] = digest_of(content)
     write_json(folder / "circuit.json", content)
-    for file in folder.iterdir():  # some are made for their owner alone
+    for file in folder.iterdir():  # some files are created for their owner only
         file.chmod((folder / "config.json").stat().st_mode)
     return load_exported(folder)
 
 
 def _variant(program: Program) -> str:
-    """What may be exported in its place, in words; nothing where there is no such program."""
+    """Return in words which causal program does the same and can be exported instead; empty if none is known."""
     program.check()
     domain = program.domain(budget=INPUT_BUDGET, seed=0)
     wanted = check_interpreter(program, domain)
@@ -122,7 +122,7 @@ def _variant(program: Program) -> str:
             try:
                 if check_interpreter(other, domain) == wanted:
                     return f": {name!r} does the same, and is causal"
-            except InterpreterError:  # it is not for these inputs
+            except InterpreterError:  # it does not take these inputs
                 continue
     return ""
 
@@ -130,7 +130,7 @@ def _variant(program: Program) -> str:
 def _describe(
     compiled: Compiled, made: Transplant, family: Family, folder: Path, *, seed: int, progress: bool
 ) -> dict[str, Any]:
-    """What `circuit.json` says, all of it found on the model in the folder.
+    """Return the content of `circuit.json`, measured on the model in the folder.
 
     Raises:
         UnsupportedProgram: the model does not do what RASP says, or a value cannot be written.
@@ -180,10 +180,10 @@ def _certify(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """The true circuit under one ablation, or why there is none.
+    """Return the true circuit under one ablation with its certificate, or the reason why there is none.
 
     Raises:
-        UnsupportedProgram: edges that can carry nothing matter, or a circuit is not true in double precision.
+        UnsupportedProgram: edges that are not structural matter, or a circuit is not true in double precision.
     """
     name = compiled.program.name
     read, whole_domain = list(map(torch.from_numpy, made.read)), compiled.domain.exhaustive
@@ -208,10 +208,10 @@ def _plain_model(folder: Path) -> Any:
 
 
 def _check_outputs(compiled: Compiled, family: Family, folder: Path, dataset: Dataset) -> float:
-    """The largest difference of outputs from the compiled program's, once plain transformers gives RASP's.
+    """Check that plain transformers gives RASP's outputs; return the largest difference from the compiled program's.
 
     Raises:
-        UnsupportedProgram: it does not, the difference is too large, or the adapter gives other outputs.
+        UnsupportedProgram: they differ from RASP's or from the adapter's, or the difference is too large.
     """
     plain, program, tokens = _plain_model(folder), compiled.program.name, dataset.tokens
     with torch.no_grad():
@@ -239,7 +239,7 @@ def _check_outputs(compiled: Compiled, family: Family, folder: Path, dataset: Da
 
 
 def _says(compiled: Compiled, logits: Float[Tensor, " column"], value: Any) -> bool:
-    """Whether logits stand for a value."""
+    """Whether logits decode to a value."""
     if not compiled.categorical:
         return abs(float(logits[0]) - value) <= VALUE_ATOL
     best = int(logits.argmax())
@@ -247,7 +247,7 @@ def _says(compiled: Compiled, logits: Float[Tensor, " column"], value: Any) -> b
 
 
 def words_of(vocabulary: Sequence[Any]) -> dict[Any, str]:
-    """A word for each token of a program, all different, without a space, and with nothing special inside."""
+    """Return distinct printable words for tokens, without whitespace, BOS or PAD: str, else repr, else `token0` etc."""
     for words in (list(map(str, vocabulary)), list(map(repr, vocabulary))):
         usable = all(word.split() == [word] and word.isprintable() for word in words)
         if usable and len(set(words)) == len(words) and not any(s in word for word in words for s in (_BOS, _PAD)):
@@ -256,7 +256,7 @@ def words_of(vocabulary: Sequence[Any]) -> dict[Any, str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it, or what it looks like."""
+    """Return a value as JSON represents it; its repr if JSON has no such type."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
@@ -268,7 +268,7 @@ def _number(value: Any) -> float | None:
 
 
 def _tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
-    """One token a word, BOS first."""
+    """Return a tokenizer with one token for each word; it puts BOS first."""
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -281,7 +281,7 @@ def _tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
 
 
 def _speak_to_older_versions(folder: Path) -> None:
-    """Say in the words of transformers 4 too what version 5 has other words for, and version 4 would pass over."""
+    """Add entries to the configurations under the names of transformers 4, which ignores those of version 5."""
     for name, change in (("config.json", _rotations), ("tokenizer_config.json", _class)):
         content = json.loads((folder / name).read_text(encoding="utf-8"))
         write_json(folder / name, content | change(content))

@@ -1,4 +1,4 @@
-"""A checkpoint with a known circuit, as `export` wrote it: the model, its domain and its true circuits."""
+"""Reads a checkpoint that `export` wrote: the model, its domain and its true circuits."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from tracr_bridge.checkpoints.schemas import ExportContent
 FORMAT: Final = "edgeprune export 3"
 
 LARGEST: Final = 2**30
-"""Bytes of a file of a checkpoint, at the most; the largest one that is written has a fiftieth."""
+"""Largest size in bytes of a file that is read; the largest file that `export` writes has a fiftieth of it."""
 
 BATCH: Final = 1024
 """Inputs run at a time."""
@@ -33,18 +33,18 @@ BATCH: Final = 1024
 
 @dataclass(frozen=True)
 class Exported:
-    """What lies in a folder."""
+    """A checkpoint that `export` wrote, loaded from its folder."""
 
     folder: Path
     family: str
     model: Transformer
-    """As the adapter gives it."""
+    """The adapter over Hugging Face's model."""
 
     dataset: Dataset
     """The program's domain, with the model's own outputs."""
 
     certificates: Mapping[Ablation, Certificate]
-    """Of the true circuits under each ablation; none where nothing could fail under it."""
+    """The certificate of the true circuits under each ablation; absent if no method could fail under it."""
 
     structural: frozenset[Edge]
     """Edges whose source writes where their destination reads."""
@@ -54,7 +54,7 @@ class Exported:
 
     @property
     def name(self) -> str:
-        """The program's, and the family's."""
+        """Name of the program, a hyphen, and the family."""
         return f"{self.content['program']['name']}-{self.family}"
 
     @property
@@ -64,17 +64,17 @@ class Exported:
 
     @property
     def circuits(self) -> Mapping[Ablation, tuple[Circuit, ...]]:
-        """The true circuits under each ablation, smallest first; none where nothing could fail under it."""
+        """True circuits under each ablation, smallest first; empty if no method could fail under it."""
         return {a: self.certificates[a].circuits if a in self.certificates else () for a in ABLATIONS}
 
     def truth(self, ablation: Ablation) -> Truth:
-        """The truth under an ablation, as it was certified; `recover.assess` compares circuits with it.
+        """Return the certified truth under an ablation; `recover.assess` compares circuits with it.
 
-        Its circuits are run again: where numbers are rounded otherwise, one might not be true.
+        Its circuits are run again, because another machine's rounding might make one untrue.
 
         Raises:
-            DegenerateProgram: nothing could fail under it.
-            ModelError: a circuit is not true here.
+            DegenerateProgram: no method could fail under the ablation.
+            ModelError: a circuit is not true on this machine.
         """
         if ablation not in self.certificates:
             raise DegenerateProgram(self.content["circuits"][ablation]["refused"])
@@ -85,27 +85,27 @@ class Exported:
                 f"Expected circuits of {str(self.folder)!r} that are true on this machine too; one is not under "
                 f"{ablation} ablation"
             )
-        # Norms read all that is written, structural or not.
+        # Norms read every source, so edges that are not structural may matter.
         return Truth(certificate.circuits[0], self.structural, certificate, judge, others_matter=True)
 
 
 def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
-    """What `export` wrote; nothing is compiled.
+    """Load a checkpoint that `export` wrote; nothing is compiled.
 
     Args:
-        folder: with `circuit.json`.
-        device: where the model runs; all was proved on the CPU.
+        folder: the checkpoint's folder, with `circuit.json`.
+        device: where the model runs; everything was proved on the CPU.
 
     Raises:
-        CircuitFileError: there is no such file, it is none, or it was changed.
-        GraphError: it has edges that the model has not.
-        ModelError: the model cannot be loaded, or a file of it was changed.
+        CircuitFileError: `circuit.json` is missing, was not written by `export`, or was changed.
+        GraphError: it has edges that the model does not have.
+        ModelError: the model cannot be loaded, or one of its files was changed.
     """
     content = read_content(folder)
     model, tokenizer = load_model(str(folder), device=device)
     for part in (model.weights.config, *model.weights.modules()):
         if hasattr(part, "name_or_path"):
-            part.name_or_path = ""  # a method that sees the model need not know where its circuit lies
+            part.name_or_path = ""  # a method must not learn from the model where its true circuit is stored
     if graph_json(model.graph) != content["graph"]:
         raise CircuitFileError(f"Expected the graph of the model in {str(folder)!r}; its circuit.json has another")
     certificates: dict[Ablation, Certificate] = {
@@ -121,11 +121,11 @@ def load_exported(folder: Path, *, device: str = "cpu") -> Exported:
 
 
 def read_content(folder: Path) -> dict[str, Any]:
-    """What `circuit.json` in a folder says, which is as `export` wrote it, and so are the files that it is about.
+    """Return the content of a folder's `circuit.json`; check that it and the files it describes are unchanged.
 
     Raises:
-        CircuitFileError: there is no such file, it is none, or it was changed.
-        ModelError: a file of the model was changed.
+        CircuitFileError: `circuit.json` is missing, was not written by `export`, or was changed.
+        ModelError: a file of the model is missing or was changed.
     """
     path = folder / "circuit.json"
     if not path.is_file() and any(folder.glob("*/circuit.json")):
@@ -153,16 +153,16 @@ def read_content(folder: Path) -> dict[str, Any]:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of all that `circuit.json` says but this."""
+    """Return the SHA-256 of the content of `circuit.json` without its entry `digest`."""
     said = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a plain file of a folder.
+    """Return the SHA-256 of a plain file.
 
     Raises:
-        OSError: it cannot be read, is no plain file of that folder, or is larger than any that `export` writes.
+        OSError: it cannot be read, lies outside its folder, is not a plain file, or is larger than `LARGEST`.
     """
     if path.resolve().parent != path.parent.resolve():
         raise OSError(f"{path.name!r} lies elsewhere")
@@ -173,7 +173,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def graph_json(graph: Graph) -> dict[str, list[str]]:
-    """All that a graph has, by name."""
+    """Return the names of a graph's sources, destinations and edges."""
     return {
         "sources": [str(node) for node in graph.sources],
         "destinations": [str(node) for node in graph.destinations],
@@ -182,7 +182,7 @@ def graph_json(graph: Graph) -> dict[str, list[str]]:
 
 
 def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
-    """What `certificate_json` made of it."""
+    """Return the certificate that `certificate_json` wrote as `entry`."""
     circuits = tuple(Circuit(graph, ablation, frozenset(map(Edge.parse, edges))) for edges in entry["circuits"])
     told = {name: entry[name] for name in ("status", "inputs", "pairs", "exhaustive", "atol", "margin", "choices")}
     kept = entry["gap"]["kept"]
@@ -191,10 +191,10 @@ def _certificate(entry: Any, graph: Graph, ablation: Ablation) -> Certificate:
 
 
 def dataset_of(model: Transformer, tokenizer: Any, content: Mapping[str, Any]) -> Dataset:
-    """The domain, as the tokenizer reads it and with the model's own outputs.
+    """Return the domain as the tokenizer encodes it, with the model's own outputs as targets.
 
     Raises:
-        ModelError: an input has a word that the tokenizer does not know.
+        ModelError: the tokenizer does not know a word of an input, or does not give one token for each word.
     """
     rows: list[list[int]] = [tokenizer(text)["input_ids"] for text in content["domain"]["inputs"]]
     if list(map(len, rows)) != [1 + len(output) for output in content["domain"]["expected"]]:

@@ -1,4 +1,4 @@
-"""What `circuit.json` of an exported checkpoint holds."""
+"""Schema of an exported checkpoint's `circuit.json`."""
 
 from typing import Final, Literal
 
@@ -8,7 +8,7 @@ from edgeprune.graph import Ablation
 from tracr_bridge.certify.truth import Criterion, Status
 
 NEEDED: Final = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-"""Files of a checkpoint without which `transformers` would look elsewhere, or load other weights."""
+"""Files that a checkpoint must have: without one, `transformers` would look elsewhere or load other weights."""
 
 Value = bool | int | float | str | None
 
@@ -65,7 +65,7 @@ class _Certificate(_Strict):
 
 
 class _Circuit(_Strict):
-    """Under one ablation: the true circuit and its certificate, or why there is none."""
+    """The true circuit under one ablation and its certificate, or the reason why there is none."""
 
     edges: list[str]
     certificate: _Certificate | None = None
@@ -79,7 +79,7 @@ class _Circuit(_Strict):
 
 
 class ExportContent(_Strict):
-    """`circuit.json` as `export` writes it."""
+    """The content of `circuit.json` as `export` writes it."""
 
     format: str
     program: _Program

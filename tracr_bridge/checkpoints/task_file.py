@@ -1,4 +1,4 @@
-"""The task of an exported checkpoint, as a file of examples that `edgeprune prune` takes."""
+"""Writes the task of an exported checkpoint as a file of examples for `edgeprune prune`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,26 +12,26 @@ from edgeprune.data import Dataset
 from edgeprune.tasks.jsonl import EVERY
 
 TASK: Final = "task.jsonl"
-"""Its name, beside the checkpoint."""
+"""Name of the file in the checkpoint's folder."""
 
 MOST: Final = 16384
-"""Pairs of clean and corrupted inputs in it."""
+"""Largest number of pairs of clean and corrupted inputs in the file."""
 
 
 def task_text(dataset: Dataset, content: Mapping[str, Any], *, seed: int = 0, most: int = MOST) -> str:
-    """A line for each pair of inputs of one length, with every scored position and the full model's best id there.
+    """Return one line for each pair of inputs of equal length: the scored positions, and the model's best id at each.
 
-    All pairs where they are at most `most`. Of more, each clean input has equally many corrupted ones, drawn by `seed`;
-    so means over the file are means over the domain, as long as that has at most `most` inputs. An input without scored
-    positions has a line for its part in means. Every line is in every split.
+    If there are at most `most` pairs, all are written. Otherwise each clean input gets equally many corrupted inputs,
+    drawn with `seed`, so that means over the file equal means over the domain if that has at most `most` inputs. An
+    input without scored positions has lines too, as it counts in means. Every line is in every split.
 
-    Note: where the program's output is a number, it is the first logit, and a divergence of logits says little of it.
+    Note: a numerical program's output is the first logit, and a divergence of logits says little about it.
 
     Args:
         dataset: the domain of the checkpoint.
-        content: its `circuit.json`.
-        seed: of what is drawn.
-        most: lines.
+        content: the checkpoint's `circuit.json`.
+        seed: seed of the drawn pairs.
+        most: largest number of lines.
     """
     texts, best = content["domain"]["inputs"], dataset.target[torch.arange(len(dataset))].argmax(-1)
     lines = list[str]()
@@ -54,7 +54,7 @@ def _drawn(dataset: Dataset, generator: torch.Generator, most: int) -> Iterator[
     each = max(1, most // len(dataset))
     for clean in rows.tolist():
         same = (dataset.group == dataset.group[clean]).nonzero()[:, 0]
-        # As many for each, though a small group has to give some of its inputs again.
+        # Each clean input gets equally many; a small group has to repeat some of its inputs.
         order = torch.cat([same[torch.randperm(len(same), generator=generator)] for _ in range(-(-each // len(same)))])
         for corrupted in order[:each].tolist():
             yield clean, corrupted

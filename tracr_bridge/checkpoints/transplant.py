@@ -1,17 +1,17 @@
-"""Compiled weights inside genuine Hugging Face models: a GPT-2, or a Llama, that computes what the program does.
+"""Puts compiled weights into a genuine Hugging Face GPT-2 or Llama that computes what the program does.
 
-Both have norms, which a compiled program has not. A large constant that the embedding writes pins them: beside it what
-a program writes is so small that dividing by the size of the stream is dividing by the constant, up to
-`|x|^2 / LARGE^2`. The norm's weights multiply by it again.
+Both families have norms; a compiled program has none. The embedding therefore writes a large constant, which pins the
+norms: a program's values x are so small beside it that dividing by the norm of the residual stream means dividing by
+the constant, up to a relative error of `|x|^2 / LARGE^2`. The norm's weights multiply by the constant again.
 
-GPT-2's LayerNorm takes the mean away too. The stream holds every number twice, with either sign, and the constant as
-well, so that its mean is 0. Its MLP has ReLU, as the program's.
+GPT-2's LayerNorm also subtracts the mean. The residual stream holds every number twice, with opposite signs, and the
+constant too, so that its mean is 0. The MLP uses ReLU, like the program's.
 
-Llama's MLP is gated: the gate, at a large scale, makes SiLU a ReLU, and what it gates reads the constant. Rotations
-turn the pairs of a head by angles from 1 down to `1 / rope_theta` a position; the fast pairs are left empty, and the
-slow ones hardly turn. Two heads share a key and a value (grouped-query attention), each with a part of its own in them.
-Llama has no positions: where a program reads them, a layer is put before it, in which a head averages an indicator of
-BOS, which is 1 / (n + 1) at position n, and an MLP takes steps from it to the program's own positions.
+Llama's MLP is gated: at a large scale the gate's SiLU acts as a ReLU, and the up projection reads the constant. RoPE
+rotates a head's pairs by angles from 1 down to `1 / rope_theta` per position: fast pairs are left empty, and slow ones
+hardly rotate. Two heads share a key and a value (grouped-query attention); each uses its own columns of them. Llama has
+no position embedding: if a program reads positions, a layer is inserted before its own. In it, one head averages an
+indicator of BOS, which gives 1 / (n + 1) at position n, and an MLP turns that into the program's positions by steps.
 """
 
 import math
@@ -31,50 +31,51 @@ from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 Family = Literal["gpt2", "llama"]
 
 LARGE: Final[Mapping[Family, float]] = {"gpt2": 2048.0, "llama": 16384.0}
-"""The constant that pins norms. Smaller, and what numbers beside it do to norms grows; larger, and so does rounding in
-LayerNorm, which takes a mean away."""
+"""The constant that pins norms. With a smaller one, other values change the norms more; with a larger one, LayerNorm's
+subtraction of the mean rounds more."""
 
 _SMALLER: Final = 10_000
-"""Times that a norm's epsilon is smaller than the constant's square; the norm's weights make up for it. A stream that
-cancels out, and has no constant, leaves rounding, which a norm would blow up; beside epsilon it stays small."""
+"""A norm's epsilon is the constant's square divided by this; the norm's weights compensate for it. If ablation removes
+the constant and the values cancel, only rounding errors are left: epsilon keeps the norm from amplifying them."""
 
 _STEEP: Final = 2.0**16
-"""Scale at which SiLU is a ReLU, up to 0.28 / scale."""
+"""Scale of the gate: SiLU(scale * x) / scale equals ReLU(x) to within 0.28 / scale."""
 
 _SHIFT: Final = 1.0
-"""Biases of GPT-2's norms, which biases of what reads them undo: a model with either lost does something else."""
+"""Bias of the norms before GPT-2's attention and MLPs. The biases of what reads them cancel it, so that a tool that
+loses either bias changes the outputs."""
 
 _THETA: Final = 1e36
-"""Llama's rope_theta; a quarter of a head's pairs turn by more than 1e-9 a position, and are left empty."""
+"""Llama's rope_theta; a quarter of a head's pairs rotate by more than 1e-9 per position, and are left empty."""
 
 _EMPTY: Final = 1 / 4
 
 _SHARED: Final = 2
-"""Heads of Llama to each key and value."""
+"""Number of Llama's heads that share a key and a value."""
 
 
 @dataclass(frozen=True)
 class Transplant:
-    """A model, and where its edges can carry anything."""
+    """A model, and the spaces that its sources write and its destinations read."""
 
     model: Any
-    """Hugging Face's."""
+    """Hugging Face's model."""
 
     written: list[Float[np.ndarray, "_ d_model"]]
     """Rows that span what each source writes."""
 
     read: list[Float[np.ndarray, "d_model _"]]
-    """What each destination reads, the constant among it wherever it reads anything: its norm does."""
+    """Columns that each destination reads; the constant is among them unless it reads nothing, as its norm reads it."""
 
 
 def transplant(weights: Weights, family: Family, token_ids: Sequence[int], *, bos_id: int) -> Transplant:
-    """The model of that family that computes with `weights`.
+    """Return a model of that family that computes with `weights`.
 
     Args:
-        weights: of a causal program.
-        family: of the model.
-        token_ids: ids that can occur in an input, BOS among them.
-        bos_id: of BOS.
+        weights: the weights of a causal program.
+        family: the kind of model.
+        token_ids: token ids that can occur in an input, including BOS.
+        bos_id: the token id of BOS.
     """
     promise(weights.causal, "both families see no later token")
     return (_gpt2 if family == "gpt2" else _llama)(weights, list(token_ids), bos_id)
@@ -202,10 +203,10 @@ def _llama(weights: Weights, token_ids: list[int], bos_id: int) -> Transplant:
 
 
 def _places(heads: int) -> tuple[int, int]:
-    """How many idle heads come before a layer's own, and how many heads there are then.
+    """Return the number of idle heads before a layer's own heads, and the number of all its heads.
 
-    There are two groups at least, and an idle head comes first where the number is odd: a head that took the key of
-    another group would be none of the first.
+    There are at least two groups. If the number of heads is odd, an idle head comes first: head 0 would get the right
+    key and value even from code that assigns heads to groups wrongly, such as by `head % groups`.
     """
     before = heads % _SHARED
     return before, _SHARED * max(2, (before + heads) // _SHARED)
@@ -219,7 +220,7 @@ def _with_idle_heads(layer: LayerWeights, before: int, heads: int) -> LayerWeigh
 
 
 def _apart(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """Each head's part in the columns that are its own among those of its group."""
+    """Widen each head's matrix to the columns of its whole group, with its own columns filled and the others zero."""
     placed = [np.zeros((len(part), _SHARED, part.shape[1]), np.float32) for part in parts]
     for number, part in enumerate(parts):
         placed[number][:, number % _SHARED] = part
@@ -227,12 +228,12 @@ def _apart(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _joined(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """The parts of each group's heads side by side."""
+    """Concatenate the columns of the heads of each group."""
     return [np.concatenate(parts[first : first + _SHARED], axis=1) for first in range(0, len(parts), _SHARED)]
 
 
 def _reads_positions(weights: Weights) -> bool:
-    """Whether anything reads what positions write."""
+    """Whether any destination reads what the position embedding writes."""
     read = [weights.unembed, *(part for layer in weights.layers for part in layer.read)]
     return any(bool(np.any(weights.position @ part != 0)) for part in read)
 
@@ -240,10 +241,10 @@ def _reads_positions(weights: Weights) -> bool:
 def _position_layer(
     weights: Weights, key_size: int, d_model: int, constant: int, is_bos: int, share: int
 ) -> LayerWeights:
-    """From an indicator of BOS to the program's positions.
+    """Return the layer that turns an indicator of BOS into the program's positions.
 
-    Its head attends to all tokens alike, and so writes 1 / (n + 1) at position n. Each unit but the first is one
-    side of a step: between the shares of two neighbours it goes from 0 to 1, and stands still around either.
+    Its head attends uniformly, and so writes the share 1 / (n + 1) at position n. The first unit writes position 0. The
+    others come in pairs: each pair is a step from 0 to 1 between two neighbours' shares, constant around either.
     """
     size, _ = _constant("llama")
     nothing = np.zeros((d_model, key_size), np.float32)
@@ -266,7 +267,7 @@ def _position_layer(
 
 
 def _widened(layer: LayerWeights, d_model: int) -> LayerWeights:
-    """The same in a wider stream."""
+    """Return the layer in a residual stream of width `d_model`."""
     heads = [
         HeadWeights(
             query=_wide(head.query.T, d_model).T,
@@ -283,25 +284,25 @@ def _widened(layer: LayerWeights, d_model: int) -> LayerWeights:
 
 
 def _constant(family: Family) -> tuple[float, float]:
-    """The constant that pins norms, and their epsilon."""
+    """Return the constant that pins norms, and their epsilon."""
     return LARGE[family], LARGE[family] ** 2 / _SMALLER
 
 
 def _shape(weights: Weights) -> tuple[int, int, int]:
-    """Heads a layer, key size and width."""
+    """Return the number of heads a layer, the key size, and the width of the residual stream."""
     first = weights.layers[0].heads
     return len(first), first[0].query.shape[1], weights.unembed.shape[0]
 
 
 def _wide(rows: np.ndarray, d_model: int) -> np.ndarray:
-    """Rows, or one, filled up with zeros."""
+    """Return a row or rows, padded with zeros to `d_model` columns."""
     return np.concatenate([rows, np.zeros((*rows.shape[:-1], d_model - rows.shape[-1]), np.float32)], axis=-1)
 
 
 def _together(
     parts: Sequence[Float[np.ndarray, "rows key_size"]], d_head: int, columns: Sequence[int] | None = None
 ) -> Float[np.ndarray, "rows heads_times_d_head"]:
-    """All heads' weights side by side, each in columns of its own."""
+    """Place the heads' weights side by side, in `d_head` columns each; `columns` says which of these are filled."""
     placed = np.zeros((len(parts[0]), len(parts), d_head), np.float32)
     chosen = list(range(parts[0].shape[1]) if columns is None else columns[: parts[0].shape[1]])
     for number, part in enumerate(parts):
@@ -310,19 +311,19 @@ def _together(
 
 
 def _pinned(read: list[np.ndarray], constant: int) -> list[np.ndarray]:
-    """The same, with the constant beside whatever is read."""
+    """Append the constant's column to every matrix in `read` that is not zero."""
     one = np.zeros((len(read[0]), 1), np.float32)
     one[constant] = 1
     return [np.concatenate([part, one], axis=1) if np.any(part) else part for part in read]
 
 
 def _blank(model: Any) -> Any:
-    """A model all of whose weights are zero."""
+    """Set all weights of a model to zero, and return it."""
     for parameter in model.parameters():
         parameter.data.zero_()
     return model.eval()
 
 
 def _fill(weight: Tensor, values: np.ndarray) -> None:
-    """Put values where there are rows and columns for them; what is left over stays zero."""
+    """Copy `values` into the top left corner of `weight`; the rest stays as it is."""
     weight.data[: values.shape[0], : values.shape[1]] = torch.from_numpy(np.ascontiguousarray(values))

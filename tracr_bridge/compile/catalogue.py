@@ -1,4 +1,4 @@
-"""Finds programs: those that come with the toolkit, and those in a user's own file."""
+"""Load programs: the shipped ones, and those in a user's own file."""
 
 import difflib
 import importlib.util
@@ -18,13 +18,12 @@ from tracr_bridge.compile.program import Program
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 
 SHIPPED: Final = next(folder for folder in (_PACKAGE / "programs", _PACKAGE.parent / "programs") if folder.is_dir())
-"""The folder of the programs that come with the toolkit: in the package where it was installed, at the top of the
-repository otherwise."""
+"""The folder of the shipped programs: inside the package if that is installed, else at the top of the repository."""
 
 
 @cache
 def catalogue() -> Mapping[str, Program]:
-    """Every program that comes with the toolkit, by name."""
+    """Return every shipped program by name, sorted."""
     found: dict[str, Program] = {}
     for file in sorted(SHIPPED.glob("[!_]*.py")):
         programs = load_file(file)
@@ -35,12 +34,12 @@ def catalogue() -> Mapping[str, Program]:
 
 
 def load_program(spec: str) -> Program:
-    """The program that `spec` names: one of the catalogue, or `path/to/file.py:name`.
+    """Return the program that `spec` names: a name in the catalogue, or `path/to/file.py:name`.
 
-    The name may be left out where the file holds one program.
+    The name may be omitted if the file holds one program.
 
     Raises:
-        UnknownProgram: neither the catalogue nor the file has a program of that name.
+        UnknownProgram: no program has that name, or the name is omitted and the file holds several programs.
         ProgramFileError: the file is missing, holds no program, or cannot be imported.
     """
     path, colon, name = spec.rpartition(":")
@@ -57,7 +56,7 @@ def load_program(spec: str) -> Program:
 
 
 def load_file(path: Path) -> dict[str, Program]:
-    """Every program that the Python file at `path` declares, by name.
+    """Return every program that the Python file at `path` declares, by name.
 
     Raises:
         ProgramFileError: the file is missing, holds no program, or cannot be imported.
@@ -67,14 +66,14 @@ def load_file(path: Path) -> dict[str, Program]:
     location = importlib.util.spec_from_file_location(f"_program_file_{path.stem}", path)
     assert location is not None and location.loader is not None, "a path ending in .py has a loader"
     module = importlib.util.module_from_spec(location)
-    sys.modules[location.name] = module  # where dataclasses, for one, look their module up
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python path` would have it, for files that import siblings
+    sys.modules[location.name] = module  # dataclasses, for example, look up their module here
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python path` does, so that files can import siblings
     try:
         location.loader.exec_module(module)
     except SyntaxError as error:
         message = f"{path} is not Python: line {error.lineno}: {error.msg}"
         raise at(ProgramFileError(message), place_of(error)) from error
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         message = f"{path} cannot be imported: {type(error).__name__}: {error}"
         raise at(ProgramFileError(message), place_of(error)) from error
     finally:
@@ -88,12 +87,12 @@ def load_file(path: Path) -> dict[str, Program]:
 
 
 def _programs_in(module: ModuleType) -> dict[str, Program]:
-    """The programs that the module declares, by the names that it gives them, and none that it imports."""
+    """Return the programs that the module declares, by variable name; imported programs are excluded."""
     found: dict[str, Program] = {}
     for name, value in vars(module).items():
         if isinstance(value, Program):
             home = sys.modules.get(getattr(value.build, "__module__", module.__name__), module)
-            # What builds it may come from elsewhere; a program that stands there too was imported.
+            # `build` may come from another module; if that module holds the program too, the program was imported.
             if home is module or not any(value is other for other in vars(home).values()):
                 found[name] = value
     return found

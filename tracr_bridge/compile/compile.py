@@ -1,4 +1,4 @@
-"""A program → the compiled model, its PyTorch twin and its domain as a dataset."""
+"""Compile a program: Tracr's model, the same model in PyTorch, and the domain as a dataset."""
 
 import itertools
 import logging
@@ -36,13 +36,13 @@ from tracr_bridge.compile.program import (
 from tracr_bridge.compile.weights import extract_weights
 
 INPUT_BUDGET: Final = 4096
-"""Inputs of a domain that are run before a seeded sample stands in for it."""
+"""Maximum number of inputs to run; a seeded sample replaces a larger domain."""
 
 VALIDATED_INPUTS: Final = 256
-"""Inputs on which RASP is searched for expressions that Tracr compiles to something else."""
+"""Approximate number of inputs on which RASP is searched for expressions that Tracr compiles to something else."""
 
 _LARGEST: Final = 1e36
-"""Largest numerical value: Tracr multiplies values by 100, and single precision ends at 3.4e38."""
+"""Largest absolute value of a number: Tracr multiplies values by 100, and single precision ends at 3.4e38."""
 
 _BOS: Final = compiling.COMPILER_BOS
 _PAD: Final = compiling.COMPILER_PAD
@@ -61,7 +61,7 @@ _UNCOMPILABLE: Final[dict[type[rasp.RASPExpr], str]] = {
 class _Reason(NamedTuple):
     """Why Tracr cannot compile the expression `name`.
 
-    It breaks `rule`, once, however many inputs show it; the first that does is `got`, and the line that raised `place`.
+    Messages state each `rule` once per expression; `got` is what first breaks it, `place` the line that raised.
     """
 
     name: str
@@ -72,55 +72,55 @@ class _Reason(NamedTuple):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program, Tracr's model of it, the same model in PyTorch, and the inputs on which they are judged."""
+    """A compiled program: Tracr's model, the same model in PyTorch, and the inputs on which both are checked."""
 
     program: Program
     assembled: AssembledTransformerModel
     model: TracrModel
     domain: Domain
     expected: tuple[tuple[Any, ...], ...]
-    """RASP's own output for every input of `domain`; None where it is undefined."""
+    """RASP's output for every input of `domain`, one value per position; None where it is undefined."""
 
     dataset: Dataset
-    """The domain as tokens: BOS first, PAD on the right; scored where RASP's output is defined."""
+    """The domain as token ids: BOS first, PAD on the right. Positions where RASP's output is defined are scored."""
 
     @property
     def categorical(self) -> bool:
-        """Whether outputs are one column a value, rather than the value itself."""
+        """Whether the output is categorical (one column per value), rather than numerical (the value itself)."""
         return rasp.is_categorical(self.program.expression())
 
     @cached_property
     def output_values(self) -> tuple[Any, ...]:
-        """The value that each output column of a categorical program stands for."""
+        """The value of each output column of a categorical program; empty for a numerical one."""
         if not self.categorical:
             return ()
         encoding: dict[Any, int] = self.assembled.output_encoder.encoding_map  # pyright: ignore
         return tuple(sorted(encoding, key=encoding.__getitem__))
 
     def encode(self, tokens: tuple[Any, ...]) -> list[int]:
-        """Token ids of an input, BOS first."""
+        """Return the token ids of an input, with BOS first."""
         encoding: dict[Any, int] = self.assembled.input_encoder.encoding_map  # pyright: ignore
         return [encoding[token] for token in (_BOS, *tokens)]
 
 
 def compile_program(program: Program, *, budget: int = INPUT_BUDGET, seed: int = 0) -> Compiled:
-    """Compile `program` with Tracr and lay out its domain.
+    """Compile `program` with Tracr and run it on its domain.
 
     Args:
-        program: what to compile.
-        budget: the most inputs to run; beyond it the domain is a seeded sample, and says so.
-        seed: of that sample.
+        program: the program to compile.
+        budget: maximum number of inputs; a seeded sample replaces a larger domain, and is marked as not exhaustive.
+        seed: seed of that sample.
 
     Raises:
-        InvalidProgram: its declaration has faults, or its domain is empty.
+        InvalidProgram: the declaration has faults, the domain is empty, or an output is unhashable or not finite.
         InterpreterError: RASP's interpreter raises on an input.
-        UnsupportedProgram: Tracr cannot compile it; every reason is named.
-        DegenerateProgram: its output never varies.
+        UnsupportedProgram: Tracr cannot compile the program; the message lists every reason.
+        DegenerateProgram: the output never varies.
     """
     program.check()
     domain = program.domain(budget=budget, seed=seed)
     static = _static_reasons(program)
-    if static:  # RASP may be unable to run what Tracr cannot compile
+    if static:  # RASP may be unable to run expressions that Tracr cannot compile
         raise _unsupported(program, static)
     expected = tuple(tuple(output) for output in check_interpreter(program, domain))
     dynamic = [*_dynamic_reasons(program, domain), *_Tables(program).reasons]
@@ -154,9 +154,9 @@ def _assemble(program: Program) -> AssembledTransformerModel:
 
     try:
         with _without_arithmetic_warnings():
-            # Haiku takes a creator of parameters inside a transform alone.
+            # Haiku accepts a custom parameter creator only inside a transform.
             return hk.transform(compile_rasp).apply({}, None)
-    except (Exception, SystemExit) as error:  # Tracr raises whatever its passes and a user's lambdas meet
+    except (Exception, SystemExit) as error:  # Tracr's passes and a user's lambdas may raise anything
         wide = _Tables(program).wide_aggregates() if "could not broadcast" in str(error) else []
         if wide:
             raise _unsupported(program, wide) from error
@@ -166,12 +166,12 @@ def _assemble(program: Program) -> AssembledTransformerModel:
 
 @contextmanager
 def _without_arithmetic_warnings() -> Generator[None]:
-    """Drop what Tracr logs of each ArithmeticError that it ignores: `_Tables` reports those that matter."""
+    """Suppress Tracr's log messages about ArithmeticErrors that it ignores; `_Tables` reports those that matter."""
 
     def matters(record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("Encountered arithmetic error")
 
-    # Tracr logs through the root logger; without any handler, Python would install one for good.
+    # Tracr logs through the root logger. If that had no handler, Python would install one permanently.
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     root.addFilter(matters)
@@ -182,8 +182,8 @@ def _without_arithmetic_warnings() -> Generator[None]:
         root.removeHandler(handler)
 
 
-# To learn which parameters there are, Tracr runs its model on random ones, and JAX compiles every operation anew for
-# each shape. Embeddings are real from the start; all else Tracr overwrites, so that zeros and shapes alone are enough.
+# Tracr finds its parameters by running its model on random ones, and JAX compiles every operation for each new shape.
+# We avoid that: embeddings start with their real values and Tracr overwrites the rest, so zeros and shapes suffice.
 
 
 def _no_random_parameters(
@@ -202,14 +202,14 @@ def _only_shapes(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) 
 def _build_model(program: Program, assembled: AssembledTransformerModel) -> TracrModel:
     encoding: dict[Any, int] = assembled.input_encoder.encoding_map  # pyright: ignore
     occurring = [encoding[token] for token in (_BOS, *program.vocab)]
-    with np.errstate(over="ignore", invalid="ignore"):  # products of large weights; only whether they are 0 matters
+    with np.errstate(over="ignore", invalid="ignore"):  # products may overflow; only whether they are 0 matters
         return TracrModel(extract_weights(assembled), token_ids=occurring)
 
 
 def _tokens(
     program: Program, assembled: AssembledTransformerModel, domain: Domain
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids `[input, 1 + longest]` and the group of each input, its length counted from the shortest."""
+    """Return token ids `[input, 1 + longest]`, and each input's group: the rank of its length, 0 for the shortest."""
     encoding: dict[Any, int] = assembled.input_encoder.encoding_map  # pyright: ignore
     lengths = np.array([len(tokens) for tokens in domain.inputs])
     ids = np.full((len(domain.inputs), 1 + int(lengths.max())), encoding[_PAD])
@@ -230,10 +230,10 @@ def _unsupported(program: Program, reasons: Sequence[_Reason]) -> UnsupportedPro
 
 
 def _static_reasons(program: Program) -> list[_Reason]:
-    """Everything that needs no input to be rejected."""
+    """Return the reasons for rejection that can be found without running an input."""
     expression = program.expression()
     every = list(expressions_of(expression))
-    # Tracr's own search passes over an expression of a name that it has met, so that each starts one.
+    # Tracr's own search skips expressions whose name it has already seen, so one search starts from each expression.
     found = [fault for e in every for fault in validating.static_validate(e)]
     reasons = [_Reason(fault.expr.name, " ".join(fault.reason.split())) for fault in found]
     if isinstance(expression, rasp.TokensType):
@@ -243,7 +243,7 @@ def _static_reasons(program: Program) -> list[_Reason]:
 
 
 def _dynamic_reasons(program: Program, domain: Domain) -> list[_Reason]:
-    """Every value on the domain that Tracr does not reproduce.
+    """Return a reason for each value that Tracr does not reproduce, on about `VALIDATED_INPUTS` inputs of the domain.
 
     Tracr's own dynamic validation ignores causal masks, so it would reject programs that Tracr compiles.
     """
@@ -263,7 +263,7 @@ def _dynamic_reasons(program: Program, domain: Domain) -> list[_Reason]:
 
 
 def _value_reason(expression: rasp.SOp, values: Sequence[Any], *, tabulated: bool = False) -> _Reason | None:
-    """What is wrong with the values of an expression: those on an input, or all that Tracr tabulates."""
+    """Return the first fault in an expression's values: those on one input or, if `tabulated`, all in Tracr's table."""
     odd = [value for value in values if not is_hashable(value)]
     if odd:
         return _Reason(expression.name, "values are such as can be hashed", repr(odd[0]))
@@ -280,7 +280,7 @@ def _value_reason(expression: rasp.SOp, values: Sequence[Any], *, tabulated: boo
     if isinstance(expression, rasp.Map) and rasp.is_categorical(expression.inner):
         if tabulated and len(numbers) < len(values):
             return _Reason(expression.name, "a numerical Map of a categorical gives a number for every value", "None")
-        if not tabulated and min(numbers, default=0) < 0:  # harmless where it never occurs
+        if not tabulated and min(numbers, default=0) < 0:  # harmless if no input gives it
             rule = "a Map of a categorical to a number below 0 is clipped at 0"
             return _Reason(expression.name, rule, repr(min(numbers)))
     return None
@@ -295,7 +295,7 @@ _RAISES: Final = (
 
 def _aggregate_reason(expression: rasp.Aggregate[Any], output: list[Any], values: list[Any]) -> _Reason | None:
     if not all(map(is_hashable, values)):
-        return None  # said of the expression that has them
+        return None  # reported for the expression that has these values
     if rasp.is_categorical(expression) and not {*output} <= {*values, None}:
         return _Reason(expression.name, "a categorical aggregate cannot average; select one value a position")
     if rasp.is_numerical(expression) and not {*values} <= {0, 1, None}:
@@ -304,26 +304,26 @@ def _aggregate_reason(expression: rasp.Aggregate[Any], output: list[Any], values
 
 
 class _Tables:
-    """The values that Tracr compiles each expression for, found as its own `infer_bases` finds them.
+    """The values that Tracr assumes for each expression, computed as Tracr's `infer_bases` computes them.
 
-    Tracr calls a lambda on every combination of its operands' values, also on such as no input gives.
+    Tracr calls a lambda on every combination of its operands' values, including combinations that no input gives.
 
     Args:
-        program: one without static faults, whose interpreter raises nowhere.
+        program: a program without static faults, on which the interpreter never raises.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._values: dict[int, list[Any]] = {}
         self.reasons: list[_Reason] = []
-        """Everything in the tables that stops Tracr."""
+        """Every fault in the tables that stops Tracr."""
 
         self._expressions = list(expressions_of(program.expression()))
         self._fill(program.expression())
 
     def wide_aggregates(self) -> list[_Reason]:
-        """The aggregates with more values than any head of the model has room for."""
-        # A head is as wide as its queries with BOS and "one", or its keys with BOS.
+        """Return a reason for each aggregate with more values than a head of the model has room for."""
+        # A head needs the width of its queries plus BOS and "one", or of its keys plus BOS; all heads get the largest.
         selects = [e for e in self._expressions if isinstance(e, rasp.Select)]
         room = max(max(self._size(select.queries) + 2, self._size(select.keys) + 1) for select in selects)
         rule = (
@@ -350,7 +350,7 @@ class _Tables:
             self.reasons += [] if reason is None else [reason]
         elif any(not isinstance(value, Real | np.bool_) for value in results):
             self.reasons.append(_Reason(expression.name, "its predicate gives something else than True or False"))
-        # In order, so that messages are the same in every process.
+        # A dict keeps the order, so that messages are the same in every process.
         kept = dict.fromkeys(value for value in results if value is not None and is_hashable(value))
         self._values[id(expression)] = list(kept)
 
@@ -376,17 +376,17 @@ class _Tables:
                     lengths = range(1, self._program.max_seq_len + 1)
                     return [value / length for value in values for length in lengths]
             except (TypeError, ValueError, OverflowError):
-                pass  # letters, say
+                pass  # for example, letters
             self.reasons.append(_Reason(expression.name, _BINARY, repr(sorted(values, key=repr))))
         return []
 
     def _called(self, expression: rasp.RASPExpr, function: Callable[..., Any], operands: list[rasp.SOp]) -> list[Any]:
-        """What a lambda gives for every combination; notes the first error that stops Tracr."""
+        """Return a lambda's results on every combination of operand values, and record each error that stops Tracr."""
         results: list[Any] = []
         for values in itertools.product(*(self._values[id(operand)] for operand in operands)):
             try:
                 results.append(function(*values))
-            except (Exception, SystemExit) as error:  # whatever a user's lambda raises
+            except (Exception, SystemExit) as error:  # a user's lambda may raise anything
                 if not (isinstance(error, ArithmeticError) and _is_ignored(expression, values)):
                     got = f"{described(error)} on ({', '.join(map(repr, values))})"
                     self.reasons.append(_Reason(expression.name, _RAISES, got, place_of(error, function)))
@@ -394,7 +394,7 @@ class _Tables:
 
 
 def _is_ignored(expression: rasp.RASPExpr, values: tuple[Any, ...]) -> bool:
-    """Whether Tracr takes an ArithmeticError on these values as a sign that they never occur, and calls no more."""
+    """Return whether every pass of Tracr ignores an ArithmeticError on these values, assuming that they never occur."""
     if isinstance(expression, rasp.Map):
         return rasp.is_numerical(expression.inner)
     if isinstance(expression, rasp.LinearSequenceMap):

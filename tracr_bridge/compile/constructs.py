@@ -1,4 +1,4 @@
-"""Which constructs of RASP a program uses, and which shape of transformer it becomes."""
+"""Find the RASP constructs that a program uses, and the shape of the transformer that it compiles to."""
 
 import inspect
 from collections import Counter
@@ -63,17 +63,17 @@ CONSTRUCTS: Final = (
     "7 layers",
     "8 layers",
 )
-"""Everything that the shipped programs are to cover."""
+"""Every construct that the shipped programs must cover."""
 
 _RUN: Final = 128
-"""Inputs on which values are looked at."""
+"""Maximum number of inputs on which values are inspected."""
 
 
 def constructs(program: Program) -> frozenset[str]:
-    """Those of `CONSTRUCTS` that `program` has.
+    """Return the names of the constructs of `program`: those in `CONSTRUCTS`, and larger counts of layers and heads.
 
     Raises:
-        EdgePruneError: the program is unusable.
+        EdgePruneError: the program cannot be used.
     """
     program.check()
     domain = program.domain(budget=_RUN, seed=0)
@@ -101,7 +101,7 @@ def constructs(program: Program) -> frozenset[str]:
 
 
 def shape(program: Program) -> tuple[int, int]:
-    """Layers, and heads in a layer, of the transformer that the program becomes, from Tracr's passes before weights."""
+    """Return (layers, heads per layer) of the compiled transformer, from the passes that Tracr runs before weights."""
     extracted = rasp_to_graph.extract_rasp_graph(program.expression())
     graph = extracted.graph
     basis_inference.infer_bases(graph, extracted.sink, set(program.vocab), program.max_seq_len)
@@ -118,13 +118,13 @@ def shape(program: Program) -> tuple[int, int]:
 
 
 class _Values:
-    """What expressions give on a program's inputs, run by RASP's interpreter."""
+    """Values of expressions on a program's inputs, from RASP's interpreter."""
 
     def __init__(self, program: Program, domain: Domain) -> None:
         self._runs = [(program.interpreter(), list(tokens)) for tokens in domain.inputs]
 
     def of(self, expression: rasp.RASPExpr) -> list[Any]:
-        """Its values at every position of every input; of a selector, its rows."""
+        """Return the expression's values at every position of every input; for a selector, its rows."""
         return [value for interpreter, tokens in self._runs for value in interpreter.evaluate(expression, tokens)]
 
 
@@ -158,7 +158,7 @@ def _of_map(expression: rasp.Map, values: _Values) -> set[str]:
         (False, False): "Map of numbers",
     }
     found = {names[kinds]}
-    if "Map.__init__" in getattr(expression.f, "__qualname__", ""):  # RASP puts the two functions into one
+    if "Map.__init__" in getattr(expression.f, "__qualname__", ""):  # RASP merges the two functions into one
         found.add("Map of a Map")
     if len(set(values.of(expression)) - {None}) == 1 and len(set(values.of(expression.inner)) - {None}) > 1:
         found.add("Map that ignores its input")
@@ -176,7 +176,7 @@ def _of_selector(expression: rasp.Select, values: _Values) -> set[str]:
         found.add("Select by a predicate of one's own")
     if any(e.children for e in (expression.keys, expression.queries)):
         found.add("selector on computed sequences")
-    # Whatever the predicate is: under a causal mask, the rows of one that is always true are not.
+    # Rows are compared, not predicates: under a causal mask, the rows of an always-true selector are not all true.
     if values.of(expression) == values.of(_EVERYWHERE):
         found.add("selector that is always true")
     if any(len(set(values.of(e))) == 1 for e in (expression.keys, expression.queries)):
@@ -194,12 +194,15 @@ _COMBINED: Final[dict[str, str]] = {
 
 
 def _is_rasps(predicate: Any) -> bool:
-    """Whether RASP itself made a predicate, rather than the program's author."""
+    """Return whether RASP itself, rather than the program's author, made a predicate."""
     return not isinstance(predicate, rasp.Comparison) and getattr(predicate, "__module__", "") == rasp.__name__
 
 
 def _of_combined(predicate: Any) -> set[str]:
-    """What RASP made one predicate of those of several selectors with; its name is that of the function around it."""
+    """Return the operators with which RASP combined the predicates of several selectors into this one.
+
+    An operator is recognised by the RASP function that made it, which starts its qualified name.
+    """
     if not _is_rasps(predicate):
         return set()
     parts = dict(inspect.getclosurevars(predicate).nonlocals)
@@ -209,7 +212,7 @@ def _of_combined(predicate: Any) -> set[str]:
 
 
 def _determines(first: list[Hashable], second: list[Hashable]) -> bool:
-    """Whether equal values of `first` never come with two values of `second`."""
+    """Return whether each value of `first` occurs with only one value of `second`."""
     return len(set(zip(first, second, strict=True))) == len(set(first))
 
 

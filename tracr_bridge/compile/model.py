@@ -1,4 +1,4 @@
-"""The PyTorch transformer of compiled weights, as a `MaskedModel`."""
+"""A compiled program as a PyTorch transformer that implements `MaskedModel`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from tracr_bridge.compile.weights import HeadWeights, LayerWeights, Weights
 
 @dataclass(frozen=True)
 class _Head:
-    """An attention head that writes anything at all; the others are left out."""
+    """An attention head with nonzero output weights; all other heads are left out."""
 
     index: int
     query: int
     key: int
     value: int
-    """Columns of the mask: where it reads."""
+    """Mask columns of the head's destinations: `query` (q), `key` (k) and `value` (v)."""
 
     output: Float[Tensor, "columns width"]
 
@@ -33,24 +33,24 @@ class _Head:
 class _Layer:
     heads: tuple[_Head, ...]
     hidden: int
-    """Column of the mask: where the MLP reads."""
+    """Mask column of the MLP as a destination."""
 
     output: Float[Tensor, "columns d_mlp"]
 
 
 Observer = Callable[[int, int, Tensor], None]
-"""Called with (layer, head, attention scores) while a run goes on."""
+"""Called during a run with (layer, head, attention scores `[*lead, batch, query, key]`)."""
 
 
 class TracrModel:
-    """A compiled program as a masked transformer: no LayerNorm, ReLU, softmax over scores / sqrt(key_size).
+    """A compiled program as a masked transformer: no LayerNorm, ReLU MLPs, softmax over scores / sqrt(key_size).
 
-    Tokens are `[*lead, batch, pos]` ids with BOS first and PAD on the right, which no position attends to, so inputs of
-    several lengths share a batch. Outputs are `[..., batch, pos, outputs]` before decoding.
+    Tokens are ids `[*lead, batch, pos]` with BOS first and PAD on the right. No position attends to PAD, so a batch can
+    hold inputs of several lengths. Outputs are `[..., batch, pos, outputs]`, before decoding.
 
     Args:
-        weights: as `extract_weights` gives them.
-        token_ids: ids that can occur in an input, BOS among them; structure is read off for these alone.
+        weights: the weights that `extract_weights` returns.
+        token_ids: ids that can occur in an input, including BOS; structural edges are determined for these ids only.
     """
 
     def __init__(self, weights: Weights, *, token_ids: list[int]) -> None:
@@ -75,11 +75,11 @@ class TracrModel:
 
     @property
     def structural(self) -> frozenset[Edge]:
-        """The edges whose source writes where their destination reads; every other edge carries exactly zero."""
+        """Edges whose source writes where their destination reads; every other edge contributes exactly zero."""
         return frozenset(edge for edge in self.graph.edges if self.structural_mask[self.graph.position(edge)])
 
     def sources(self, tokens: Tokens) -> Sources:
-        """What every source writes in a plain run, `[source, *lead, batch, pos, d_model]`."""
+        """Return what every source writes in an unmasked run, `[source, *lead, batch, pos, d_model]`."""
         written = self._run(tokens, None, None, None)[1]
         cells = written.new_zeros(self._wiring.sources * self._wiring.d_model, *written.shape[1:])
         cells.index_copy_(0, self._wiring.cells, written)
@@ -92,7 +92,7 @@ class TracrModel:
         ablated: Sources | None = None,
         positions: Positions | None = None,
     ) -> Outputs:
-        """Outputs before decoding, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`."""
+        """Return outputs before decoding, every edge mixed as `z * clean + (1 - z) * ablated`; see `MaskedModel`."""
         outputs = self._run(tokens, mask, ablated, None)[0]
         if positions is None:
             return outputs
@@ -127,13 +127,13 @@ class TracrModel:
         return TracrModel(self.weights.in_double(), token_ids=self._token_ids)
 
     def observe(self, tokens: Tokens, observer: Observer) -> Outputs:
-        """A plain run that shows `observer` every head's attention scores, scaled and before masking."""
+        """Return the outputs of an unmasked run; pass each head's scores (scaled, not yet masked) to `observer`."""
         return self._run(tokens, None, None, observer)[0]
 
     def _run(
         self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None
     ) -> tuple[Tensor, Tensor]:
-        """Outputs, and what all sources wrote, slot by slot."""
+        """Return the outputs, and what all sources wrote, by slot (see `ColumnStream`)."""
         stream = self._write_all(tokens, mask, ablated, observer, len(self._layers))
         assert stream.written is not None
         return _runs_first(stream.read(self._unembed)), stream.written
@@ -141,7 +141,7 @@ class TracrModel:
     def _write_all(
         self, tokens: Tensor, mask: Tensor | None, ablated: Tensor | None, observer: Observer | None, layers: int
     ) -> ColumnStream:
-        """What the embeddings and the first layers write."""
+        """Return the stream to which the embeddings and the first `layers` layers have written."""
         masked = [] if mask is None else [mask.ndim, 0 if ablated is None else ablated.ndim - 2]
         lead = max([tokens.ndim, *masked]) - 2
         stream = ColumnStream(self._wiring, lead, mask, ablated)
@@ -159,7 +159,7 @@ class TracrModel:
         self, stream: ColumnStream, head: _Head, visible: Tensor, layer: int, observer: Observer | None
     ) -> Columns:
         query, key, value = stream.read(head.query), stream.read(head.key), stream.read(head.value)
-        # By key and query, then runs: a softmax over the first dimension goes over long rows.
+        # Scores are `[key, query, *lead, batch]`: with runs innermost, softmax over the first dimension has long rows.
         scores = (key[:, :, None] * query[:, None]).sum(0) / self._key_size**0.5
         if observer is not None:
             observer(layer, head.index, _runs_first(scores))
@@ -167,11 +167,11 @@ class TracrModel:
         return project(head.output, (value[:, :, None] * pattern).sum(1))
 
     def is_token(self, tokens: Tokens) -> Bool[Tensor, "*lead batch pos"]:
-        """Whether each position holds a token or BOS, and not PAD."""
+        """Return whether each position holds a token or BOS, rather than PAD."""
         return tokens != self.weights.pad_id
 
     def _visible(self, ids: Int[Tensor, "pos *lead batch"]) -> Bool[Tensor, "key query *lead batch"]:
-        """Which key each query sees: never PAD, and nothing later in a causal program."""
+        """Return which keys each query can attend to: never PAD and, in a causal program, no later position."""
         visible = self.is_token(ids)[:, None]
         if not self._causal:
             return visible
@@ -196,25 +196,25 @@ class TracrModel:
         )
 
     def _reader(self, destination: Node, weight: np.ndarray) -> int:
-        """Notes that `destination` reads with `weight` (`[d_model, out]`); its column of the mask."""
+        """Register the weight `[d_model, out]` that `destination` reads with, and return its mask column."""
         column = self.graph.destination_index[destination]
         self._reads[column] = torch.from_numpy(weight)
         return column
 
     def _writer(self, source: Node, weight: np.ndarray) -> Float[Tensor, "columns width"]:
-        """`weight` (`[width, d_model]`) to the columns that `source` writes."""
+        """Return the columns of `weight` (`[width, d_model]`) that `source` writes, transposed."""
         return torch.from_numpy(weight[:, self._supports[self.graph.source_index[source]]].T.copy())
 
 
 def _runs_first(columns: Columns) -> Float[Tensor, "*lead batch pos column"]:
-    """The same with dimensions in the order in which they leave the model."""
+    """Reorder the dimensions `[column, pos, *lead, batch]` to those of the model's outputs."""
     return columns.permute(*range(2, columns.ndim), 1, 0)
 
 
 def structural_mask(
     graph: Graph, written: list[np.ndarray], read: list[np.ndarray]
 ) -> Bool[Tensor, "source destination"]:
-    """True where an edge's `W_out @ W_in` is not zero."""
+    """Return a mask that is True for the edges whose `W_out @ W_in` is not zero."""
     structural = torch.zeros(len(graph.sources), len(graph.destinations), dtype=torch.bool)
     for edge in graph.edges:
         row, column = graph.position(edge)

@@ -1,4 +1,4 @@
-"""`python -O`, under which Haiku breaks: it takes its stacks down inside of `assert`, which is left out then."""
+"""Keep Haiku working under `python -O`: Haiku pops its stacks inside `assert` statements, which -O removes."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from edgeprune.errors import UnsupportedProgram
 
 
 class _WithAsserts(SourceFileLoader):
-    """Compiles a module as if Python had been started without -O."""
+    """A loader that compiles a module as if Python had been started without -O."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
@@ -17,7 +17,7 @@ class _WithAsserts(SourceFileLoader):
 
 
 class _Haiku:
-    """Finds Haiku's modules, and has them keep their asserts."""
+    """An import finder that makes Haiku's modules keep their asserts."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -30,16 +30,16 @@ class _Haiku:
 
 
 def keep_asserts_of_haiku() -> None:
-    """Have Haiku keep its asserts where Python leaves them out; of no effect once it is imported."""
+    """Make Haiku keep its asserts under `python -O`; has no effect once Haiku is imported."""
     if sys.flags.optimize:
         sys.meta_path.insert(0, _Haiku)
 
 
 def check_haiku() -> None:
-    """Refuse a Haiku without its asserts.
+    """Raise if Haiku was imported without its asserts.
 
     Raises:
-        UnsupportedProgram: it was imported before this package, under `python -O`.
+        UnsupportedProgram: Haiku was imported before this package, under `python -O`.
     """
     loader = getattr(sys.modules.get("haiku"), "__loader__", None)
     if sys.flags.optimize and loader is not None and not isinstance(loader, _WithAsserts):

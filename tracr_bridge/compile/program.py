@@ -1,4 +1,4 @@
-"""What a program is: a RASP expression, its vocabulary and the inputs on which it is judged."""
+"""Programs: a RASP expression, its vocabulary and its domain of inputs."""
 
 import inspect
 import itertools
@@ -20,40 +20,41 @@ from edgeprune.user_code import at, place_of
 TokenSequence = tuple[Any, ...]
 
 _SEARCHED: Final = 1_000_000
-"""Sequences that are tried against `valid` before a domain counts as too large to list, or as empty."""
+"""Maximum number of sequences to test with `valid`. If there are more, the domain is sampled rather than listed; if no
+tested sequence is valid, it counts as empty."""
 
 GUARDED: Final = "lambda x, y: x / y if y else 0"
-"""A division that never raises, as messages show it."""
+"""A division that never raises, for error messages."""
 
 
 class Interpreter(rasp.DefaultRASPEvaluator):
-    """RASP's interpreter on one input, which evaluates each expression once, however many others read it."""
+    """RASP's interpreter for one input; evaluates each expression once, even if several others read it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[int, tuple[rasp.RASPExpr, Any]] = {}
-        """By identity; each is kept, so that no other takes its place in memory."""
+        """Results by `id` of the expression; expressions are kept too, so that no `id` is reused."""
 
         self.failed: rasp.RASPExpr | None = None
-        """The expression that raised, if one did: the innermost of those that were being evaluated."""
+        """The innermost expression that was being evaluated when an error was raised; None if none was."""
 
     def evaluate(self, expr: rasp.RASPExpr, xs: Any) -> Any:
-        """What `expr` gives on `xs`, the same at every call."""
+        """Return the value of `expr` on `xs`; later calls return the stored value."""
         if id(expr) not in self._known:
             try:
                 self._known[id(expr)] = expr, super().evaluate(expr, xs)
-            except (Exception, SystemExit):  # whatever a user's lambda raises
+            except (Exception, SystemExit):  # a user's lambda may raise anything
                 self.failed = expr if self.failed is None else self.failed
                 raise
         return self._known[id(expr)][1]
 
     def is_undefined(self, sop: rasp.SOp) -> bool:
-        """Whether `sop` was evaluated and is None at some position."""
+        """Return whether `sop` was evaluated and is None at some position."""
         return id(sop) in self._known and any(value is None for value in self._known[id(sop)][1])
 
 
 class CausalInterpreter(Interpreter, causal_eval.CausalEvaluator):
-    """The same under a causal mask."""
+    """RASP's interpreter for one input, under a causal mask."""
 
 
 @dataclass(frozen=True)
@@ -61,52 +62,52 @@ class Domain:
     """The inputs that a program is run on."""
 
     inputs: tuple[TokenSequence, ...]
-    """Token sequences without BOS, by length, then in the vocabulary's order."""
+    """Token sequences without BOS, sorted by length, then in the vocabulary's order."""
 
     exhaustive: bool
-    """Whether these are all valid sequences, rather than a seeded sample."""
+    """Whether `inputs` holds all valid sequences, rather than a seeded sample."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A RASP program with everything that is needed to compile and to judge it."""
+    """A RASP program, with everything needed to compile and check it."""
 
     name: str
     doc: str
-    """One sentence that says what it computes."""
+    """One sentence that says what the program computes."""
 
     build: Callable[[], rasp.SOp]
     vocab: TokenSequence
     max_seq_len: int
     causal: bool = False
-    """Whether attention sees earlier positions only."""
+    """Whether a position attends only to itself and earlier positions."""
 
     valid: Callable[[TokenSequence], bool] | None = None
-    """Narrows the domain to the sequences for which it is true."""
+    """Restricts the domain to the sequences for which it returns true; None allows all."""
 
     min_seq_len: int = 1
     source: str = field(default="", repr=False, compare=False)
-    """The text of the file that declares it; empty for one that comes from none."""
+    """Text of the file that declares the program; empty if it was not loaded from a file."""
 
     def __post_init__(self) -> None:
-        """Turn whole numbers of other types, such as NumPy's, into ints."""
+        """Convert whole numbers of other types, such as NumPy's, to int."""
         for name in ("max_seq_len", "min_seq_len"):
             object.__setattr__(self, name, _as_int(getattr(self, name)))
 
     def expression(self) -> rasp.SOp:
-        """The RASP expression, built once."""
+        """Return the RASP expression, which is built once."""
         return self._expression
 
     @cached_property
     def _expression(self) -> Any:
-        return self.build()  # a user's function may return anything: `check` says so
+        return self.build()  # a user's function may return anything; `check` reports that
 
     def interpreter(self) -> "Interpreter":
-        """RASP's interpreter for one input."""
+        """Return a new RASP interpreter, for one input."""
         return CausalInterpreter() if self.causal else Interpreter()
 
     def evaluate(self, tokens: TokenSequence) -> list[Any]:
-        """RASP's own output on `tokens`, without BOS; None where it is undefined.
+        """Return RASP's output on `tokens` (without BOS), one value per position; None where it is undefined.
 
         Raises:
             InterpreterError: RASP's interpreter raises.
@@ -114,7 +115,7 @@ class Program:
         return self.evaluate_all([self.expression()], tokens)[0]
 
     def evaluate_all(self, expressions: Iterable[rasp.SOp], tokens: TokenSequence) -> list[list[Any]]:
-        """The values of each expression on `tokens`.
+        """Return the values of each expression on `tokens`.
 
         Raises:
             InterpreterError: RASP's interpreter raises; the message names the expression, the input and the remedy.
@@ -122,7 +123,7 @@ class Program:
         interpreter = self.interpreter()
         try:
             return [list(interpreter.evaluate(expression, list(tokens))) for expression in expressions]
-        except (Exception, SystemExit) as error:  # whatever a user's lambda raises
+        except (Exception, SystemExit) as error:  # a user's lambda may raise anything
             name = "its output" if interpreter.failed is None else interpreter.failed.name
             raise at(
                 InterpreterError(
@@ -133,20 +134,20 @@ class Program:
             ) from error
 
     def check(self) -> None:
-        """Look for every fault of the declaration at once.
+        """Raise if the declaration has faults.
 
         Raises:
-            InvalidProgram: there are any; the message lists them all.
+            InvalidProgram: the declaration has faults; the message lists them all.
         """
         built, place = _expression_faults(self)
         if faults := _declaration_faults(self) + built:
             raise at(InvalidProgram(f"{self.name} cannot be used: {'; '.join(faults)}"), place)
 
     def domain(self, *, budget: int, seed: int) -> Domain:
-        """All valid inputs if they fit the budget, else a seeded sample of that size.
+        """Return all valid inputs if they can be listed and fit the budget, else a seeded sample of about that size.
 
         Raises:
-            InvalidProgram: no sequence is valid.
+            InvalidProgram: no valid sequence was found, or `valid` raises.
         """
         lengths = range(self.min_seq_len, self.max_seq_len + 1)
         total = sum(len(self.vocab) ** length for length in lengths)
@@ -175,12 +176,12 @@ class Program:
             return True
         try:
             return bool(self.valid(tokens))
-        except (Exception, SystemExit) as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             message = f"{self.name} cannot be used: `valid` raises {described(error)} on {list(tokens)}"
             raise at(InvalidProgram(message), place_of(error, self.valid)) from error
 
     def _sample_drawn(self, budget: int, seed: int) -> tuple[TokenSequence, ...]:
-        """Distinct valid sequences, as many of each length, drawn without listing the domain."""
+        """Return distinct valid sequences, an equal share for each length, drawn without listing the domain."""
         rng = random.Random(seed)
         lengths = range(self.min_seq_len, self.max_seq_len + 1)
         share = max(1, budget // len(lengths))
@@ -199,11 +200,11 @@ class Program:
 
 
 def _sample_listed(inputs: tuple[TokenSequence, ...], budget: int, seed: int) -> tuple[TokenSequence, ...]:
-    """A seeded sample in the listed order, with as even a share for each length as there are inputs."""
+    """Return a seeded sample in the listed order; the shares of each length are as even as the inputs allow."""
     rng = random.Random(seed)
     by_length = [list(group) for _, group in itertools.groupby(inputs, key=len)]
     left, chosen = budget, list[TokenSequence]()
-    # Short lengths have few inputs: what they leave of their share goes to the longer ones.
+    # Short lengths have few inputs; the unused part of their share goes to longer lengths.
     for rank, group in enumerate(by_length):
         share = min(len(group), max(1, left // (len(by_length) - rank)))
         chosen += [group[i] for i in sorted(rng.sample(range(len(group)), share))]
@@ -219,19 +220,19 @@ def rasp_program(
     valid: Callable[[TokenSequence], bool] | None = None,
     min_seq_len: SupportsIndex = 1,
 ) -> Callable[[Callable[[], rasp.SOp]], Program]:
-    """Declare the function below as a program of its name; its docstring says what it computes.
+    """Return a decorator that turns a function into a `Program`, named after it and described by its docstring.
 
     Args:
-        vocab: the tokens, without BOS and PAD, in the order of the domain; a set is put in order.
-        max_seq_len: the longest input, in tokens without BOS.
-        causal: whether attention sees earlier positions only.
-        valid: narrows the domain to the sequences for which it is true.
-        min_seq_len: the shortest input.
+        vocab: tokens, without BOS and PAD, in the order of the domain; a set is sorted.
+        max_seq_len: length of the longest input, in tokens without BOS.
+        causal: whether a position attends only to itself and earlier positions.
+        valid: restricts the domain to the sequences for which it returns true.
+        min_seq_len: length of the shortest input, in tokens without BOS.
     """
 
     def declare(build: Callable[[], rasp.SOp]) -> Program:
         doc = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
-        tokens = sorted(vocab, key=repr) if isinstance(vocab, Set) else vocab  # a set's own order changes with the run
+        tokens = sorted(vocab, key=repr) if isinstance(vocab, Set) else vocab  # a set's own order differs between runs
         name = getattr(build, "__name__", "program")
         return Program(name, doc, build, tuple(tokens), _as_int(max_seq_len), causal, valid, _as_int(min_seq_len))
 
@@ -239,12 +240,12 @@ def rasp_program(
 
 
 def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
-    """RASP's output on every input.
+    """Return RASP's output on every input of `domain`.
 
     Raises:
-        InterpreterError: the interpreter raises on one of them.
+        InterpreterError: the interpreter raises on an input.
         InvalidProgram: an output is neither None nor a hashable, finite value.
-        DegenerateProgram: the output never varies, so that nothing could fail on it.
+        DegenerateProgram: the output never varies, so no method could fail on it.
     """
     outputs = [program.evaluate(tokens) for tokens in domain.inputs]
     for tokens, output in zip(domain.inputs, outputs, strict=True):
@@ -266,23 +267,23 @@ def check_interpreter(program: Program, domain: Domain) -> list[list[Any]]:
 
 
 def function_of(expression: rasp.RASPExpr | None) -> Callable[..., Any] | None:
-    """The function that a user gave an expression; None where it is one that Tracr made."""
+    """Return the function that a user gave an expression; None if there is none, or RASP itself made it."""
     function = getattr(expression, "f", None) or getattr(expression, "predicate", None)
     return None if getattr(function, "__module__", "") == rasp.__name__ else function
 
 
 def _as_int(value: Any) -> Any:
-    """`value` as an int where it is a whole number of any type; a bool, which is none, stays itself."""
+    """Return `value` as an int if it is a whole number of any type; return a bool or anything else unchanged."""
     if isinstance(value, bool):
         return value
     try:
         return operator.index(value)
-    except TypeError:  # `check` says what is wrong
+    except TypeError:  # `check` reports it
         return value
 
 
 def _remedy(interpreter: Interpreter, error: BaseException) -> str:
-    """What to do about an error of RASP's interpreter."""
+    """Return advice on how to fix an error of RASP's interpreter."""
     failed = interpreter.failed
     if isinstance(failed, rasp.Select):
         undefined = [sop.name for sop in (failed.keys, failed.queries) if interpreter.is_undefined(sop)]
@@ -306,10 +307,10 @@ def _predicate_without_none(predicate: object) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An error's type and text on one line."""
+    """Return an error's type and text on one line."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # an error class of the user's may raise anything
+    except Exception:  # a user's error class may raise anything
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -319,24 +320,24 @@ def _is_usable(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether `value` is neither NaN nor infinite, as nothing but a real number can be."""
+    """Return whether `value` is neither NaN nor infinite; True for anything that is not a real number."""
     try:
         return not isinstance(value, Real) or math.isfinite(value)
-    except OverflowError:  # a whole number beyond floats
+    except OverflowError:  # an int too large for a float
         return True
 
 
 def is_hashable(value: Any) -> bool:
-    """Whether it has a hash; of a tuple, whether all in it have."""
+    """Return whether `value` can be hashed; a tuple can if all its items can."""
     try:
         hash(value)
-    except Exception:  # a class of the user's may raise anything
+    except Exception:  # a user's class may raise anything
         return False
     return True
 
 
 def expressions_of(output: rasp.SOp) -> Iterator[rasp.RASPExpr]:
-    """Every expression that `output` is made of, itself first, each once."""
+    """Yield `output` and every expression that it depends on, each once, breadth first."""
     seen: set[int] = set()
     queue: list[rasp.RASPExpr] = [output]
     while queue:
@@ -372,11 +373,11 @@ def _declaration_faults(program: Program) -> list[str]:
 
 
 def _expression_faults(program: Program) -> tuple[list[str], str]:
-    """What is wrong with the expression, and where: the line that raises, else that of the declaration."""
+    """Return the faults of the expression, and where they are: the line that raises, else the declaration."""
     declared = place_of(InvalidProgram(), program.build)
     try:
         expression: object = program._expression  # pyright: ignore[reportPrivateUsage]
-    except (Exception, SystemExit) as error:  # whatever a user's function raises
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         return [f"building it raises {described(error)}"], place_of(error, program.build)
     if not isinstance(expression, rasp.SOp):
         return [f"it returns {type(expression).__name__}; a program returns a rasp.SOp"], declared

@@ -1,4 +1,4 @@
-"""Proof, by running them, that RASP's interpreter, Tracr's model and ours agree on a program's domain."""
+"""Verify that RASP's interpreter, Tracr's model and our PyTorch model agree on a program's domain."""
 
 import itertools
 import math
@@ -21,56 +21,56 @@ from tracr_bridge.compile.program import Program
 from tracr_bridge.compile.weights import Weights
 
 LAYER_ATOL: Final = 1e-4
-"""Largest difference between Tracr's model and ours, relative to the scale of what is compared (see `_Scale`)."""
+"""Largest allowed difference between Tracr's model and ours, relative to the scale of the values (see `_Scale`)."""
 
 VALUE_ATOL: Final = 1e-2
-"""Largest difference between a decoded number and RASP's: Tracr's own discretisation is approximate."""
+"""Largest allowed difference between a decoded number and RASP's; Tracr's own discretisation is approximate."""
 
 _ROUNDING: Final = 1e-6
-"""Largest share of a number that single precision rounds away over several operations: eight steps."""
+"""Largest relative rounding error of several single-precision operations: eight rounding steps."""
 
 _SHOWN: Final = 5
 _HIDDEN: Final = -1e29
-"""Tracr sets the scores of keys that a query does not see to -1e30."""
+"""Lower scores are masked: Tracr sets the scores of masked keys to -1e30."""
 
 _BATCH: Final = 4096
-"""Inputs run at a time, at the most."""
+"""Maximum number of inputs per batch."""
 
 _NUMBERS: Final = 2**22
-"""Numbers that the arrays of a batch hold (16 MiB in single precision): wide models run fewer inputs at a time."""
+"""Maximum count of numbers in the arrays of a batch (16 MiB in single precision); wide models get smaller batches."""
 
 _UNOPTIMISED: Final = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the three agree."""
+    """How far RASP's interpreter, Tracr's model and our model agree."""
 
     equal: bool
-    """All decoded outputs equal RASP's, and Tracr's and our layers agree."""
+    """Whether all decoded outputs match RASP's, and the layers of Tracr's model match ours, within tolerance."""
 
     inputs: int
     exhaustive: bool
-    """Whether that is the whole domain, and not a seeded sample of it."""
+    """Whether the inputs are the whole domain, rather than a seeded sample of it."""
 
     max_abs_diff: float
-    """Largest difference between Tracr's model and ours in residuals, attention scores and outputs, as a share of the
-    scale of what is compared; `LAYER_ATOL` bounds it."""
+    """Largest difference between Tracr's model and ours in residuals, attention scores and numerical outputs, relative
+    to the scale of the values; at most `LAYER_ATOL` if they agree."""
 
     mismatches: tuple[str, ...]
-    """The first disagreements, in words."""
+    """Messages about the first disagreements."""
 
 
 def compile_and_verify(program: Program, *, seed: int = 0) -> Compiled:
-    """The compiled program, once it has been run.
+    """Compile `program`, verify it, and return it.
 
     Args:
-        program: what to compile.
-        seed: of the sample of its domain.
+        program: the program to compile.
+        seed: seed of the sample of its domain.
 
     Raises:
-        EdgePruneError: it is unusable.
-        UnsupportedProgram: the model does not do what RASP says.
+        EdgePruneError: the program cannot be used.
+        UnsupportedProgram: RASP, Tracr's model and our model disagree.
     """
     compiled = compile_program(program, seed=seed)
     verification = verify(compiled)
@@ -83,15 +83,15 @@ def compile_and_verify(program: Program, *, seed: int = 0) -> Compiled:
 
 
 def verify(compiled: Compiled, *, progress: bool = False) -> Verification:
-    """Run all three on every input of the domain and compare them layer by layer.
+    """Compare RASP's outputs, Tracr's model and our model on every input of the domain, the models layer by layer.
 
-    Tracr's model is told which id is PAD, so that JAX compiles it once and not once a length.
+    Tracr's model is given the id of PAD, so that JAX compiles it once rather than once per length.
 
     Args:
         compiled: the program, its two models and its domain.
         progress: show a progress bar on standard error, if that is a terminal.
     """
-    # Optimising would take longer than it saves.
+    # XLA's optimisations would take longer than they save.
     forward = jax.jit(_padded_forward(compiled), compiler_options=_UNOPTIMISED)
     differences, mismatches = list[_Difference](), list[str]()
     for rows in tqdm(_batches(compiled), desc="verify", disable=None if progress else True):
@@ -111,7 +111,7 @@ def verify(compiled: Compiled, *, progress: bool = False) -> Verification:
             mismatches += _mismatches(compiled, row, own, "PyTorch", rounding)
     largest = max(difference.relative for difference in differences)
     if not largest <= LAYER_ATOL:
-        # The first one in the order of computing, as later ones may follow from it.
+        # Report the first one in the order of computation: later ones may follow from it.
         mismatches.insert(0, next(found.text for found in differences if not found.relative <= LAYER_ATOL))
     return Verification(
         equal=not mismatches,
@@ -123,7 +123,7 @@ def verify(compiled: Compiled, *, progress: bool = False) -> Verification:
 
 
 def _padded_forward(compiled: Compiled) -> Callable[[Any, Any], Any]:
-    """Tracr's model, from parameters and padded tokens; its keys at PAD are hidden, which `assemble` leaves undone."""
+    """Return Tracr's model as a function of parameters and padded tokens; it masks PAD, which `assemble` omits."""
 
     def forward(tokens: Any) -> Any:
         model = compiled.assembled.get_compiled_model()
@@ -134,25 +134,25 @@ def _padded_forward(compiled: Compiled) -> Callable[[Any, Any], Any]:
 
 
 def _batches(compiled: Compiled) -> Sequence[Tensor]:
-    """The rows of the domain in batches whose arrays fit `_NUMBERS`, of one size but for the last."""
+    """Return the rows of the domain in batches whose arrays fit `_NUMBERS`; all but the last have the same size."""
     weights = compiled.model.weights
     positions, layer = compiled.dataset.tokens.shape[1], weights.layers[0]
     key_size, (d_model, d_mlp) = layer.heads[0].query.shape[1], layer.hidden.shape
-    # Tracr's model keeps two residuals' worth of results for every half-layer, ours what each source writes.
+    # Tracr's model keeps two residual-sized results per half-layer; ours keeps what each source writes.
     columns = d_model * (len(compiled.model.graph.sources) + 4 * len(weights.layers)) + d_mlp
     numbers = positions * columns + positions**2 * key_size
     return torch.arange(len(compiled.domain.inputs)).split(max(1, min(_BATCH, _NUMBERS // numbers)))
 
 
 class _Scale:
-    """The scale of each residual column, half-layer by half-layer: what rounding there is to be measured by.
+    """The scale of each residual column, updated after each half-layer; differences are divided by it.
 
-    A column holds a one-hot digit or a number, so that its scale is at least 1. Rounding grows with the terms of a sum
-    and not with the sum: an MLP that subtracts 20,000.1 from 20,000.2 is off by .002, whichever model runs it. Where
-    `_ROUNDING` of the largest term of an MLP is more than `LAYER_ATOL`, the scale grows in proportion.
+    A column holds a one-hot entry or a number, so its scale is at least 1. Rounding errors grow with the terms of a
+    sum, not with the sum: an MLP that subtracts 20,000.1 from 20,000.2 is off by .002, in either model. Where
+    `_ROUNDING` times the largest term of an MLP exceeds `LAYER_ATOL`, the scale grows in proportion.
 
     Args:
-        weights: the model's.
+        weights: weights of the model.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -160,19 +160,19 @@ class _Scale:
         self.columns: Float[np.ndarray, " d_model"] = np.ones(len(weights.unembed))
 
     def scores(self, layer: int, head: int) -> float:
-        """The scale of what a head's queries and keys are computed from."""
+        """Return the largest scale of the columns that a head's queries and keys are computed from."""
         weights = self._weights.layers[layer].heads[head]
         return float(self.columns[np.any(weights.query != 0, axis=1) | np.any(weights.key != 0, axis=1)].max(initial=1))
 
     def output(self) -> float:
-        """The scale of the columns that are unembedded."""
+        """Return the largest scale of the columns that are unembedded."""
         return float(self.columns[np.any(self._weights.unembed != 0, axis=1)].max(initial=1))
 
     def attend(self, layer: int, apart: Sequence[float]) -> None:
-        """Go on past the heads of a layer, whose scores the two models give up to `apart` from each other.
+        """Update the scale for the heads of a layer; `apart` is each head's largest score difference of the models.
 
-        What heads write is as rounded as what they read, and as their patterns: scores that differ by some amount move
-        shares of attention that add up to as much.
+        A head's output has the rounding error of what it reads and of its attention pattern: scores that differ by some
+        amount move attention weights that add up to as much.
         """
         before = self.columns.copy()
         for index, head in enumerate(self._weights.layers[layer].heads):
@@ -182,9 +182,9 @@ class _Scale:
             self.columns[written] = np.maximum(self.columns[written], moved)
 
     def transform(self, layer: int, largest: Float[np.ndarray, " d_model"]) -> None:
-        """Go on past the MLP of a layer, which reads columns that reach `largest` in magnitude."""
+        """Update the scale for the MLP of a layer; `largest` is the largest magnitude in each column that it reads."""
         weights = self._weights.layers[layer]
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is found when it is compared
+        with np.errstate(invalid="ignore", over="ignore"):  # the comparison finds NaN and infinity
             hidden = np.maximum(self.columns, largest) @ np.abs(weights.hidden)
             terms = (hidden[:, None] * np.abs(weights.output)).max(0, initial=0)
         self.columns = np.maximum(self.columns, terms * (_ROUNDING / LAYER_ATOL))
@@ -195,10 +195,10 @@ class _Difference:
     """The largest difference between Tracr's model and ours in one array."""
 
     relative: float
-    """As a share of the scale; infinite where either model holds no number, which `max` would pass over."""
+    """The difference divided by the scale; infinite if either model gives NaN or infinity, as `max` would skip NaN."""
 
     text: str
-    """Where it is, in words, if it is too large."""
+    """A message that says where the difference is, if it is too large; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,14 @@ class _Comparison:
     rows: Tensor
 
     def __call__(self, place: str, ours: Tensor, theirs: Any, *, scale: Any, where: Tensor) -> _Difference:
-        """The difference in the array that `place` names.
+        """Return the largest difference in the array that `place` names.
 
         Args:
-            place: in words.
+            place: name of the array, for the message.
             ours: our array.
-            theirs: Tracr's.
-            scale: what differences are measured by, unless Tracr's value itself is larger; broadcasts to the arrays.
-            where: the entries that are compared.
+            theirs: Tracr's array.
+            scale: divisor of the differences, unless Tracr's value is larger in magnitude; broadcasts to the arrays.
+            where: the entries to compare.
         """
         own, theirs = ours.numpy(), np.asarray(theirs)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -237,9 +237,9 @@ class _Comparison:
 
 
 def _layer_differences(compare: _Comparison, tokens: Tensor, theirs: Any, scale: _Scale) -> list[_Difference]:
-    """The differences of residuals after every half-layer and of attention scores of every head, in that order.
+    """Return the differences of embeddings, attention scores and half-layers' residuals, in order of computation.
 
-    `scale` has gone past the last layer afterwards.
+    `scale` is updated up to the last layer.
     """
     model = compare.compiled.model
     scores: dict[tuple[int, int], Tensor] = {}
@@ -274,10 +274,10 @@ def _layer_differences(compare: _Comparison, tokens: Tensor, theirs: Any, scale:
 def _score_differences(
     compare: _Comparison, scores: dict[tuple[int, int], Tensor], theirs: Any, scale: _Scale, layer: int, real: Tensor
 ) -> list[_Difference]:
-    """The differences of attention scores of every head of a layer, measured by the query's largest score.
+    """Return the difference of attention scores for each head of a layer, relative to the query's largest score.
 
-    A query that matches a key adds up terms of about that size, and those that cancel leave their rounding. Heads that
-    write nothing, such as those that the compiler fills a layer up with, are left out of our model.
+    A query that matches a key adds up terms of about that size, and terms that cancel leave their rounding errors.
+    Heads that write nothing, such as those with which the compiler fills up a layer, are not in our model.
     """
     found: list[_Difference] = []
     for head, logits in enumerate(np.asarray(theirs).swapaxes(0, 1)):
@@ -290,7 +290,7 @@ def _score_differences(
 
 
 def _scores_apart(scores: dict[tuple[int, int], Tensor], theirs: Any, layer: int, real: Tensor) -> list[float]:
-    """How far Tracr's and our scores are from each other, head by head, where both are numbers."""
+    """Return the largest difference between Tracr's scores and ours for each head, where both are finite."""
     apart: list[float] = []
     for head, logits in enumerate(np.asarray(theirs).swapaxes(0, 1)):
         own = scores[layer, head].numpy() if (layer, head) in scores else logits
@@ -308,7 +308,7 @@ def _decode(compiled: Compiled, outputs: Tensor) -> list[list[Any]]:
 
 
 def _mismatches(compiled: Compiled, row: int, decoded: list[Any], who: str, rounding: float) -> list[str]:
-    """What `who` gives on one input where RASP gives something else, beyond `VALUE_ATOL` and rounding."""
+    """Return a message per position of one input where `who` differs from RASP, beyond `VALUE_ATOL` and rounding."""
     expected = compiled.expected[row]
     found: list[str] = []
     for position, (value, wanted) in enumerate(zip(decoded[1 : len(expected) + 1], expected, strict=True)):
@@ -325,7 +325,7 @@ def _mismatches(compiled: Compiled, row: int, decoded: list[Any], who: str, roun
 
 
 def verification_json(verification: Verification, program: str) -> dict[str, Any]:
-    """A verification as JSON."""
+    """Return a verification as a JSON object; `max_abs_diff` is None if it is not finite."""
     return {
         "program": program,
         "equal": verification.equal,

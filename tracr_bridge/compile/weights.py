@@ -1,4 +1,4 @@
-"""Tracr's assembled model → plain arrays: embeddings, heads, MLPs and the unembedding."""
+"""Extract the weights of Tracr's assembled model as arrays: embeddings, heads, MLPs and the unembedding."""
 
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from edgeprune.errors import promise
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """One attention head."""
+    """Weight matrices of one attention head."""
 
     query: Float[np.ndarray, "d_model key_size"]
     key: Float[np.ndarray, "d_model key_size"]
@@ -24,7 +24,7 @@ class HeadWeights:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One block: its heads, then its MLP `relu(x @ hidden + bias) @ output`."""
+    """Weights of one layer: its heads, then its MLP `relu(x @ hidden) @ output`."""
 
     heads: tuple[HeadWeights, ...]
     hidden: Float[np.ndarray, "d_model d_mlp"]
@@ -32,13 +32,13 @@ class LayerWeights:
 
     @property
     def written(self) -> list[Float[np.ndarray, "_ d_model"]]:
-        """For each source, heads first, the rows that span what it writes."""
+        """For each source, heads first, the rows of its output weights that span what it can write."""
         heads = [head.output[np.any(head.value != 0, axis=0)] for head in self.heads]
         return [*heads, self.output[np.any(self.hidden != 0, axis=0)]]
 
     @property
     def read(self) -> list[Float[np.ndarray, "d_model _"]]:
-        """For each destination (all queries, all keys, all values, the MLP) what it reads with an effect further on."""
+        """For each destination (all queries, all keys, all values, the MLP), its weights with an effect downstream."""
         matched = [np.any(head.query != 0, axis=0) & np.any(head.key != 0, axis=0) for head in self.heads]
         queries = [head.query[:, columns] for head, columns in zip(self.heads, matched, strict=True)]
         keys = [head.key[:, columns] for head, columns in zip(self.heads, matched, strict=True)]
@@ -48,27 +48,27 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """Everything that a compiled transformer computes with."""
+    """All weights of a compiled transformer."""
 
     token: Float[np.ndarray, "vocab d_model"]
     position: Float[np.ndarray, "pos d_model"]
-    """One row for BOS, then one for each position of the program."""
+    """Positional embeddings: one row for BOS, then one for each position of the program."""
 
     layers: tuple[LayerWeights, ...]
     unembed: Float[np.ndarray, "d_model outputs"]
-    """Selects the output columns; one column for a numerical program, one a value for a categorical one."""
+    """Selects the output columns: one for a numerical program, one per value for a categorical program."""
 
     causal: bool
     pad_id: int
-    """The token id of PAD, which no position attends to."""
+    """Token id of PAD, to which no position attends."""
 
     def in_double(self) -> "Weights":
-        """The same numbers in double precision."""
+        """Return the same weights in double precision."""
         return _in_double(self)
 
 
 def _in_double(part: Any) -> Any:
-    """A dataclass of arrays, or a tuple of such, with every array in double precision."""
+    """Return `part`, a dataclass of arrays or a tuple of them, with every array in double precision."""
     if isinstance(part, np.ndarray):
         return part.astype(np.float64)
     if isinstance(part, tuple):
@@ -79,9 +79,9 @@ def _in_double(part: Any) -> Any:
 
 
 def extract_weights(assembled: AssembledTransformerModel) -> Weights:
-    """Copy the weights out of a Tracr model.
+    """Return a copy of the weights of a Tracr model, in single precision.
 
-    The unembedding is no parameter of Tracr's model: it is read by running the model's own unembedding on the identity.
+    The unembedding is not a parameter of Tracr's model; it is read by running the model's unembedding on the identity.
     """
     params: dict[str, dict[str, Any]] = assembled.params  # pyright: ignore[reportAssignmentType]
     config = assembled.model_config
@@ -112,7 +112,7 @@ def extract_weights(assembled: AssembledTransformerModel) -> Weights:
 
 
 def _unembedding(assembled: AssembledTransformerModel, d_model: int) -> np.ndarray:
-    """The matrix of Tracr's unembedding, `[d_model, outputs]`."""
+    """Return the matrix of Tracr's unembedding, `[d_model, outputs]`."""
 
     def unembed(residual: Any) -> Any:
         return assembled.get_compiled_model().unembed(residual, use_unembed_argmax=False)

@@ -1,7 +1,7 @@
-"""Draws random programs by a seed alone.
+"""Draw random programs that depend on a seed alone.
 
-Hypothesis hunts for failures: it mutates what it drew, repeats itself, and mixes in constants from whatever modules
-happen to be loaded. A sweep wants the plain distribution instead, the same in every process.
+Hypothesis searches for failures: it mutates and repeats what it drew, and mixes in constants from whatever modules are
+loaded. A sweep needs the plain distribution instead, the same in every process.
 """
 
 import itertools
@@ -16,15 +16,15 @@ from tqdm import tqdm
 from tracr_bridge.random_programs.strategies import DrawnProgram, rasp_programs
 
 _BATCH = 64
-"""Programs drawn at a time, at the most."""
+"""Maximum number of programs drawn at a time."""
 
 
 def draw_programs(count: int, *, seed: int, progress: bool = False) -> list[DrawnProgram]:
-    """`count` different random programs; the first ones are the same for every `count`.
+    """Return `count` different random programs; a larger `count` starts with the same programs.
 
     Args:
-        count: how many.
-        seed: the same programs for the same seed, in any process, under the same version of Hypothesis.
+        count: number of programs.
+        seed: the same seed gives the same programs in any process, under the same version of Hypothesis.
         progress: show a progress bar on standard error, if that is a terminal.
     """
     drawn: dict[str, DrawnProgram] = {}
@@ -42,7 +42,7 @@ def draw_programs(count: int, *, seed: int, progress: bool = False) -> list[Draw
 
 
 def _draw(collect: Callable[[DrawnProgram], None], count: int, *, seed: str) -> None:
-    """Hand `count` programs to `collect`."""
+    """Draw `count` programs and pass each to `collect`."""
 
     class Seeded(_Uniform):
         def __init__(self, conjecturedata: Any, /) -> None:
@@ -65,7 +65,7 @@ def _draw(collect: Callable[[DrawnProgram], None], count: int, *, seed: str) -> 
 
 
 class _Uniform(PrimitiveProvider):
-    """A backend of Hypothesis that draws evenly from what is asked for."""
+    """A Hypothesis backend that draws integers uniformly and booleans with the given probability."""
 
     random: Random
 

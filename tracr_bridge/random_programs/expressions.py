@@ -1,4 +1,4 @@
-"""Writes a random program, expression by expression, of what Tracr compiles alone."""
+"""Write a random program, expression by expression, using only what Tracr compiles."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -13,44 +13,44 @@ from tracr_bridge.compile.program import CausalInterpreter, Interpreter, TokenSe
 
 CATEGORICAL: Final = ("_map", "_sequence_map", "_width", "_aggregate", "_threshold", "_from_end", "_with_length")
 NUMERICAL: Final = ("_to_number", "_fraction", "_linear", "_rescaled", "_parallel")
-"""What writes an expression, simplest first."""
+"""Names of the `Writer` methods that write a categorical or numerical expression, simplest first."""
 
 Draw = Callable[..., Any]
-"""Hypothesis's own name for it cannot be checked at run time."""
+"""Hypothesis's `draw` function; Hypothesis's own type for it cannot be checked at run time."""
 
 _MOST_VALUES: Final = 6
-"""Values that a drawn sequence map may take: each is a dimension of the compiled model."""
+"""Maximum number of values of a drawn sequence map; each is a dimension of the compiled model."""
 
 _LARGEST: Final = 10
-"""The largest number that is squared: of larger squares single precision keeps too few digits."""
+"""Largest magnitude that is squared; single precision keeps too few digits of larger squares."""
 
 
 @dataclass(frozen=True)
 class _Expression:
-    """What has been written so far under one name."""
+    """A named expression that later expressions can read."""
 
     name: str
     sop: rasp.SOp
     values: tuple[Any, ...]
-    """Every value that Tracr reckons with, in order; those that occur are among them, or lie between if numerical."""
+    """Every value that Tracr tabulates, sorted. Values that occur are among them or, if numerical, between them."""
 
     occurring: frozenset[Any]
     undefined: bool
-    """Whether it is None anywhere."""
+    """Whether it is None at any position of any input."""
 
     at_bos: bool
-    """Whether Tracr's model gives it a value at BOS too, where a selector finds it though RASP has nothing there: so it
-    is for what is mapped from numbers, which are 0 at BOS."""
+    """Whether Tracr's model also gives it a value at BOS, where a selector finds it although RASP has nothing there.
+    For example, maps from numbers have one: numbers are 0 at BOS."""
 
     @property
     def whole(self) -> bool:
-        """Whether values are whole numbers, so that there is arithmetic on them."""
+        """Whether all values are whole numbers, so that arithmetic on them is possible."""
         return all(isinstance(value, int) for value in self.values)
 
 
 @dataclass
 class Writer:
-    """Writes a program line by line, drawing what each line is."""
+    """Writes a program line by line; each line is drawn at random."""
 
     draw: Draw
     vocab: TokenSequence
@@ -58,12 +58,12 @@ class Writer:
     length: int
     causal: bool
     left: int
-    """Expressions that may still be written."""
+    """Number of expressions that may still be written."""
 
     lines: list[str] = field(default_factory=list)
     written: list[_Expression] = field(default_factory=list)
     lengths: list[_Expression] = field(default_factory=list)
-    """Widths of selectors that are always true."""
+    """Widths of always-true selectors that have been written."""
 
     constants: list[_Expression] = field(default_factory=list)
 
@@ -77,27 +77,27 @@ class Writer:
     # What an expression may read
 
     def categorical(self, depth: int, *, defined: bool = False, attended: bool = False) -> _Expression:
-        """Something categorical: the tokens, the positions, something written before, or something new.
+        """Return a categorical expression: the tokens, the positions, an earlier expression, or a new one.
 
         Args:
-            depth: how deeply it may be nested.
-            defined: whether it must have a value everywhere.
-            attended: whether it is looked for or moved by a selector, and must have no value at BOS.
+            depth: maximum depth of nesting.
+            defined: whether it must have a value at every position.
+            attended: whether it is a selector's keys or is moved by one, and so must have no value at BOS.
         """
-        # A strategy of its own, so that Hypothesis may put what such an expression reads in its place.
+        # A separate strategy, so that Hypothesis can shrink an expression to one of those that it reads.
         fits = partial(_fits, defined=defined, attended=attended)
         return self.draw(st.builds(self._categorical, st.just(depth), st.just(fits)))
 
     def output(self, depth: int) -> _Expression:
-        """Something new."""
+        """Return a new expression, categorical or numerical."""
         return self.draw(_new(self, depth, CATEGORICAL + NUMERICAL))
 
     def computed(self, depth: int) -> _Expression:
-        """Something new and categorical."""
+        """Return a new categorical expression."""
         return self.draw(_new(self, depth, CATEGORICAL))
 
     def numerical(self, depth: int) -> _Expression:
-        """Something new and numerical."""
+        """Return a new numerical expression."""
         return self.draw(_new(self, depth, NUMERICAL if depth > 0 and self.left > 1 else NUMERICAL[:1]))
 
     def _categorical(self, depth: int, fits: Callable[[_Expression], bool]) -> _Expression:
@@ -141,15 +141,15 @@ class Writer:
         return self._write(f"rasp.SelectorWidth({code})", values=tuple(range(self.length + 1)), at_bos=at_bos)
 
     def _aggregate(self, depth: int) -> _Expression:
-        """A categorical aggregate: whatever is selected, it has one value."""
+        """Write a categorical aggregate: all positions that a query selects have the same value."""
         moved = self._movable(depth)
-        # Of several equal values RASP takes the mean, which words do not have and None would spoil.
+        # RASP takes the mean of several equal values, which is not possible for strings or None.
         mean = moved.whole and not moved.undefined and self.draw(st.booleans())
         selector, at_bos = self._of_one_value(depth, moved) if mean else self._at_one_position(depth)
         return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values, at_bos=at_bos)
 
     def _movable(self, depth: int) -> _Expression:
-        # Tracr has no room for more values in a head than the head has keys to look for.
+        # A Tracr head has room for only as many values as it has keys.
         moved = self.categorical(depth, attended=True)
         return moved if len(moved.values) <= self.length + 1 else self._indices
 
@@ -162,13 +162,13 @@ class Writer:
         return self._write(f"rasp.Map(lambda x: x > {bound}, {read.name})", values=(False, True), at_bos=True)
 
     def _from_end(self, depth: int) -> _Expression:
-        """What stands at a place counted from the end."""
+        """Write an aggregate of the value at a position counted from the end."""
         moved = self._movable(depth)
         selector, at_bos = self._last()
         return self._write(f"rasp.Aggregate({selector}, {moved.name})", values=moved.values, at_bos=at_bos)
 
     def _with_length(self, depth: int) -> _Expression:
-        """A function of something and the length."""
+        """Write a function of an expression and the length."""
         read, length = self.categorical(depth), self._length()
         read = self._tokens if read.sop is length.sop else read
         one = self.draw(st.sampled_from(read.values))
@@ -185,14 +185,14 @@ class Writer:
         return self._write(code, values=values, at_bos=first.at_bos and second.at_bos)
 
     def _length(self) -> _Expression:
-        """The width of a selector that is always true; under a causal mask, the number of positions so far."""
+        """Return the width of an always-true selector; under a causal mask, the number of positions so far."""
         if self.lengths and self.draw(st.booleans()):
             return self.draw(st.sampled_from(self.lengths))
         self.lengths.append(self._width_of(self._everywhere()))
         return self.lengths[-1]
 
     def _constant(self) -> _Expression:
-        """A map that gives one value, whatever it reads."""
+        """Return a map that gives one value, whatever it reads."""
         if self.constants and self.draw(st.booleans()):
             return self.draw(st.sampled_from(self.constants))
         read = self.draw(st.sampled_from((self._tokens, self._indices, *self.constants)))
@@ -202,10 +202,10 @@ class Writer:
 
     # Selectors
 
-    # Each with whether its queries have a value at BOS, so that what is computed with it has one there too.
+    # Each comes with whether its queries have a value at BOS; if so, what is computed with it has one there too.
 
     def _selector(self, depth: int) -> tuple[str, bool]:
-        """Any selector at all."""
+        """Return any selector."""
         form = self.draw(st.sampled_from((*["plain"] * 5, "&", "|", "~", *["everywhere"] * 2)))
         if form == "everywhere" and depth > 0:
             return self._everywhere()
@@ -219,7 +219,7 @@ class Writer:
         return (selector, queries.at_bos) if rests else self._at_one_position(depth)
 
     def _select(self, keys: _Expression, queries: _Expression) -> str:
-        """A selector with any predicate. What it needs is drawn last, so that a simple one is short to shrink to."""
+        """Return a selector with any predicate. Its constants are drawn last, so that simple ones take fewer draws."""
         choices = ["in"]
         if not keys.undefined and not queries.undefined:
             choices = ["==", "rasp.Comparison.TRUE", "in"]
@@ -234,7 +234,7 @@ class Writer:
         return f"rasp.Select({keys.name}, {queries.name}, {predicate})"
 
     def _everywhere(self) -> tuple[str, bool]:
-        """A selector that is always true: its head attends uniformly."""
+        """Return an always-true selector; its head attends uniformly."""
         keys, queries = self._alike(), self._alike()
         choices = ["rasp.Comparison.TRUE", f"lambda key, query: key >= {keys.values[0]!r}"]
         if keys.values == queries.values and len(keys.values) == 1:
@@ -242,17 +242,17 @@ class Writer:
         return f"rasp.Select({keys.name}, {queries.name}, {self.draw(st.sampled_from(choices))})", queries.at_bos
 
     def _alike(self) -> _Expression:
-        """The tokens, the positions or a constant."""
+        """Return the tokens, the positions or a constant."""
         kind = self.draw(st.integers(0, 9 if self.left > 1 else 6))
         return self._constant() if kind > 6 else self._indices if kind > 0 else self._tokens
 
     def _last(self) -> tuple[str, bool]:
-        """A selector of the last position, or of one before it."""
+        """Return a selector of one of the last three positions."""
         length, back = self._length(), self.draw(st.integers(1, min(3, self.length)))
         return f"rasp.Select(rasp.indices, {length.name}, lambda key, query: key == query - {back})", length.at_bos
 
     def _of_one_value(self, depth: int, keys: _Expression) -> tuple[str, bool]:
-        """A selector of those keys that have one value, which depends on the query."""
+        """Return a selector of all keys with one value, which depends on the query."""
         queries = self.categorical(depth)
         table = self.draw(_tables(queries.values, st.sampled_from(keys.values)))
         selector = f"rasp.Select({keys.name}, {queries.name}, lambda key, query: key == {table!r}.get(query))"
@@ -260,7 +260,7 @@ class Writer:
         return (selector, queries.at_bos) if rests else self._at_one_position(depth)
 
     def _at_one_position(self, depth: int) -> tuple[str, bool]:
-        """A selector of one position for each value of the queries."""
+        """Return a selector of at most one position for each value of the queries."""
         queries = self.categorical(depth)
         table = self.draw(_tables(queries.values, st.sampled_from(self._indices.values)))
         choices = [f"lambda key, query: key == {table!r}.get(query)"]
@@ -270,10 +270,10 @@ class Writer:
         return f"rasp.Select(rasp.indices, {queries.name}, {predicate})", queries.at_bos
 
     def _rests_on_bos(self, selector: str, keys: _Expression, queries: _Expression) -> bool:
-        """Whether Tracr attends to BOS wherever nothing is selected, as it means to.
+        """Return whether Tracr attends to BOS wherever nothing is selected, as it should.
 
-        Its widths are less than nothing at BOS, wherever they are moved: who looks for a width of 0 there, and finds
-        none, sees all but BOS.
+        Tracr's selector widths are below 0 at BOS, also after aggregates have moved them. A query that looks for a
+        width of 0 and finds none then attends to all positions but BOS.
         """
         moved = keys.sop
         while isinstance(moved, rasp.Aggregate):
@@ -293,19 +293,19 @@ class Writer:
 
     def _to_number(self, depth: int) -> _Expression:
         read = self.categorical(depth, defined=True)
-        # Nothing below 0, to which Tracr would clip it.
+        # No value is below 0: Tracr would clip it to 0.
         first = dict.fromkeys(read.values, 0) | {read.values[0]: 1}
         table = first | self.draw(_tables(read.values, st.sampled_from((1, 2, 0.5, 10, 0))))
         return self._write_number(f"rasp.Map(lambda x: {table!r}[x], {read.name})", values=tuple(table.values()))
 
     def _fraction(self, depth: int) -> _Expression:
-        """A numerical aggregate, of 0 and 1 alone."""
+        """Write a numerical aggregate, which averages 0 and 1 only."""
         selector, _ = self._last() if depth > 0 and self.draw(st.integers(0, 2)) > 1 else self._selector(depth)
         read = self.categorical(depth, defined=True, attended=True)
         chosen = self.draw(st.sets(st.sampled_from(read.values), min_size=1))
         function = f"lambda x: int(x in {_listed(chosen)})"
         binary = self._write_number(f"rasp.Map({function}, {read.name})", values=_image(function, read.values))
-        # Tracr reckons with no 2/3, though it occurs, nor with the default.
+        # Tracr does not tabulate 2/3, although it occurs, nor the default.
         values = tuple(value / n for value in binary.values for n in range(1, self.length + 1))
         return self._write_number(f"rasp.Aggregate({selector}, {binary.name}, default=0)", values=values)
 
@@ -317,7 +317,7 @@ class Writer:
         return self._write_number(code, values=values)
 
     def _parallel(self, depth: int) -> _Expression:
-        """A sum of numbers that come from tokens and positions alone: most are aggregates, and heads of one layer."""
+        """Write a sum of numbers that read tokens and positions only; most are aggregates, as heads of one layer."""
         term = st.builds(lambda: self._fraction(0) if self.draw(st.integers(0, 9)) else self._to_number(0))
         total, *others = self.draw(st.lists(term, min_size=1, max_size=4))
         for other in others:
@@ -331,7 +331,7 @@ class Writer:
         choices = [f for f in ("lambda x: 2 * (x > 0)", "lambda x: 1 - x", "lambda x: x * x") if _agrees(eval(f), read)]
         if max(map(abs, read.values)) > _LARGEST:
             choices = [f for f in choices if "*" not in f or ">" in f]
-        if isinstance(read.sop, rasp.Map):  # the two become one map, which Tracr may clip at 0
+        if isinstance(read.sop, rasp.Map):  # RASP merges the two maps into one, which Tracr may clip at 0
             choices = [f for f in choices if min(_image(f, read.values)) >= 0]
         if not choices:
             return read
@@ -341,7 +341,7 @@ class Writer:
     # Writing
 
     def _write(self, code: str, *, values: Sequence[Any], at_bos: bool = False) -> _Expression:
-        """Add a line, and find out what it gives."""
+        """Add a line to the program, and return its expression with the values that occur."""
         self.left -= 1
         name = f"s{len(self.written) + 1}"
         self.lines.append(f'{name} = {code}.named("{name}")')
@@ -362,7 +362,7 @@ class Writer:
 
 @st.composite
 def _new(draw: Draw, writer: Writer, depth: int, makers: Sequence[str]) -> _Expression:
-    """An expression from one of `makers`, drawn by its place among all: a choice means the same wherever it is put."""
+    """Draw an expression from one of `makers`. The draw indexes all makers, so it means the same everywhere."""
     maker: str = draw(st.sampled_from(CATEGORICAL + NUMERICAL).filter(makers.__contains__))
     return getattr(writer, maker)(depth - 1)
 
@@ -372,7 +372,7 @@ def _fits(expression: _Expression, *, defined: bool, attended: bool) -> bool:
 
 
 def _tables(keys: Sequence[Any], values: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[dict[Any, Any]]:
-    """Partial tables from `keys`, to 0, 1 and 2 unless told otherwise."""
+    """A strategy of partial tables from `keys` to `values`, by default 0, 1 and 2."""
     return st.dictionaries(st.sampled_from(keys), st.integers(0, 2) if values is None else values)
 
 
@@ -381,15 +381,15 @@ def _listed(values: set[Any]) -> str:
 
 
 def _image(function: str, *values: Sequence[Hashable]) -> tuple[Any, ...]:
-    """Every value that the function takes."""
+    """Return every value that the function takes on combinations of `values`."""
     call: Callable[..., Any] = eval(function)
     return tuple({call(*arguments): None for arguments in product(*values)})
 
 
 def _agrees(function: Callable[[float], float], read: _Expression) -> bool:
-    """Whether Tracr's map of a numerical expression is right on every number that occurs.
+    """Return whether Tracr's map of a numerical expression is right on every number that occurs.
 
-    It takes each number for the nearest of those that it reckons with, by a step halfway between two neighbours.
+    Tracr rounds each number to the nearest tabulated value, with a step halfway between two neighbours.
     """
     known = sorted(set(read.values))
     steps = [(low + high) / 2 for low, high in pairwise(known)]

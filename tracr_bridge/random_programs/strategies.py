@@ -3,13 +3,13 @@
     @given(rasp_programs())
     def test_mine(program): ...
 
-A program is drawn from its output inwards: first what an expression is, then what it reads, so that Hypothesis shrinks
-one by putting `rasp.tokens` in the place of what is read. Every draw is valid by construction: only what Tracr compiles
-is drawn, each function is total on the values that Tracr may hand it, and RASP's interpreter is asked whether a value
-can be undefined. Draws whose output never varies, or never reads a token, are drawn anew.
+A program is drawn from its output inwards: first what an expression is, then what it reads. Hypothesis can then shrink
+an expression by replacing what it reads with `rasp.tokens`. Every draw is valid by construction: only expressions that
+Tracr compiles are drawn, each function is total on the values that Tracr may pass to it, and RASP's interpreter shows
+whether a value can be undefined. Programs whose output never varies, or never reads a token, are drawn again.
 
-Many draws need a length: the width of a selector that is always true, on positions, tokens or constants. Its head
-attends uniformly; under zero ablation its query and key edges can often go together, though none of them can alone.
+Many programs need a length: the width of an always-true selector on positions, tokens or constants. Its head attends
+uniformly. Under zero ablation, its query and key edges can often be removed together, although none can be alone.
 """
 
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ from tracr_bridge.compile.program import Program, TokenSequence, check_interpret
 from tracr_bridge.random_programs.expressions import Draw, Writer
 
 VOCABULARIES: Final = (("a", "b"), (0, 1), ("a", "b", "c"), (0, 1, 2), ("a", "b", "c", "d"))
-"""Vocabularies that are drawn from, smallest first."""
+"""Vocabularies to draw from, smallest first."""
 
 MOST_INPUTS: Final = 128
-"""The largest domain drawn."""
+"""Maximum number of inputs in a drawn program's domain."""
 
 
 @dataclass(frozen=True)
 class DrawnProgram(Program):
-    """A random program, which prints as the text that declares it."""
+    """A random program; its repr is the text that declares it."""
 
     def __repr__(self) -> str:
         return f"\n{self.source}"
 
 
 def program_from(source: str) -> DrawnProgram:
-    """The program that a drawn file declares."""
+    """Return the program that a drawn file declares."""
     namespace: dict[str, Any] = {"__name__": "drawn"}
     exec(compile(source, "<drawn program>", "exec"), namespace)
     (program,) = (value for value in namespace.values() if isinstance(value, Program))
@@ -47,20 +47,20 @@ def program_from(source: str) -> DrawnProgram:
 
 @st.composite
 def rasp_programs(draw: Draw, *, max_expressions: int = 9, causal: bool | None = None) -> DrawnProgram:
-    """Programs that Tracr compiles, with small domains and varied outputs.
+    """A strategy of programs that Tracr compiles, with small domains and varied outputs.
 
-    They shrink toward fewer expressions, then a smaller vocabulary, then shorter inputs.
+    Programs shrink toward fewer expressions, then a smaller vocabulary, then shorter inputs.
 
     Args:
-        draw: given by Hypothesis.
-        max_expressions: maps, aggregates and widths in one program, at the most.
-        causal: whether attention sees earlier positions only; either, unless given.
+        draw: passed by Hypothesis.
+        max_expressions: maximum number of maps, aggregates and widths in one program.
+        causal: whether a position attends only to itself and earlier positions; None draws either.
     """
     return draw(_sources(max_expressions=max_expressions, causal=causal).map(program_from).filter(_is_varied))
 
 
 def inputs_for(program: Program, *, budget: int = MOST_INPUTS) -> st.SearchStrategy[TokenSequence]:
-    """Inputs of the domain of `program`, shortest first; of a seeded sample of it beyond `budget`."""
+    """Return a strategy of inputs of `program`'s domain, shortest first; a domain beyond `budget` is sampled."""
     return st.sampled_from(program.domain(budget=budget, seed=0).inputs)
 
 
@@ -70,7 +70,7 @@ def _is_varied(program: Program) -> bool:
         outputs = check_interpreter(program, program.domain(budget=MOST_INPUTS, seed=0))
     except (DegenerateProgram, InvalidProgram):
         return False
-    # More outputs than lengths: some vary among inputs of one length, which is what resample ablation draws from.
+    # More outputs than lengths: some inputs of equal length have different outputs, as resample ablation requires.
     return len(set(map(tuple, outputs))) > len(set(map(len, outputs)))
 
 
@@ -78,7 +78,7 @@ def _is_varied(program: Program) -> bool:
 def _sources(draw: Draw, *, max_expressions: int, causal: bool | None) -> str:
     vocab = draw(st.sampled_from(VOCABULARIES))
     longest = max(n for n in range(1, 7) if sum(len(vocab) ** k for k in range(1, n + 1)) <= MOST_INPUTS)
-    length = draw(st.sampled_from(sorted([*range(1, longest + 1), *range(2, longest + 1)])))  # 1 half as often
+    length = draw(st.sampled_from(sorted([*range(1, longest + 1), *range(2, longest + 1)])))  # 1 is half as likely
     shortest = draw(st.sampled_from((1, 1, 1, length)))
     masked: bool = draw(st.booleans()) if causal is None else causal
     writer = Writer(draw, vocab, shortest, length, masked, left=max_expressions)

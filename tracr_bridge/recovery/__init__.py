@@ -1,1 +1,1 @@
-"""Discovery on models whose true circuits are known, compared with the truth; what pytest runs."""
+"""Discovery on models whose true circuits are known, compared with the truth; the checks of the pytest plugin."""

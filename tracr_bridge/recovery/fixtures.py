@@ -1,4 +1,4 @@
-"""What hand-written tests ask of the pytest plugin, and what they are told where they ask for it wrongly."""
+"""The pytest plugin's fixtures and mark for hand-written tests, and the messages for their misuse."""
 
 import inspect
 from collections.abc import Callable
@@ -17,18 +17,18 @@ USAGE: Final = (
 
 
 class Asked:
-    """A fixture that is called; what goes wrong is told at the test's own line.
+    """A fixture that is called like a function; errors are reported at the test's own line.
 
     Args:
-        ask: what it calls.
-        usage: how it is called, in words.
+        ask: the function that the fixture calls.
+        usage: how to call the fixture, in words, for messages.
     """
 
     def __init__(self, ask: Callable[..., Any], usage: str) -> None:
         self._ask, self._usage = ask, usage
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What is asked for."""
+        """Call the function, and return its result."""
         __tracebackhide__ = True
         try:
             inspect.signature(self._ask).bind(*args, **kwargs)
@@ -36,29 +36,29 @@ class Asked:
             raise TypeError(f"Expected {self._usage}; {error}") from None
         try:
             return self._ask(*args, **kwargs)
-        except EdgePruneError as error:  # its message and its place say everything
+        except EdgePruneError as error:  # its message and its place suffice; the traceback is dropped
             for place in places_of(error):
                 error.add_note(place)
             raise error.with_traceback(None) from None
 
     def __getattr__(self, name: str) -> Any:
-        """Say that it is a call."""
+        """Raise AttributeError, with a message that the fixture is to be called."""
         if name.startswith("_"):
             raise AttributeError(name)
         raise AttributeError(f"Expected a call, {self._usage}; got .{name} of the fixture itself")
 
     def __repr__(self) -> str:
-        """How it is called."""
+        """Return how to call the fixture."""
         return f"<{self._usage}>"
 
 
 def misuse(marker: pytest.Mark, metafunc: pytest.Metafunc, find: Callable[[str], Program]) -> str:
-    """What is wrong with a mark `programs`, in words; empty where it is as it should be.
+    """Return what is wrong with a mark `programs`, in words; an empty text if nothing is.
 
     Args:
         marker: the mark.
         metafunc: the test that has it.
-        find: the program of a name; raises EdgePruneError where there is none.
+        find: returns the program of a name; raises EdgePruneError if there is none.
     """
     if marker.kwargs:
         return f"got the keyword {next(iter(marker.kwargs))}"

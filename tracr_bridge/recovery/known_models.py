@@ -1,5 +1,5 @@
-"""Models whose true circuits are known: a program's, which is compiled, a checkpoint that `export` wrote, and a trained
-model that is so small that all subsets of its edges can be run."""
+"""Models whose true circuits are known: compiled programs, checkpoints that `export` wrote, and trained models that
+are so small that all subsets of their edges can be run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """A model with its true circuits. Methods see `model` and `dataset`, and nothing else of it."""
+    """A model with its true circuits. Methods see only `model` and `dataset`."""
 
     name: str
     doc: str
     model: MaskedModel
     dataset: Dataset
     truth: Callable[[Ablation], Truth]
-    """The certified truth under an ablation; raises DegenerateProgram where nothing could fail."""
+    """Returns the certified truth under an ablation; raises DegenerateProgram if no method could fail under it."""
 
     subject: "Compiled | Exported | Loaded"
-    """What all this is of."""
+    """The compiled program, the checkpoint or the trained model that the other fields come from."""
 
     constructs: tuple[str, ...] = ()
-    """Of RASP, that the program uses, where it is at hand."""
+    """RASP constructs that the program uses; empty for a checkpoint or a trained model."""
 
 
 def find(spec: str) -> "Asked":
-    """What `spec` names: a program, as for `load_program`, or the folder of a checkpoint or of a saved truth.
+    """Return what `spec` names: a program, as for `load_program`, or the folder of a checkpoint or of a saved truth.
 
-    A name of the catalogue is that program's, even where there is such a folder: `./name` is the folder.
+    A name in the catalogue means the program, even if there is a folder of that name: `./name` means the folder.
 
     Raises:
-        EdgePruneError: there is neither.
+        EdgePruneError: `spec` names neither.
     """
     folder = Path(spec)
     if not folder.is_dir() or spec in catalogue():
         return load_program(spec)
     if (folder / TRUTH).is_file():
-        from tracr_bridge.certify.trained_models import read_asked  # and with it transformers
+        from tracr_bridge.certify.trained_models import read_asked  # imports transformers
 
         return read_asked(folder)
     return folder
@@ -67,13 +67,13 @@ def known(subject: "Asked", *, seed: int = 0, progress: bool = False) -> Known:
     """Compile a program, or load a checkpoint or a trained model.
 
     Args:
-        subject: what `find` found, or what `trained.Trained` asks for.
-        seed: of what is sampled to compile and to certify a program; a checkpoint has its certificates with it, and
-            nothing of a trained model is sampled.
+        subject: what `find` returned, or a `Trained`.
+        seed: of the samples for compiling and certifying a program; a checkpoint brings its certificates, and nothing
+            is sampled for a trained model.
         progress: show a progress bar on standard error, if that is a terminal, while subsets are run.
 
     Raises:
-        EdgePruneError: the program is unusable, or the folder is none that `export` wrote.
+        EdgePruneError: the program or the trained model is unusable, or `export` did not write the folder.
     """
     if isinstance(subject, Program):
         compiled = compile_and_verify(subject, seed=seed)
@@ -96,14 +96,14 @@ def known(subject: "Asked", *, seed: int = 0, progress: bool = False) -> Known:
 
 
 def _exported(folder: Path) -> Known:
-    from tracr_bridge.checkpoints.read_back import load_exported  # and with it transformers, which programs do without
+    from tracr_bridge.checkpoints.read_back import load_exported  # imports transformers, which programs do not need
 
     exported = load_exported(folder)
     return Known(exported.name, exported.doc, exported.model, exported.dataset, exported.truth, exported)
 
 
 def certify(compiled: Compiled, ablation: Ablation, *, seed: int = 0) -> Truth:
-    """The certified true circuits of a compiled program."""
+    """Return the certified true circuits of a compiled program."""
     model = compiled.model
     return derive_truth(
         model,
@@ -126,11 +126,11 @@ def certify_subject(
     tolerance: float | None = None,
     criterion: Literal["mean", "worst"] = "mean",
 ) -> Truth:
-    """What `edgeprune.certify` does.
+    """Return the certified true circuits of a program or a model; `edgeprune.certify` calls this.
 
     Raises:
-        EdgePruneError: there is no such program or model, nothing could fail on it, or a task is given without a
-            tolerance or the other way round.
+        EdgePruneError: there is no such program or model, no method could fail on it, or only one of task and tolerance
+            is given.
     """
     if (task is None) != (tolerance is None):
         got = "task" if tolerance is None else "tolerance"

@@ -1,4 +1,4 @@
-"""Recoveries as pictures, and as a page that opens offline, in which edges come and go."""
+"""Recoveries as pictures, and as an offline HTML page that shows the edges at any threshold or step."""
 
 import math
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ _CHART: Final = {"width": 380, "height": 200, "left": 60, "right": 368, "top": 2
 
 
 def recovery_figure(recovery: Recovery) -> Figure:
-    """The circuit found, drawn beside the truth."""
+    """Draw the circuit found beside the true one."""
     graph = recovery.assessment.reference.graph
     title = f"{recovery.name}, {recovery.assessment.reference.ablation} ablation, {recovery.method}"
     return draw_comparison(graph, recovery.discovery.circuit.edges, recovery.assessment.comparison, title)
 
 
 def write_page(recoveries: Sequence[Recovery], path: Path) -> None:
-    """One self-contained HTML page that opens offline; it shows one of the recoveries at a time.
+    """Write one self-contained HTML page, which opens offline and shows one recovery at a time.
 
     Args:
-        recoveries: of one program by one method, under one ablation each.
-        path: the file.
+        recoveries: recoveries of one program by one method, each under another ablation.
+        path: the file to write.
 
     Raises:
-        UnwritableFile: it cannot be written there.
+        UnwritableFile: the file cannot be written.
     """
     first = recoveries[0]
     graph = first.assessment.reference.graph
@@ -53,7 +53,7 @@ def write_page(recoveries: Sequence[Recovery], path: Path) -> None:
 
 
 def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
-    """Everything that the page knows of each edge, in the order of the picture's."""
+    """Return the page's data on each edge, in the order of the picture's edges."""
     graph, assessment, discovery = recovery.assessment.found.graph, recovery.assessment, recovery.discovery
     positions = [graph.position(edge) for edge in graph.edges]
     return view(
@@ -77,7 +77,7 @@ def _view(recovery: Recovery, measured: dict[Edge, float]) -> dict[str, Any]:
 
 
 def _charts(recovery: Recovery) -> list[dict[str, Any]]:
-    """Loss, expected edges and every edge's log_alpha over steps; none of a method that does not train."""
+    """Return charts of loss, expected edges and each edge's log_alpha over steps; none if the method does not train."""
     history, snapshots = recovery.discovery.history, recovery.discovery.snapshots
     if not history:
         return []

@@ -1,4 +1,4 @@
-"""The checks that the pytest plugin runs on every program, each program compiled and certified once a session."""
+"""The checks that the pytest plugin runs on every program; each program is compiled and certified once a session."""
 
 import json
 import shlex
@@ -25,22 +25,22 @@ from tracr_bridge.recovery.known_models import certify
 from tracr_bridge.recovery.recover import Assessment, assess, effects
 
 _AFFORDABLE: Final = ("--subsets", "16384", "--rows", "200000")
-"""What the checker may enumerate and run: less than by default, as it runs on every program."""
+"""Limits on the checker's subsets and masked inputs: below its defaults, because it runs on every program."""
 
 
 class CheckFailed(AssertionError):
-    """A check that does not hold; the message is the whole report."""
+    """A check failed; the message is the whole report."""
 
 
 class Suite:
-    """Compiles, certifies and discovers, and remembers what does not change.
+    """Compiles and certifies programs and runs a method on them; compiled programs and truths are cached.
 
-    Programs are given as `Program`s, or as the command line names them.
+    A program is given as a `Program`, or by its name on the command line.
 
     Args:
-        method: a name of the registry, or `package.module:function`.
-        seconds: how long one discovery may take.
-        load: finds the program of a name.
+        method: a name in the registry, or `package.module:function`.
+        seconds: time limit of one discovery.
+        load: returns the program of a name.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Suite:
         self._compiled: dict[Program, Compiled] = {}
         self._truths: dict[tuple[Program, Ablation], Truth] = {}
 
-    def compiled(self, program: object) -> Compiled:  # whatever a test passes
-        """The compiled program.
+    def compiled(self, program: object) -> Compiled:  # a test may pass anything
+        """Return the compiled program.
 
         Raises:
             EdgePruneError: there is no such program, or it is unusable.
@@ -67,17 +67,17 @@ class Suite:
                 f"Expected a program, its name or path/to/file.py:name; got {type(program).__name__}: a function is a "
                 "program once @rasp_program(vocab=..., max_seq_len=...) stands above it"
             )
-        program.check()  # what has faults may have no hash
+        program.check()  # a faulty program may be unhashable
         if program not in self._compiled:
             self._compiled[program] = compile_program(program)
         return self._compiled[program]
 
     def truth(self, program: object, ablation: str) -> Truth:
-        """Its certified truth.
+        """Return the program's certified truth.
 
         Raises:
             UnknownAblation: there is no such ablation.
-            DegenerateProgram: nothing could fail on it under this ablation.
+            DegenerateProgram: no method could fail on the program under this ablation.
         """
         carried, compiled = parse_ablation(ablation), self.compiled(program)
         key = (compiled.program, carried)
@@ -86,25 +86,25 @@ class Suite:
         return self._truths[key]
 
     def discover(self, program: Program | str, ablation: Ablation, *, seed: int = 0) -> Discovery:
-        """What the method finds, within its time.
+        """Run the method within its time limit, and return what it found.
 
         Raises:
-            MethodError: it raised, took too long, or returned what no method may return.
+            MethodError: the method raised, took too long, or returned what no method may return.
         """
         compiled = self.compiled(program)
         with time_limit(self._seconds, self.method):
             return self._discover(compiled.model, compiled.dataset, ablation, seed=seed)
 
     def recover(self, program: Program | str, ablation: Ablation, *, seed: int = 0) -> Assessment:
-        """What the method finds, beside the truth."""
+        """Run the method, and compare the circuit that it found with the truth."""
         truth = self.truth(program, ablation)
         return assess(truth, self.discover(program, ablation, seed=seed).circuit)
 
     def check_verify(self, program: Program) -> None:
-        """RASP, Tracr's model and ours agree.
+        """Check that RASP, Tracr's model and the PyTorch model agree.
 
         Raises:
-            CheckFailed: they do not.
+            CheckFailed: they differ.
         """
         verification = verify(self.compiled(program))
         if not verification.equal:
@@ -112,12 +112,12 @@ class Suite:
             raise CheckFailed(f"{program.name}: RASP, Tracr's model and PyTorch differ\n{listed}")
 
     def check_truth(self, program: Program, ablation: Ablation) -> None:
-        """Every certified circuit lies within the structural edges and is true, and so is what else is certified.
+        """Check that every certified circuit is true and within the structural edges, and that its certificate holds.
 
-        Nothing that made the certificate is asked again: `check_certificate.py` proves it anew from its folder alone.
+        The code that made the certificate does not run again: `check_certificate.py` proves it anew from its folder.
 
         Raises:
-            CheckFailed: something is not as it is certified.
+            CheckFailed: a certified statement does not hold.
         """
         truth = self.truth(program, ablation)
         for circuit in truth.certificate.circuits:
@@ -131,13 +131,13 @@ class Suite:
             raise CheckFailed(f"{program.name}, {ablation}: what is certified does not hold\n{listed}")
 
     def check_recovery(self, program: Program, ablation: Ablation, *, seed: int, spec: str) -> None:
-        """The method finds a true circuit exactly.
+        """Check that the method finds a true circuit exactly.
 
         Args:
-            program: what to recover.
+            program: the program to recover.
             ablation: what removed edges carry.
-            seed: the method's.
-            spec: how the command line names the program, for the command that reproduces a failure.
+            seed: the method's seed.
+            spec: the program's name on the command line, for the command that reproduces a failure.
 
         Raises:
             CheckFailed: it does not; the message lists missing and extra edges with their effects.
@@ -152,7 +152,7 @@ class Suite:
 
 
 def refused(truth: Truth, compiled: Compiled) -> list[str]:
-    """What an independent check of a certificate finds wrong, in words."""
+    """Return what the independent checker finds wrong with a certificate, in words; empty if it accepts it."""
     with tempfile.TemporaryDirectory() as parent, redirect_stdout(StringIO()) as output:
         folder = Path(parent) / "certificate"
         save_certificate(truth, compiled, folder)
@@ -163,7 +163,7 @@ def refused(truth: Truth, compiled: Compiled) -> list[str]:
 
 
 def _search_path(method: str) -> str:
-    """What has to stand before a command for it to find the module of a method of one's own: mostly nothing."""
+    """Return the `PYTHONPATH=...` that a command needs to find a custom method's module; mostly empty."""
     module = sys.modules.get(method.partition(":")[0])
     file = getattr(module, "__file__", None)
     if ":" not in method or module is None or file is None:
@@ -175,7 +175,7 @@ def _search_path(method: str) -> str:
 
 
 def _report(assessment: Assessment, method: str, name: str) -> str:
-    """Missing and extra edges, each with what it does."""
+    """Return a report of missing and extra edges, each with its effect."""
     graph, comparison = assessment.found.graph, assessment.comparison
     certificate, measured = assessment.truth.certificate, effects(assessment)
     lines = [

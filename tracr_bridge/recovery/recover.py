@@ -1,4 +1,4 @@
-"""Discover a circuit of a model and compare_circuits it with the truth."""
+"""Discover a circuit of a model, and compare it with the truth."""
 
 import math
 import time
@@ -27,40 +27,40 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Assessment:
-    """A circuit that was found, beside what is true."""
+    """A circuit that was found, compared with the truth."""
 
     found: Circuit
     reference: Circuit
-    """The true circuit that it is compared with: of several, the one from which it differs in the fewest edges."""
+    """The true circuit that `found` is compared with: of several, the one that differs from it in the fewest edges."""
 
     comparison: Comparison
     truth: Truth
-    """With the circuit found among the true ones, if it was proved to be one that was not listed."""
+    """The truth; if `found` was not listed but proved to be true, this lists it too."""
 
     proof: Literal["listed", "proved"] | None
-    """Why the circuit found is true: the certificate lists it, or it was proved itself; None where it is not exact."""
+    """Why `found` is true: the certificate lists it, or it was proved itself; None if it is not exact."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a method found on a model, beside what is true."""
+    """What a method found on a model, compared with the truth."""
 
     name: str
-    """The model's."""
+    """Name of the model."""
 
     doc: str
-    """What it computes."""
+    """What the model computes."""
 
     method: str
     seed: int
     discovery: Discovery
     assessment: Assessment
     seconds: Mapping[str, float]
-    """Wall-clock seconds of each phase run: compile (and verify, or load), truth, discover."""
+    """Wall-clock seconds of each phase: `compile` (with verifying, or loading), `truth`, `discover`."""
 
     @property
     def exact(self) -> bool:
-        """Whether the circuit found is the true one, or, where several are true, is one of them."""
+        """Whether the circuit found is the true circuit, or one of several."""
         return self.assessment.comparison.exact
 
 
@@ -73,7 +73,7 @@ def recover(
     seconds: float = math.inf,
     progress: bool = False,
 ) -> Recovery:
-    """See `recover_under`, with one ablation."""
+    """Call `recover_under` with one ablation, and return its recovery."""
     return recover_under(subject, [ablation], method=method, seed=seed, seconds=seconds, progress=progress)[0]
 
 
@@ -86,21 +86,21 @@ def recover_under(
     seconds: float = math.inf,
     progress: bool = False,
 ) -> list[Recovery]:
-    """Compile and verify a program, certify its true circuits, discover them with `method`, and compare_circuits.
+    """Compile or load a model, certify its true circuits, run `method` on it, and compare what it found with the truth.
 
     The method gets the model and its inputs, and nothing of the truth.
 
     Args:
         subject: what to recover: a program, the folder of a checkpoint that `export` wrote, or a trained model.
-        ablations: what removed edges carry, a recovery for each; all are certified before anything is discovered.
-        method: a name of the registry, or `package.module:function`.
-        seed: the method's.
-        seconds: how long one discovery may take.
+        ablations: what removed edges carry, with one recovery each; all truths are certified before any discovery.
+        method: a name in the registry, or `package.module:function`.
+        seed: the method's seed.
+        seconds: time limit of one discovery.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        EdgePruneError: the program, the folder or the method's name is unusable, or the method breaks its contract;
-            also where the compiled model does not do what RASP says, or nothing could fail under one of the ablations.
+        EdgePruneError: the program, the folder or the method's name is unusable, the method breaks its contract, the
+            compiled model does not do what RASP says, or no method could fail under one of the ablations.
     """
     discover = find_method(method, methods_for(subject))
     given, compiling = _timed(lambda: known(subject, progress=progress))
@@ -117,7 +117,7 @@ def recover_under(
 
 
 def methods_for(subject: "Asked") -> Mapping[str, Method]:
-    """Methods beside those of the registry: of a trained model, those that are asked for its tolerance."""
+    """Return methods beside those of the registry: for a trained model, those that prune within its tolerance."""
     if isinstance(subject, Program | Path):
         return {}
     from edgeprune.methods.within_tolerance import methods_within
@@ -126,18 +126,18 @@ def methods_for(subject: "Asked") -> Mapping[str, Method]:
 
 
 def _timed(run: Callable[[], _T]) -> tuple[_T, float]:
-    """What `run` returns, and its seconds."""
+    """Return the result of `run`, and its wall-clock seconds."""
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
 
 
 def assess(truth: Truth, found: Circuit) -> Assessment:
-    """Compare `found` with the truth; where several circuits are true, any of them is exact.
+    """Compare `found` with the truth; if several circuits are true, any of them is exact.
 
-    A circuit that is not listed may be true where the list is not complete, or where edges that were not enumerated
-    may matter too. It is exact if it is proved to be faithful and subset-minimal; where that would cost too much, it is
-    not. The certificate then lists it as well, and is `minimal` if its list was said to be complete.
+    A circuit that is not listed may still be true if the list is not complete, or if edges that were not enumerated may
+    matter. It is exact if it is proved to be faithful and subset-minimal, and not exact if the proof would cost too
+    much. If it is proved, the certificate lists it too, and becomes `minimal` if it said that its list was complete.
 
     Raises:
         CircuitMismatch: `found` is of another graph or under another ablation.
@@ -149,7 +149,7 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
     judge = truth.judge
     if proof is None and others_possible and isinstance(judge, Judge) and is_true(judge, found.edges):
         proof = "proved"
-        # What holds a true circuit inside is none; only a list of locally minimal circuits can have such.
+        # A circuit that contains a true one is not true; only a list of locally minimal circuits can hold one.
         outside = [circuit for circuit in certificate.circuits if not found.edges < circuit.edges]
         circuits = tuple(sorted((*outside, found), key=len))
         gap = gap_of(judge, circuits[0])
@@ -166,10 +166,10 @@ def assess(truth: Truth, found: Circuit) -> Assessment:
 
 
 def effects(assessment: Assessment) -> dict[Edge, float]:
-    """What each edge that is structural or found does, as the largest difference before decoding over the whole domain.
+    """Return the effect of each edge that is structural or found: a distance from the full model, as the judge has it.
 
-    For a true edge: how far the true circuit without it is from the full model. For an extra one: how far the circuit
-    found is without it. For any other: how far the model is without it alone.
+    For a compiled program it is the largest difference before decoding over the whole domain. A true edge is removed
+    from the true circuit, an extra edge from the circuit found, and any other edge from the full model.
     """
     judge, graph = assessment.truth.judge, assessment.found.graph
     true, found, extra = assessment.reference.edges, assessment.found.edges, assessment.comparison.extra

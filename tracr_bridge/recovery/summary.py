@@ -1,4 +1,4 @@
-"""Recoveries as JSON, as files and in words."""
+"""Recoveries as JSON, as saved circuits, and in words."""
 
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ _PROOF: Final = {"listed": "exact", "proved": "exact: proved itself, and not lis
 
 
 def recovery_json(recovery: Recovery) -> dict[str, Any]:
-    """A recovery as JSON."""
+    """Return a recovery as JSON."""
     graph = recovery.assessment.reference.graph
     return {
         "program": recovery.name,
@@ -34,7 +34,7 @@ def recovery_json(recovery: Recovery) -> dict[str, Any]:
 
 
 def saved_circuit(recovery: Recovery) -> SavedCircuit:
-    """The circuit found, with its scores, what found it, and the truth, as `save_circuit` takes it."""
+    """Return the circuit found, with its scores, its method and the certificate, as `save_circuit` takes it."""
     circuit, name = recovery.discovery.circuit, recovery.method
     method = {"name": name, "seed": recovery.seed, "config": configuration(name)}
     method |= {"signed": True} if recovery.discovery.signed else {}
@@ -44,7 +44,7 @@ def saved_circuit(recovery: Recovery) -> SavedCircuit:
 
 
 def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:
-    """Every edge that is true or found: its name, whether it is each, and the method's score for it."""
+    """Return for every edge that is true or found: its name, whether it is true, whether it is found, and its score."""
     graph = recovery.assessment.reference.graph
     true, found = recovery.assessment.reference.edges, recovery.discovery.circuit.edges
     rows: list[tuple[str, str, str, str]] = []
@@ -55,7 +55,7 @@ def edge_rows(recovery: Recovery) -> list[tuple[str, str, str, str]]:
 
 
 def summary_rows(recovery: Recovery) -> list[tuple[str, str]]:
-    """A recovery in words, one fact a row."""
+    """Return a recovery in words, one fact a row."""
     missing, extra = recovery.assessment.comparison.missing, recovery.assessment.comparison.extra
     proof = recovery.assessment.proof
     verdict = f"not exact: {len(missing)} missing, {len(extra)} extra" if proof is None else _PROOF[proof]

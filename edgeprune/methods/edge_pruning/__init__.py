@@ -1,1 +1,1 @@
-"""Edge Pruning (arXiv:2406.16778): one engine, and the parts that its configurations are composed of."""
+"""Edge Pruning (arXiv:2406.16778): one engine, and the parts that its configurations combine."""

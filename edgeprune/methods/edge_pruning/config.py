@@ -1,4 +1,4 @@
-"""Settings of Edge Pruning, part by part; `configurations.py` has those that have names."""
+"""Settings of Edge Pruning, one dataclass per part; `configurations.py` has the named configurations."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,24 +15,24 @@ from edgeprune.methods.settings import LARGEST, out_of_range, refuse
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """What has masks, and where they start."""
+    """What has masks, and their initial values."""
 
     masked: Masked = "edges and nodes"
-    """What has masks (paper: edges and nodes). With a mask on each destination too, all edges into it can fall
-    together: without one of them the queries of a head that attends uniformly are wrong, and without all they are
-    right."""
+    """What has masks (paper: edges and nodes). The choice "edges and groups" adds masks on destinations, which drop all
+    edges into one together: a head that attends uniformly is right without all of its query edges, but not without one
+    of them."""
 
     initial_log_alpha: float = 10.0
-    """Start of every log_alpha (paper: 10)."""
+    """Initial value of every log_alpha (paper: 10)."""
 
     initial_spread: float = 0.0
-    """Standard deviation of log_alpha at the start (paper: 0.01)."""
+    """Standard deviation of the initial log_alpha values (paper: 0.01)."""
 
     largest_log_alpha: float | None = None
-    """log_alpha is kept within plus and minus this; anywhere, where it is not given."""
+    """Bound on |log_alpha|; no bound if not given."""
 
     hard_concrete: HardConcrete = field(default_factory=HardConcrete)
-    """Their distribution."""
+    """Distribution of each mask entry."""
 
     def __post_init__(self) -> None:
         faults = out_of_range(self, positive=("largest_log_alpha",), least=("initial_spread",))
@@ -43,20 +43,21 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How far outputs are off."""
+    """How the distance between the outputs of circuit and full model is measured."""
 
     loss: Loss = "divergence"
-    """See `loss.Loss` (paper: divergence)."""
+    """Loss: KL divergence, squared error, disagreement, or worst difference from the full model's outputs; see
+    `loss.Loss` (paper: divergence)."""
 
     logit_scale: float = 1.0
-    """Logits are multiplied by this before a divergence (paper: 1)."""
+    """Factor on the logits before a divergence (paper: 1)."""
 
     criterion: Over = "mean"
-    """Which of the examples' losses counts: their mean, or the worst of them."""
+    """How the losses of the examples are reduced to one: their mean, or the worst of them."""
 
     judged: int = 256
-    """Inputs that circuits are run on once masks have been learned, or all where there are fewer: to find the fewest
-    edges within a tolerance, and to polish."""
+    """Inputs that circuits are run on after learning, to find the fewest edges within a tolerance and to polish; all if
+    there are fewer."""
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("logit_scale",), counts=("judged",)))
@@ -64,14 +65,14 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalCheckConfig:
-    """The circuit is run on many more inputs than a batch has, and cut down."""
+    """Final check: the circuit is run on many more inputs than a batch has, and superfluous edges are removed."""
 
     checked: int = 16384
-    """Inputs, or pairs of clean and corrupted inputs, that the circuit is run on in the end, at the most."""
+    """Largest number of inputs, or of pairs of clean and corrupted inputs, that the final check runs the circuit on."""
 
     joint_removals: bool = True
-    """Whether, in the end, every edge and every group of edges that may go only together (see `groups.removals`) is
-    taken out of the circuit on trial, and stays out where the rest is right on all that is `checked`."""
+    """Whether the final check tries to remove every edge, and every group of edges that may go only together (see
+    `groups.removals`). A removal is kept if the circuit stays right on all `checked` inputs."""
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, counts=("checked",)))
@@ -83,30 +84,29 @@ class PruningConfig:
 
     name: str
     steps: int
-    """Optimiser steps, at the most, each time that everything is learned."""
+    """Largest number of optimiser steps, each time that the masks are learned."""
 
     gradient: ThroughZ | LikelihoodRatio
     pressure: SparsityTarget | LossTolerance | Penalty
     optimizer: AdamConfig
     batch_size: int = 32
-    """Fresh inputs a step, shared by all its masks (paper: 32)."""
+    """Fresh inputs per step, shared by all masks of the step (paper: 32)."""
 
     masks: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     counterexamples: CounterexampleConfig = field(default_factory=CounterexampleConfig)
     ending: Converged | None = None
-    """When learning ends before the last step; never, where it is not given (paper)."""
+    """When learning ends before the last step; never if not given (paper)."""
 
     final_check: FinalCheckConfig | None = None
-    """What follows; nothing, where it is not given (paper)."""
+    """Final check after learning; none if not given (paper)."""
 
     kept: Literal["at mean sparsity", "rounded"] = "rounded"
-    """Edges of the circuit: those above the threshold at which as many are kept as the mean mask keeps in sum (paper),
-    or those whose mean is above one half."""
+    """Edges of the circuit: the highest mean masks, as many as the means sum to (paper), or means above one half."""
 
     @property
     def tells_right(self) -> bool:
-        """Whether a loss of 0 says that the circuit is right, and the circuit itself is run beside the samples."""
+        """Whether a loss of 0 means that the circuit is right, and the current circuit is run beside the samples."""
         return self.loss.loss == "worst" and isinstance(self.gradient, LikelihoodRatio)
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class PruningConfig:
             faults.append("no final check without counterexamples, the loss 'worst' and the likelihood ratio")
         elif self.final_check is not None and self.final_check.joint_removals and self.masks.masked == "nodes":
             faults.append("joint_removals=False where sources alone have masks, as edges are removed one by one")
-        # Or all would be certain from the start.
+        # Otherwise all edges would be certain from the start.
         certain, initial = self.ending.certain_at if self.ending else None, self.masks.initial_log_alpha
         if certain is not None and self.gradient.rounded and not certain > initial:
             faults.append(f"certain_at > initial_log_alpha, got {certain} and {initial}")

@@ -1,4 +1,4 @@
-"""Configurations of Edge Pruning that have names: the paper's, and ours."""
+"""Named configurations of Edge Pruning: the paper's, and ours."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -28,16 +28,17 @@ PAPER: Final = PruningConfig(
     masks=MaskConfig(initial_spread=0.01),
     kept="at mean sparsity",
 )
-"""As the paper prunes GPT-2 (arXiv:2406.16778, appendix, and its code); the target is for whoever runs it to choose.
+"""The paper's configuration for GPT-2 (arXiv:2406.16778, appendix, and its code); the user chooses the target.
 
-Its code clips gradients at norm 1 and decays log_alpha and the multipliers by 0.01, as their defaults have it.
+By the defaults of the paper's code, gradients are clipped at norm 1, and log_alpha and the multipliers have weight
+decay 0.01.
 
 Note: deviations from the code.
-    - The mask of evaluation is the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13). The code has
-      sigmoid(1.2 log_alpha), and sets as many entries of each tensor to 0 as are expected to be.
-    - Gradients are clipped with those of the multipliers that are learned; the code's norm has those of multipliers on
-      nodes in it, which its GPT-2 runs do not learn.
-    - Each batch is drawn anew, in place of shuffled epochs. Targets are at most 1; the code's sweeps go to 1.1.
+    - The mask of evaluation is the clamped stretch of sigmoid(log_alpha) (arXiv:1712.01312, eq. 13). The code uses
+      sigmoid(1.2 log_alpha), and sets as many entries of each tensor to 0 as are expected to be 0.
+    - Gradients are clipped together with those of the learned multipliers. The code's norm also includes multipliers on
+      nodes, which its GPT-2 runs do not learn.
+    - Each batch is drawn independently, not from shuffled epochs. Targets are at most 1; the code's sweeps reach 1.1.
 """
 
 COMPILED: Final = with_settings(
@@ -51,11 +52,11 @@ COMPILED: Final = with_settings(
         "logit_scale": 3.0,
     },
 )
-"""The paper's objective in the one configuration that compiled programs are pruned in.
+"""The paper's objective, in the one configuration used for compiled programs.
 
-At a target of 1 the multipliers press on until the divergence resists: the one target that does not presume how large a
-circuit is. Thirty-two masks a step, as one is exact less often on saturated attention; multipliers learn more slowly,
-as they outgrow the divergence otherwise; and Tracr's outputs are one-hot, so that logits are scaled by 3.
+Target 1 is the only one that presumes no circuit size: the multipliers press until the divergence resists. Each step
+samples 32 masks, because with one mask runs are exact less often on saturated attention. Multipliers learn more slowly,
+because they outgrow the divergence otherwise. Tracr's outputs are one-hot, so logits are scaled by 3.
 """
 
 MINIMAX: Final = PruningConfig(
@@ -70,22 +71,22 @@ MINIMAX: Final = PruningConfig(
     ending=Converged(),
     final_check=FinalCheckConfig(),
 )
-"""Ours: it minimises the largest difference on any input, at a penalty for each expected edge.
+"""Ours: minimises the largest difference on any input, plus a penalty per expected edge.
 
-Note: deviations from the paper; docs/exact-recovery.md has why, and what each is worth.
-    - A penalty on expected edges in place of a Lagrangian on a sparsity target: any penalty below the smallest effect
-      of a needed edge gives the same circuit, so that nothing is chosen per program.
-    - The loss is the worst difference in the batch, on a logarithmic scale up to 1, in place of a mean divergence: an
-      edge that one input needs weighs as much as one that all need, a small effect is told from none, and a confident
-      wrong answer costs no more than none. Inputs that alone showed a mask to be wrong join later batches.
-    - The gradient is a likelihood ratio's, of rounded samples that draw a tenth of the entries, in place of the path
-      through z: an effect is measured among edges that have converged, and where nothing drawn matters the gradient is
-      exactly that of the penalty. `gradient.LikelihoodRatio` says what it estimates.
-    - Adam's second moment is short, so that a rare large gradient does not slow the penalty for long; its epsilon is
-      above the penalty's gradient at the ends of log_alpha's range, so that converged entries cause no noise.
-    - A circuit that has converged is doubted, and one that is known to be wrong starts over, once.
-    - In the end the circuit is run on many more inputs; where one of them shows it to be wrong, everything is learned
-      anew, once. Groups of edges that may go only together are taken out where the circuit stays right without them.
+Note: deviations from the paper; docs/exact-recovery.md gives the reason for each and measures it.
+    - A penalty on expected edges replaces the Lagrangian on a sparsity target. Any penalty below the smallest effect of
+      a needed edge gives the same circuit, so nothing is chosen per program.
+    - The loss is the worst difference in the batch, on a logarithmic scale up to 1, not a mean divergence. An edge that
+      one input needs weighs as much as one that all need, a small effect is distinguished from none, and a confident
+      wrong answer costs no more than no answer. Inputs that alone showed a mask to be wrong join later batches.
+    - The gradient is a likelihood ratio's, of rounded samples that draw a tenth of the entries, not the path through z.
+      An effect is measured among edges that have converged, and where nothing drawn matters, the gradient is exactly
+      the penalty's. `gradient.LikelihoodRatio` says what it estimates.
+    - Adam's second moment has a short memory, so that a rare large gradient does not slow the penalty for long. Its
+      epsilon exceeds the penalty's gradient at the ends of log_alpha's range, so converged entries cause no noise.
+    - A converged circuit gets a second look, and one that is known to be wrong is learned again from the start, once.
+    - In the end the circuit is run on many more inputs. If one of them shows it to be wrong, everything is learned
+      again, once. Groups of edges that may go only together are removed if the circuit stays right without them.
 """
 
 TOLERANCE: Final = replace(
@@ -96,34 +97,34 @@ TOLERANCE: Final = replace(
     masks=MaskConfig(masked="edges", initial_log_alpha=2.0, largest_log_alpha=4.0),
     kept="rounded",
 )
-"""Ours for people who ask how faithful a circuit is to be, and not how sparse; the tolerance is for them to choose.
+"""Ours, for users who set how faithful a circuit must be instead of how sparse; they choose the tolerance.
 
 Note: deviations from the paper.
-    - A Lagrangian on the loss in place of one on the sparsity, whose price is that of an expected edge (the L0 norm of
-      arXiv:1712.01312, eq. 12): no warm-up of a target, and no multiplier that grows while masks are saturated.
-    - Masks on edges alone, which start where their samples differ; learning rates are lower, and nothing decays.
-    - log_alpha is bounded: an edge that fell is still sampled in 8 of 100 masks, and comes back where it is missed.
-    - In the end edges are ranked by log_alpha, as it is and as it was in the masks that were within the tolerance with
-      the fewest edges, and the fewest are kept that are within it on the training examples: once edges that are needed
-      together have all fallen, no gradient brings one of them back.
+    - A Lagrangian on the loss replaces the one on the sparsity. Its price is per expected edge (the L0 norm of
+      arXiv:1712.01312, eq. 12). No target warms up, and no multiplier grows while masks are saturated.
+    - Only edges have masks, and they start where their samples differ. Learning rates are lower, without weight decay.
+    - log_alpha is bounded: an edge that fell is still sampled in 8 of 100 masks, and returns if it is missed.
+    - In the end edges are ranked by two values of log_alpha: the final one, and that of the masks within the tolerance
+      that had the fewest edges. The smallest circuit within the tolerance on the training examples is returned. Once
+      edges that are needed together have all fallen, no gradient brings one of them back.
 """
 
 UNCHECKED: Final = replace(
     MINIMAX, name="edge-pruning-minimax-unchecked", ending=Converged(start_over=False), final_check=None
 )
-"""The same, ended where it has converged: it does not start over, and nothing checks it in the end or cuts it down."""
+"""MINIMAX without starting over and without the final check: it ends when the circuit has converged."""
 
 BY_NAME: Final = {each.name: each for each in (PAPER, TOLERANCE, MINIMAX)}
-"""Those that a language model is pruned by."""
+"""Configurations for language models, by name."""
 
 FIXED: Final = {
     PAPER.name: frozenset({"counterexamples", "counterexample_decay", "explored", "criterion"}),
     TOLERANCE.name: frozenset({"counterexamples", "counterexample_decay", "explored", "masked"}),
     MINIMAX.name: frozenset({"loss", "logit_scale", "counted", "initial_spread", "criterion", "judged"}),
 }
-"""Settings that are no options of theirs: another value would do nothing, or be another method."""
+"""Settings that are no options, by configuration: changing one would do nothing, or give another method."""
 
 
 def foreign(config: PruningConfig, names: Collection[str]) -> list[str]:
-    """Of names of settings, those that are no options of one of `BY_NAME`."""
+    """Return the names that are not options of `config`, one of `BY_NAME`."""
     return sorted(set(names) - (settings(config).keys() - FIXED[config.name]))

@@ -1,7 +1,7 @@
-"""Counterexamples: pairs of inputs that alone showed a mask to be wrong, and that join later batches.
+"""Counterexamples: pairs of inputs that alone showed a mask to be wrong. They join later batches.
 
-As hard examples are mined (Shrivastava et al., arXiv:1604.03540), and as counterexamples guide synthesis (Solar-Lezama,
-2008). The paper's objective has none.
+Similar to hard example mining (Shrivastava et al., arXiv:1604.03540) and to counterexample-guided synthesis
+(Solar-Lezama, 2008). The paper's objective has none.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from edgeprune.methods.loss import Pairs
 from edgeprune.methods.settings import out_of_range, refuse
 
 _LEAST_MERIT: Final = 0.01
-"""Merit below which a pair is forgotten."""
+"""Merit at or below which a pair is forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CounterexampleConfig:
-    """How many are remembered, and for how long."""
+    """How many counterexamples are remembered, and for how long."""
 
     counterexamples: int = 0
-    """Inputs that join each batch, at the most, as they alone showed some mask to be wrong; 0 for none."""
+    """Largest number of inputs that join each batch because they alone showed a mask to be wrong; 0 for none."""
 
     counterexample_decay: float = 0.99
-    """What is left of a counterexample's merit after a step; from 1 to forgotten in 460 steps."""
+    """Factor on a counterexample's merit per step; at 0.99, a merit of 1 is forgotten after 460 steps."""
 
     def __post_init__(self) -> None:
         faults = out_of_range(self, least=("counterexamples",))
@@ -38,10 +38,10 @@ class CounterexampleConfig:
 
 
 class Counterexamples:
-    """Those that are remembered.
+    """The counterexamples that are remembered.
 
     An edge that one input in a thousand needs is seen in one batch and forgotten in the next thirty. The pair that
-    showed it joins all later batches, for as long as some mask is found out by it alone.
+    showed the need joins all later batches, as long as it alone shows some mask to be wrong.
     """
 
     def __init__(self, config: CounterexampleConfig) -> None:
@@ -50,14 +50,14 @@ class Counterexamples:
         self._merit = torch.zeros(0)
 
     def remember(self, pairs: Pairs) -> None:
-        """Put the first of `pairs` in the place of those remembered, with a merit of 1."""
+        """Replace the remembered pairs by the first of `pairs`, each with merit 1."""
         self.pairs = pairs[:, : self._size]
         self._merit = torch.ones(self.pairs.shape[1])
 
     def update(self, pairs: Pairs, losses: Float[Tensor, "mask pair"]) -> None:
-        """Take note of how masks fared on `pairs`, of which the last are those remembered.
+        """Update the merits from the losses of masks on `pairs`, the last of which are the remembered ones.
 
-        A pair's merit grows by how much smaller the worst loss of each mask would be without it.
+        For each mask, the pair with the largest loss gains the difference to the second largest loss.
         """
         if not self._size or pairs.shape[1] < 2:
             return
@@ -69,14 +69,14 @@ class Counterexamples:
         self.pairs, self._merit = pairs[:, kept], merit[kept]
 
     def state(self) -> dict[str, Tensor]:
-        """All that is needed to go on."""
+        """Return everything needed to resume."""
         return {"pairs": self.pairs, "merit": self._merit}
 
     def allowed(self, inputs: int) -> dict[str, Allowed]:
-        """What a state may be, on so many inputs."""
+        """Return the rules for a saved state, on a dataset of this many inputs."""
         pairs = Allowed(like=torch.zeros(2, 0, dtype=torch.long), columns=self._size, least=0, most=inputs - 1)
         return {"pairs": pairs, "merit": Allowed(like=torch.zeros(0), columns=self._size, least=0)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore a state that `state` returned."""
         self.pairs, self._merit = state["pairs"].clone(), state["merit"].clone()

@@ -14,35 +14,35 @@ from edgeprune.methods.settings import out_of_range, refuse
 
 @dataclass(frozen=True, kw_only=True)
 class Converged:
-    """Settings of an end before the last step."""
+    """Settings for ending before the last step."""
 
     patience: int = 150
     """Steps without a change of the circuit after which it has converged."""
 
     certain_for: int = 50
-    """Steps in which every edge is certain, its log_alpha, or the least of those of its groups, beyond plus or minus
-    `certain_at`, after which the circuit has converged too: what is hardly ever sampled otherwise does not change.
-    Asked only of rounded samples; others go on to fall by what they are short of 1."""
+    """Steps with every edge certain (see `certain_at`) after which the circuit has also converged, as certain edges are
+    hardly ever sampled otherwise. Applies to rounded samples only; unrounded ones keep receiving the penalty's
+    gradient."""
 
     certain_at: float = 4.0
-    """Size of log_alpha from which an edge is certain: a rounded sample differs from its mean in 2 of 100. Not above
-    `largest_log_alpha`, or nothing ever is."""
+    """|log_alpha| from which an edge is certain, by the lowest log_alpha of its masks; a rounded sample then differs
+    from its mean in 2 of 100. At most `largest_log_alpha`."""
 
     second_look: bool = True
-    """Whether a converged circuit is doubted: every entry above `initial_log_alpha` goes back to it, and only a circuit
-    that converges to the same again ends the run before `steps` (warm restarts: arXiv:1608.03983). An edge that was
-    driven high while others had not converged, and is superfluous now, falls then."""
+    """Whether learning goes on after the circuit converges, with every log_alpha above `initial_log_alpha` lowered to
+    it; the run ends before `steps` only if it converges to the same circuit again (warm restarts: arXiv:1608.03983).
+    Superfluous edges that were driven high before others converged can then fall."""
 
     start_over: bool = True
-    """Whether a circuit that has converged, and that an input in the batch shows to be wrong, starts from the
-    beginning, with those inputs at hand; once, and in the first half of `steps`, while some are left to converge in."""
+    """Whether learning starts over, once, if the circuit has converged and an input in the batch shows it to be wrong;
+    those inputs become counterexamples. Only in the first half of `steps`, so that some are left to converge in."""
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, counts=("patience", "certain_for")))
 
 
 class Verdict(Enum):
-    """What follows from a step."""
+    """What to do after a step."""
 
     GO_ON = 0
     DOUBT = 1
@@ -51,14 +51,14 @@ class Verdict(Enum):
 
 
 class Ending:
-    """Watches a circuit until it has converged; without settings, until all steps are done.
+    """Watches a circuit until it has converged, or without settings until all steps are done.
 
     Args:
-        config: the settings.
-        steps: at the most.
-        masks: those that are learned.
-        uncertain_until: a step before which certainty says nothing, as the penalty still grows.
-        may_start_over: whether a loss of 0 says that an input is right.
+        config: the settings; None ends learning after the last step only.
+        steps: the largest number of steps.
+        masks: the learned masks.
+        uncertain_until: the step before which certainty does not count, because the penalty still grows.
+        may_start_over: whether a loss of 0 means that the circuit is right on an input.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Ending:
     ) -> None:
         self._config, self._steps, self._masks = config, steps, masks
         self._standing = masks.rounded() if config else torch.zeros(0)
-        self._doubted = torch.zeros(0)  # none yet
+        self._doubted = torch.zeros(0)  # no circuit doubted yet
         self._changed, self._uncertain = 0, uncertain_until
         self._may_start_over = may_start_over and config is not None and config.start_over
 
     def after(self, step: int, *, rounded: bool, wrong: bool) -> Verdict:
-        """What follows from a step that is done.
+        """Return what to do after a finished step.
 
         Args:
-            step: its number, from 0.
-            rounded: whether samples are.
+            step: number of the step, from 0.
+            rounded: whether samples are rounded.
             wrong: whether an input in the batch shows the circuit to be wrong.
         """
         last = step + 1 == self._steps
@@ -111,18 +111,18 @@ class Ending:
         return verdict
 
     def state(self) -> dict[str, Tensor]:
-        """All that is needed to go on."""
+        """Return everything needed to resume."""
         numbers = [self._changed, self._uncertain, int(self._may_start_over)]
         return {"standing": self._standing, "doubted": self._doubted, "numbers": torch.tensor(numbers)}
 
     def allowed(self) -> dict[str, Allowed]:
-        """What a state may be."""
+        """Return the rules for a saved state."""
         standing = Allowed(like=self._standing, least=0, most=1)
         numbers = Allowed(like=self.state()["numbers"], least=0, most=max(self._steps, self._uncertain))
         return {"standing": standing, "doubted": replace(standing, or_empty=True), "numbers": numbers}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore a state that `state` returned."""
         self._standing, self._doubted = state["standing"].clone(), state["doubted"].clone()
         self._changed, self._uncertain, may = state["numbers"].tolist()
         self._may_start_over = bool(may)

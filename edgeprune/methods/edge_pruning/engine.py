@@ -1,8 +1,8 @@
 """Edge Pruning: masks on edges, learned by gradient descent (Bhaskar et al., arXiv:2406.16778, §3).
 
-One engine runs every configuration. What varies is composed: the loss (`methods/loss.py`), its gradient, the pressure
-that makes edges fall, the optimiser, the counterexamples that are remembered, when learning ends, and the final check.
-`configurations.py` has the paper's, `edge-pruning`, and ours, `edge-pruning-minimax`.
+One engine runs every configuration. A configuration combines the loss (`methods/loss.py`), its gradient, the pressure
+that makes edges fall, the optimiser, the counterexamples, the rule for ending, and the final check. `configurations.py`
+has the paper's, `edge-pruning`, and ours, `edge-pruning-minimax`.
 """
 
 import math
@@ -40,26 +40,26 @@ class Progress:
     """One step of a run."""
 
     step: int
-    """Of all steps, those of what was learned anew too, from 0."""
+    """Number of the step, from 0; it goes on counting when masks are learned a second time."""
 
     loss: float
     """Mean over the samples, without the pressure."""
 
     expected_edges: float
     sparsity: float
-    """Share of all edges that are not expected; under a target, of edges' own masks, whatever masks their ends have."""
+    """1 minus the expected share of edges kept. Under a sparsity target, edge masks alone count, not node masks."""
 
     figures: dict[str, float]
-    """What the pressure is made of."""
+    """Quantities of the pressure, such as its multipliers."""
 
 
 class Pruning:
     """The state of one run.
 
     Args:
-        problem: what it is about.
-        config: how it goes.
-        seed: the same one gives the same circuit.
+        problem: the model, inputs, ablation and loss.
+        config: the configuration.
+        seed: the same seed gives the same circuit.
     """
 
     def __init__(self, problem: Problem, config: PruningConfig, *, seed: int = 0) -> None:
@@ -74,7 +74,7 @@ class Pruning:
         self._begin()
 
     def _begin(self) -> None:
-        """Whatever learning begins with, masks and counterexamples apart."""
+        """Initialise everything that learning starts with, except masks and counterexamples."""
         config, self._step = self.config, 0
         tolerance = config.pressure.tolerance if isinstance(config.pressure, LossTolerance) else 0.0
         self._within = FewestWithin(tolerance)
@@ -90,14 +90,14 @@ class Pruning:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether nothing is left to do."""
         return self.stage == Stage.DONE
 
     def advance(self) -> Progress | None:
-        """One step of learning, or the whole of what comes after it, of which there is nothing to tell.
+        """Run one step of learning, or a whole later stage, which returns None.
 
         Raises:
-            RunError: the loss, or a mask, is no number any more.
+            RunError: the loss or a mask is no longer finite.
         """
         if self.stage in (Stage.LEARN, Stage.LEARN_ANEW):
             return self._learn()
@@ -108,7 +108,7 @@ class Pruning:
         return None
 
     def _learn(self) -> Progress:
-        """One step of the optimiser."""
+        """Run one step of the optimiser."""
         config, step = self.config, self._step
         drawn = draw_pairs(self.problem.dataset, config.batch_size, self.generator)
         pairs = torch.cat([drawn, self.counterexamples.pairs], dim=1)
@@ -130,7 +130,7 @@ class Pruning:
 
     @torch.no_grad()
     def _loss_as_it_stands(self, pairs: Pairs) -> float:
-        """The loss of the circuit that rounded masks are, which a tolerance is about; samples fare worse."""
+        """Return the loss of the rounded masks, to which a tolerance refers; samples have a higher loss."""
         standing, problem = self.masks.rounded(), self.problem
         losses = torch.cat([problem.losses(standing, batch) for batch in problem.batches(pairs)], -1)
         return float(problem.objective.reduce(losses))
@@ -146,7 +146,7 @@ class Pruning:
             )
 
     def _follow(self, step: int, estimate: Estimate, pairs: Pairs) -> None:
-        """Do what the step before asks for."""
+        """Act on the verdict about the step: go on, doubt the circuit, start over, or end learning."""
         gradient, initial = self.config.gradient, self.config.masks.initial_log_alpha
         standing_first = isinstance(gradient, LikelihoodRatio)
         wrong = estimate.per_input[0] > 0 if standing_first else torch.zeros(pairs.shape[1], dtype=torch.bool)
@@ -165,10 +165,10 @@ class Pruning:
             self._optimizer.restart()
 
     def _check(self) -> None:
-        """Run the circuit on many more inputs; learn anew, once, where one shows it to be wrong.
+        """Run the circuit on many more inputs; if one shows it to be wrong, learn again, once.
 
-        Of two circuits that were learned, both are run on the same pairs, those that showed the first one wrong among
-        them; the one counts that fewer show wrong, and of equals the one of fewer edges.
+        A first and a second circuit are run on the same pairs, including those that showed the first one to be wrong.
+        The circuit that fewer pairs show to be wrong is kept; of equals, the one with fewer edges.
         """
         check = self._final_check()
         pairs = check.pairs(self.counterexamples.pairs)
@@ -191,12 +191,13 @@ class Pruning:
         self.stage = Stage.REMOVE
 
     def _merit(self, check: FinalCheck, pairs: Pairs) -> tuple[int, int]:
-        """How many pairs show the circuit as it stands to be wrong, and its edges: the less the better."""
+        """Return how many pairs show the current circuit to be wrong, and its number of edges; lower is better."""
         standing = self.masks.rounded()
         return check.counterexamples(standing, pairs).shape[1], int(standing.sum())
 
     def _remove(self) -> None:
-        """Take out edges, and groups of edges that may go only together, on trial; or all that a tolerance lets go."""
+        """Remove edges, and groups of edges that may go only together, if the circuit stays right; or, under a
+        tolerance, as many as it allows."""
         final, pressure = self.config.final_check, self.config.pressure
         if isinstance(pressure, LossTolerance):
             self.masks.keep_exactly(self._fewest_within(pressure.tolerance))
@@ -207,7 +208,7 @@ class Pruning:
 
     @torch.no_grad()
     def _fewest_within(self, tolerance: float) -> Bool[Tensor, "source destination"]:
-        """Of the circuits by log_alpha as it is now, and as it was when masks had the fewest edges: the smaller one."""
+        """Return the smaller of two circuits: by log_alpha now, and by log_alpha when masks had the fewest edges."""
         loss = circuit_loss(self.problem, self.config, self._seed)
         now = keep_within(loss, self.masks.edge_log_alpha(), tolerance)
         if not len(self._within.log_alpha):
@@ -221,17 +222,17 @@ class Pruning:
         return FinalCheck(self.problem, self.generator, self.config.final_check.checked)
 
     def mean(self) -> Float[Tensor, "source destination"]:
-        """The mask of evaluation."""
+        """Return the mask of evaluation."""
         return self.masks.mean().detach()
 
     def kept(self) -> Bool[Tensor, "source destination"]:
-        """The circuit as it stands, without dead edges."""
+        """Return the current circuit, without dead edges."""
         if self.config.kept == "at mean sparsity":
             return live(self.problem.graph, self.masks.kept_at_mean_sparsity())
         return live(self.problem.graph, self.masks.rounded() > 0)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a run needs to go on as if it had never stopped."""
+        """Return everything needed to resume the run as if it had never stopped."""
         parts = {
             "counterexamples": self.counterexamples,
             "optimizer": self._optimizer,
@@ -251,11 +252,11 @@ class Pruning:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave.
+        """Restore a state that `state` returned.
 
         Raises:
-            RunError: another version of this engine wrote it.
-            RuntimeError, ValueError: it is none.
+            RunError: another version of this engine wrote the state.
+            RuntimeError, ValueError: it is not a valid state of this run.
         """
         version = state.get("engine", torch.tensor(1))
         if version.shape == () and int(version) != ENGINE:
@@ -282,7 +283,7 @@ class Pruning:
 def problem_of(
     model: MaskedModel, dataset: Dataset, ablation: Ablation, config: PruningConfig, *, parts: int = 1
 ) -> Problem:
-    """What a run of a configuration is about."""
+    """Return the problem that a configuration solves on a model and inputs."""
     loss = config.loss
     return Problem.of(
         model, dataset, ablation, loss.loss, logit_scale=loss.logit_scale, over=loss.criterion, parts=parts
@@ -290,7 +291,7 @@ def problem_of(
 
 
 def circuit_loss(problem: Problem, config: PruningConfig, seed: int) -> CircuitLoss:
-    """What circuits are judged by once masks have been learned: the loss of a run, on more inputs than a batch has."""
+    """Return the loss that judges circuits after learning: the run's loss, on more inputs than a batch has."""
     loss = config.loss
     return CircuitLoss(
         problem.model,

@@ -1,4 +1,4 @@
-"""The last stage of Edge Pruning: a circuit is run on many more inputs than it was learned on, and cut down."""
+"""The last stage of Edge Pruning: run the circuit on many more inputs than it was learned on, and remove edges."""
 
 import math
 from collections.abc import Sequence
@@ -18,33 +18,33 @@ from edgeprune.methods.edge_pruning.problem import Problem
 from edgeprune.methods.loss import Pairs, draw_pairs
 
 Known = Int[Tensor, "2 known"]
-"""Pairs, as `Pairs`, that showed some mask to be wrong."""
+"""Pairs, as in `Pairs`, that showed some mask to be wrong."""
 
 _FIRST: Final = 32
-"""Inputs on which a removal is tried before many more are run."""
+"""Inputs on which a removal is tried before it is tried on many more."""
 
 _FEWEST: Final = 8
-"""Those of them on which nearly every removal that is wrong is found out."""
+"""Pairs that a removal is tried on first; they expose nearly every wrong removal."""
 
 _ROWS: Final = 4096
-"""Masked inputs in one forward."""
+"""Largest number of masked inputs per forward pass."""
 
 
 @dataclass(frozen=True)
 class FinalCheck:
-    """Runs circuits on all inputs or pairs, or on so many drawn ones."""
+    """Runs circuits on all inputs or pairs, or on a sample of them."""
 
     problem: Problem
-    """Its loss is 0 where a circuit is right, and nowhere else."""
+    """The problem. Its loss is 0 where a circuit is right, and nowhere else."""
 
     generator: torch.Generator
     count: int
-    """Inputs, or pairs of clean and corrupted inputs, at the most."""
+    """Largest number of inputs, or of pairs of clean and corrupted inputs."""
 
     def pairs(self, known: Known) -> Pairs:
-        """Pairs to run a circuit on: all, in random order, or so many drawn ones and those known."""
+        """Return the pairs to run a circuit on: all in random order, or a sample and the `known` pairs."""
         dataset = self.problem.dataset
-        if self.problem.ablator.ablation != "resample" or dataset.counterparts is not None:  # whatever is put in
+        if self.problem.ablator.ablation != "resample" or dataset.counterparts is not None:  # one pair per clean input
             return torch.cat([draw_pairs(dataset, self.count, self.generator), known], dim=1)
         if int(dataset.group.bincount().square().sum()) <= self.count:
             every = torch.stack(dataset.pairs())
@@ -55,7 +55,7 @@ class FinalCheck:
 
     @torch.no_grad()
     def counterexamples(self, mask: Mask, pairs: Pairs) -> Known:
-        """The pairs on which a mask is wrong."""
+        """Return the pairs on which a mask is wrong."""
         problem, wrong = self.problem, list[Pairs]()
         for some in pairs.split(rows_at_once(problem.model, problem.dataset), dim=1):
             batch = problem.dataset.take(some[0], some[1])
@@ -63,9 +63,9 @@ class FinalCheck:
         return torch.cat(wrong, dim=1)
 
     def without_superfluous(self, mask: Mask, known: Known) -> frozenset[Edge]:
-        """The edges of a mask that are left once no edge and no group of edges can go; large groups go first.
+        """Remove edges and groups of edges from a mask until none can go, large groups first; return the edges left.
 
-        A removal is tried on a few inputs and on known pairs, then on all. A pair on which it is wrong becomes known.
+        A removal is tried on the known pairs and a few inputs, then on all. A pair on which it is wrong becomes known.
         """
         graph = self.problem.graph
         edges = edges_of(graph, live(graph, mask > 0))
@@ -84,7 +84,7 @@ class FinalCheck:
 
     @torch.no_grad()
     def _right_on_few(self, edges: Sequence[Edge], removed: Removals, known: Known) -> list[int]:
-        """The removals after which edges are right on known pairs and on a few drawn inputs, a few of these first."""
+        """Return the removals that are right on the known pairs and a few drawn inputs; some of these run first."""
         pairs = torch.cat([known, draw_pairs(self.problem.dataset, _FIRST, self.generator)], dim=1)
         right = torch.arange(len(removed))
         for some in (pairs[:, :_FEWEST], pairs[:, _FEWEST:]):

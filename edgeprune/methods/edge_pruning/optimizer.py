@@ -14,28 +14,29 @@ from edgeprune.methods.settings import out_of_range, refuse
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Settings of the optimiser, and how its learning rate grows and falls."""
+    """Settings of the optimiser and of its learning-rate schedule."""
 
     learning_rate: float
-    """Of log_alpha, at its highest, in units of log_alpha a step."""
+    """Peak learning rate of log_alpha, in units of log_alpha per step."""
 
     learning_rate_warmup: float = 0.0
     """Share of the steps over which learning rates grow linearly from 0."""
 
     learning_rate_decay: float = 1.0
-    """Share of the steps, the last ones, over which learning rates fall linearly to 0; 0 if they never do."""
+    """Share of the steps, at the end, over which learning rates fall linearly to 0; with 0 they never fall."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of both moments."""
+    """Decay rates of the first and second moment."""
 
     epsilon: float = 1e-8
-    """Added to the root of the second moment, in units of the gradient."""
+    """Added to the square root of the second moment, in units of the gradient."""
 
     weight_decay: float = 0.0
-    """Share by which values shrink a step, times the learning rate; of all that is learned."""
+    """Share, times the learning rate, by which each step shrinks log_alpha and the multipliers."""
 
     largest_gradient_norm: float | None = None
-    """Gradients of all that is learned are scaled down to this norm together; none where it is not given."""
+    """Largest joint norm of the gradients of log_alpha and the multipliers, above which they are scaled down; no limit
+    if not given."""
 
     def __post_init__(self) -> None:
         faults = out_of_range(
@@ -47,8 +48,8 @@ class AdamConfig:
         refuse(faults)
 
     def factor(self, step: int, steps: int) -> float:
-        """What learning rates are multiplied by at a step: `transformers.get_linear_schedule_with_warmup`, if decay
-        begins where warm-up ends."""
+        """Return the factor on the learning rates at a step. It equals `transformers.get_linear_schedule_with_warmup`
+        if the decay begins where the warm-up ends."""
         done, warmup = step / steps, self.learning_rate_warmup
         if done < warmup:
             return done / warmup
@@ -56,14 +57,14 @@ class AdamConfig:
 
 
 class Adam:
-    """The state of one run of it: what is learned, and its moments.
+    """State of one run of Adam: the learned values and their moments.
 
-    torch's own class loads its whole compiler, which takes longer than the discovery of a small circuit.
+    torch's own class loads torch's whole compiler, which takes longer than discovering a small circuit.
 
     Args:
-        config: its settings.
-        learned: descends on its gradient.
-        multipliers: ascend on theirs, at learning rates of their own; there may be none.
+        config: the settings.
+        learned: log_alpha, which descends its gradient.
+        multipliers: values that ascend their gradient, at learning rates of their own; may be empty.
     """
 
     def __init__(self, config: AdamConfig, learned: Tensor, multipliers: Tensor) -> None:
@@ -71,7 +72,7 @@ class Adam:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all moments."""
+        """Reset all moments."""
         self._moments = {
             name: [torch.zeros_like(value), torch.zeros_like(value), torch.tensor(0.0)]
             for name, value in self._values.items()
@@ -79,10 +80,10 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: tuple[Tensor, Tensor], rates: tuple[float, float]) -> None:
-        """One step, down the gradient of what is learned and up that of the multipliers, at these learning rates."""
+        """Take one step at the given learning rates: down the gradient of log_alpha, up that of the multipliers."""
         config = self._config
         if config.largest_gradient_norm is not None:
-            # As torch.nn.utils.clip_grad_norm_ does.
+            # Same as torch.nn.utils.clip_grad_norm_.
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
             scale = (config.largest_gradient_norm / (norm + 1e-6)).clamp(max=1)
             gradients = (gradients[0] * scale, gradients[1] * scale)
@@ -95,7 +96,7 @@ class Adam:
             )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
-        """All that is needed to go on."""
+        """Return everything needed to resume."""
         kinds = ("first", "second", "count")
         return {
             f"{name}.{kind}": moment
@@ -104,7 +105,7 @@ class Adam:
         }
 
     def allowed(self, *, least: int, most: int) -> dict[str, Allowed]:
-        """What a state may be that has gone so many steps since it was restarted."""
+        """Return the rules for a saved state that has taken `least` to `most` steps since the last restart."""
         ranges = {"first": (-math.inf, math.inf), "second": (0, math.inf), "count": (least, most)}
         return {
             name: Allowed(like=value, least=low, most=high)
@@ -113,6 +114,6 @@ class Adam:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore a state that `state` returned."""
         for name, value in self.state().items():
             value.copy_(state[name])

@@ -1,4 +1,4 @@
-"""What makes edges fall: a Lagrangian on sparsity (the paper's), one on the loss, or a penalty on every edge."""
+"""Pressure that makes edges fall: a Lagrangian on sparsity (the paper's), one on the loss, or a penalty per edge."""
 
 import math
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from edgeprune.methods.settings import out_of_range, refuse
 
 _LEAST_LOSS: Final = 1e-12
 _LARGEST_LOSS: Final = 1e12
-"""Between which a logarithm is taken of a loss."""
+"""Losses are clamped to this range before their logarithm is taken."""
 
 _LARGEST_LOG_PRICE: Final = 30.0
-"""Beyond which a price grows, or falls, no more."""
+"""Bound on the size of the log price of an edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityTarget:
     """`lambda_1 (t - s) + lambda_2 (t - s)^2` with multipliers that ascend (arXiv:2406.16778, §3).
 
-    Note: as in the paper's code, s is the sparsity of the sampled masks rather than of their expectation; it counts
-    edge masks alone, whatever masks nodes have; and multipliers may have any sign.
+    Note: as in the paper's code, s is the sparsity of the sampled masks, not of their expectation. It counts edge masks
+    alone, even if nodes have masks. Multipliers may have any sign.
     """
 
     target_sparsity: float
     """Share of edges to remove, 0 to 1; the target t grows to it from 0."""
 
     sparsity_warmup: float = 5 / 6
-    """Share of the steps over which the target grows linearly (paper: 2500 of 3000)."""
+    """Share of the steps over which the sparsity target grows linearly from 0 (paper: 2500 of 3000)."""
 
     multiplier_learning_rate: float = 0.8
-    """Of both multipliers (paper: 0.8)."""
+    """Learning rate of both multipliers (paper: 0.8)."""
 
     def start(self, steps: int) -> "TowardsTarget":
-        """Its state over so many steps."""
+        """Return the state at the start of a run of this many steps."""
         return TowardsTarget(self, steps)
 
     def __post_init__(self) -> None:
@@ -53,16 +53,16 @@ class Penalty:
     """`penalty * E[kept]`: any penalty below the smallest effect of a needed edge gives the same circuit."""
 
     penalty: float
-    """Loss that one expected edge, or entry, costs."""
+    """Loss added per expected edge (or mask entry)."""
 
     penalty_warmup: int = 0
-    """Steps over which it grows linearly from 0."""
+    """Steps over which the penalty grows linearly from 0."""
 
     counted: Literal["edges", "entries"] = "edges"
-    """What is counted: edges that all their masks keep, or mask entries."""
+    """What the penalty counts: edges that all their masks keep, or mask entries."""
 
     def start(self, steps: int) -> "UnderPenalty":
-        """Its state; `steps` play no part."""
+        """Return the state at the start of a run; `steps` is ignored."""
         return UnderPenalty(self)
 
     def __post_init__(self) -> None:
@@ -73,19 +73,19 @@ class Penalty:
 class LossTolerance:
     """The fewest expected edges at which the loss is within a tolerance: a Lagrangian on the loss.
 
-    Divided by its multiplier, `E[kept] + lambda (loss - tolerance)` is `loss + price * E[kept]`, whose price grows
-    while the loss is within the tolerance, and falls while it is not. That loss is of rounded masks, not of samples.
-    While it is not, the price is also lowered at once, by as many times as the loss is too large.
+    Divided by its multiplier, `E[kept] + lambda (loss - tolerance)` is `loss + price * E[kept]` up to a constant. The
+    price grows while the loss of the rounded masks (not of the samples) is within the tolerance, and falls while it is
+    not. While it is not, the price used is also divided at once by loss / tolerance.
     """
 
     tolerance: float
-    """Loss that a circuit may have, nats: what is asked for in place of a sparsity."""
+    """Largest loss that the circuit may have, in nats; given in place of a sparsity."""
 
     price_learning_rate: float = 0.05
-    """Of the logarithm of the price of an edge."""
+    """Learning rate of the logarithm of the price of an edge."""
 
     def start(self, steps: int) -> "WithinTolerance":
-        """Its state; `steps` play no part."""
+        """Return the state at the start of a run; `steps` is ignored."""
         return WithinTolerance(self)
 
     def __post_init__(self) -> None:
@@ -93,38 +93,38 @@ class LossTolerance:
 
 
 class Pressure(Protocol):
-    """What a run asks of each of them."""
+    """Interface of the three kinds of pressure, as a run uses it."""
 
     multipliers: Float[Tensor, " multiplier"]
-    """They ascend; there may be none."""
+    """Values that ascend their gradient; may be empty."""
 
     multiplier_learning_rate: float
-    """Before warm-up and decay."""
+    """Learning rate of the multipliers before warm-up and decay."""
 
     full_from: int
-    """The step from which it presses with all its strength."""
+    """Step before which certainty of edges does not count (see `Ending`): the end of a penalty's warm-up, else 0."""
 
     expected_edges: float
-    """As of the last step."""
+    """Expected number of edges at the last step."""
 
     def gradients(self, masks: LearnedMask, draw: SampledMasks, step: int, loss: float) -> tuple[Tensor, Tensor]:
-        """By log_alpha, on which it descends, and by the multipliers, on which it ascends.
+        """Return the gradients with respect to log_alpha, which descends, and to the multipliers, which ascend.
 
         Args:
-            masks: what is learned.
+            masks: the learned masks.
             draw: the samples of the step.
-            step: its number, from 0.
-            loss: of the samples, in the mean; for a tolerance, of the circuit as it stands.
+            step: number of the step, from 0.
+            loss: mean over the samples; for a tolerance, the loss of the current circuit.
         """
         ...
 
     def figures(self, step: int) -> dict[str, float]:
-        """What is worth a line of the step."""
+        """Return the values to log for the step."""
         ...
 
 
 class TowardsTarget:
-    """The state of a Lagrangian on the sparsity of edges' own masks."""
+    """State of a Lagrangian on the sparsity of the edge masks."""
 
     full_from = 0
 
@@ -145,7 +145,7 @@ class TowardsTarget:
         return by_masks, by_multipliers
 
     def _target(self, step: int) -> float:
-        """The sparsity asked for at a step."""
+        """Return the target sparsity at a step."""
         return self._config.target_sparsity * min(1, step / (self._config.sparsity_warmup * self._steps))
 
     def figures(self, step: int) -> dict[str, float]:
@@ -155,7 +155,7 @@ class TowardsTarget:
 
 
 class UnderPenalty:
-    """The state of a penalty on every expected edge, or entry."""
+    """State of a penalty on every expected edge or mask entry."""
 
     multiplier_learning_rate = 0.0
 
@@ -185,7 +185,7 @@ class UnderPenalty:
 
 
 class WithinTolerance:
-    """The state of a Lagrangian on the loss; its one multiplier is the logarithm of the price of an edge, in nats."""
+    """State of a Lagrangian on the loss. Its only multiplier is the log price of an edge; the price is in nats."""
 
     full_from = 0
 
@@ -206,7 +206,7 @@ class WithinTolerance:
         return self._price(masks) * min(1.0, math.exp(room)) * gradient, by_price
 
     def _price(self, masks: LearnedMask) -> float:
-        """Of an edge; at first all edges together cost as much as the tolerance."""
+        """Return the price of an edge; initially all edges together cost as much as the tolerance."""
         log_price = min(_LARGEST_LOG_PRICE, float(self.multipliers))
         return self._config.tolerance / masks.graph.total * math.exp(log_price)
 

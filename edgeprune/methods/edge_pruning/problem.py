@@ -1,4 +1,4 @@
-"""What a run of Edge Pruning is about: a model, inputs, an ablation, and how far masked outputs are off."""
+"""The problem that Edge Pruning solves: a model, inputs, an ablation, and a loss for masked outputs."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from edgeprune.methods.loss import Loss, Objective, Over, Pairs
 
 @dataclass(frozen=True)
 class Problem:
-    """The model sees batches, in parts where memory asks for it; masks see losses."""
+    """A model, its inputs, an ablation and a loss. Batches are run in parts to save memory."""
 
     model: MaskedModel
     dataset: Dataset
     objective: Objective
     ablator: Ablator
     parts: int = 1
-    """Parts that a batch is run in, one after the other."""
+    """Number of parts that a batch is run in, one after the other."""
 
     @staticmethod
     def of(
@@ -34,20 +34,20 @@ class Problem:
         over: Over = "mean",
         parts: int = 1,
     ) -> "Problem":
-        """The problem of finding a circuit under an ablation."""
+        """Return the problem of finding a circuit under an ablation."""
         objective = Objective(dataset, loss, logit_scale=logit_scale, over=over)
         return Problem(model, dataset, objective, Ablator(model, dataset, ablation), parts)
 
     @property
     def graph(self) -> Graph:
-        """The edges that masks stand for."""
+        """The graph whose edges the masks refer to."""
         return self.model.graph
 
     def batches(self, pairs: Pairs) -> list[Batch]:
-        """Pairs of rows as inputs, in so many parts."""
+        """Return the batch of these pairs of rows, in `parts` parts."""
         return [self.dataset.take(some[0], some[1]) for some in pairs.chunk(self.parts, dim=1)]
 
     def losses(self, masks: Mask, batch: Batch) -> Float[torch.Tensor, "*masks batch"]:
-        """The loss of each mask on each input."""
+        """Return the loss of each mask on each input."""
         outputs = self.model(batch.clean, masks, self.ablator.own(batch), batch.positions)
         return self.objective.per_input(outputs, batch)

@@ -1,4 +1,4 @@
-"""Where a run of Edge Pruning can stand: what its state is checked against before it goes on."""
+"""Stages of a run of Edge Pruning, and the check of a saved state before a run resumes from it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeprune.methods.edge_pruning.engine import Pruning
 
 ENGINE: Final = 3
-"""Version of what `Pruning.state` holds."""
+"""Version of the format of `Pruning.state`."""
 
 
 class Stage(IntEnum):
@@ -36,7 +36,7 @@ class Stage(IntEnum):
 def check_standing(
     state: Mapping[str, Tensor], run: "Pruning", optimizer: Adam, ending: Ending, within: FewestWithin
 ) -> None:
-    """Whether a state is one that a run, with these parts, could have written.
+    """Check that a saved state is one that a run with these parts could have written.
 
     Raises:
         ValueError: it is not.
@@ -44,7 +44,7 @@ def check_standing(
     own, config, inputs = run.state(), run.config, len(run.problem.dataset)
     place = Allowed(like=own["place"], least=0, most=max(2 * config.steps, Stage.DONE))
     fits = "place" in state and place.fault(state["place"]) is None
-    done, step, stage = state["place"].tolist() if fits else (0, 0, 0)  # of what does not fit, it is said below
+    done, step, stage = state["place"].tolist() if fits else (0, 0, 0)  # check_state below reports a misfit
     largest = config.masks.largest_log_alpha or torch.finfo(torch.float32).max
     learned = Allowed(like=own["log_alpha"], least=-largest, most=largest)
     against = Allowed(like=torch.zeros(2, 0, dtype=torch.long), columns=inputs**2, least=0, most=inputs - 1)
@@ -57,7 +57,7 @@ def check_standing(
         "against": against,
         "multipliers": Allowed(like=own["multipliers"]),
         **part("counterexamples", run.counterexamples.allowed(inputs)),
-        # Moments are those of all steps, unless masks may begin anew before the end.
+        # The moments count every step, unless the optimiser may be restarted before the end.
         **part("optimizer", optimizer.allowed(least=0 if config.ending else step, most=step)),
         **part("ending", ending.allowed()),
         **part("within", within.allowed(learned, run.problem.graph.total)),
@@ -69,7 +69,9 @@ def check_standing(
 
 
 def _check_place(config: PruningConfig, done: int, step: int, stage: int, *, anew: bool) -> None:
-    """Whether a run can stand there: after so many steps, of which so many since it began to learn, perhaps anew.
+    """Check that a run can be in `stage` after `done` steps, `step` of them since it last began to learn.
+
+    `anew` says whether it has begun to learn a second time.
 
     Raises:
         ValueError: it cannot.
