@@ -1,99 +1,90 @@
-"""The commands of `edgeprune` that are about language models. Nothing heavy is imported until one runs."""
+"""The commands of `edgeprune` that run language models. Imported when one of them is chosen."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from statistics import mean
+from typing import Annotated, Any, Final, Literal
 
-from edgeprune.cli.arguments import counted
-from edgeprune.graph import parse_ablation
+from cyclopts import Parameter
 
-if TYPE_CHECKING:
-    from edgeprune.methods.edge_pruning.config import PruningConfig
-    from edgeprune.runs.config import RunConfig
-    from edgeprune.runs.plan import Plan, Question
+from edgeprune.cli.options import AnySeed, Count, Counts, Device, Flag, Json, NoCheck, Seed, Split, counted, existing
+from edgeprune.cli.settings import (
+    AllSettings,
+    PaperSettings,
+    RunOptions,
+    ToySettings,
+    given,
+    pruning_config,
+    run_config,
+)
+from edgeprune.cli.tables import print_json, print_rows, print_table
+from edgeprune.errors import RunError
+from edgeprune.files.store import load_json
+from edgeprune.methods.edge_pruning.configurations import PAPER
+from edgeprune.metrics.conventions import SPARSITY, noted
+from edgeprune.parallel import join
+from edgeprune.runs import compare as comparing
+from edgeprune.runs import plan as planning
+from edgeprune.runs import prune as pruning_run
+from edgeprune.runs import sweep as sweeping
+from edgeprune.runs.compare_table import cells
+from edgeprune.runs.config import RunConfig
+from edgeprune.tasks import Sizes, metric_of
+from edgeprune.toys import LESSONS
+from edgeprune.toys.train import train_toy as train
 
 _LEARNED: Final = 0.99
 """Accuracy from which on a model is said to know its task."""
 
-
-def _config(options: argparse.Namespace, target: float | None) -> "RunConfig":
-    """What the options ask for."""
-    from edgeprune.runs.config import RunConfig
-    from edgeprune.tasks import Sizes
-
-    return RunConfig(
-        model=_resolved(options.model),
-        task=_resolved(options.task),
-        ablation=parse_ablation(options.ablation),
-        sizes=_asked(Sizes(), options),
-        seed=options.seed,
-        data_seed=options.data_seed,
-        precision=options.precision,
-        parts=getattr(options, "parts", 1),
-        pruning=_pruning(options, target),
-        polish=getattr(options, "polish", False),
-    )
+Targets = Annotated[list[float], Parameter(help="Share of edges to remove; may be repeated.")]
 
 
-def _pruning(options: argparse.Namespace, target: float | None) -> "PruningConfig":
-    """The configuration of that name, with what options say of its settings."""
-    from edgeprune.errors import ConfigError
-    from edgeprune.methods.edge_pruning.configurations import BY_NAME, PAPER, TOLERANCE, foreign
-    from edgeprune.methods.settings import settings, with_settings
+def prune(
+    *,
+    run: RunOptions,
+    method: Literal["edge-pruning", "edge-pruning-minimax"] = "edge-pruning",
+    target_sparsity: float | None = None,
+    tolerance: float | None = None,
+    polish: Flag = False,
+    resume: Flag = False,
+    parts: Count = 1,
+    save_every: Count = 250,
+    sizes: Annotated[Sizes | None, Parameter(name="*")] = None,
+    settings: AllSettings | None = None,
+    seed: AnySeed = 0,
+    json: Json = False,
+) -> bool:
+    """Prune the edges of a GPT-2 or Llama on a task, as the Edge Pruning paper does.
 
-    config, tolerance = BY_NAME[getattr(options, "pruning_method", PAPER.name)], getattr(options, "tolerance", None)
-    if config == PAPER and (tolerance is None) == (target is None):
-        got = "neither" if target is None else "both"
-        raise ConfigError(
-            "Expected --target-sparsity, the share of edges that edge-pruning removes, or --tolerance, the loss that "
-            f"the fewest edges are to stay within; got {got}"
-        )
-    if config == PAPER and tolerance is not None:
-        config = TOLERANCE
-    known = set[str]().union(*(settings(each) for each in BY_NAME.values()))
-    given = {name: value for name, value in vars(options).items() if name in known and value is not None}
-    given |= {} if target is None else {"target_sparsity": target}
-    if wrong := foreign(config, given):
-        options_of = ", ".join("--" + name.replace("_", "-") for name in wrong)
-        raise ConfigError(f"Expected settings of {config.name}, which has no {options_of}")
-    return with_settings(config, given)
-
-
-def _asked(config: Any, options: argparse.Namespace, **more: Any) -> Any:
-    """The same with what options, or `more`, say of its fields."""
-    said = {each.name: getattr(options, each.name) for each in fields(config) if each.name in options}
-    return replace(config, **(said | more))
-
-
-def _resolved(name: str) -> str:
-    """A name, or the whole path of a file or folder, so that it means the same from elsewhere."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def prune(options: argparse.Namespace) -> bool:
-    """`edgeprune prune`."""
-    from edgeprune.cli.tables import as_json, print_rows
-    from edgeprune.runs import prune as pruning_run
-
-    config = _config(options, options.target_sparsity)
+    Args:
+        method: The paper's objective, or the worst case over inputs, which takes no sparsity.
+        target_sparsity: Share of edges that edge-pruning removes, such as 0.95.
+        tolerance: In its place, the loss, nats, on 256 training examples that the fewest edges are to stay within, such
+            as 0.05 (edge-pruning-tolerance); --criterion says whether in the mean or at worst.
+        polish: Then take out and exchange edges on trial, until no edge and no group of edges can go.
+        resume: Go on with the run that --out holds, if it holds one.
+        parts: Parts that a batch is run in, to save memory.
+        save_every: Steps between checkpoints.
+    """
+    pruning = pruning_config(method, given(settings), target_sparsity, tolerance)
+    config = run_config(run, seed, pruning, sizes or Sizes(), parts=parts, polish=polish)
     found = pruning_run.prune(
         config,
-        options.out,
-        resume=options.resume,
-        device=options.device,
-        check=not options.no_check,
-        save_every=options.save_every,
+        run.out,
+        resume=resume,
+        device=run.device,
+        check=not run.no_check,
+        save_every=save_every,
         progress=True,
     )
     circuit, total = found.saved.circuit, found.saved.circuit.graph.total
-    where = str((options.out / "circuit.json").resolve())
+    where = str((run.out / "circuit.json").resolve())
     if found.missed and _speaks():
         print(f"edgeprune: {found.missed}", file=sys.stderr)
-    if options.json:
-        print(as_json({"circuit": where, "method": config.method} | found.as_json()), file=options.output)
+    if json:
+        print_json({"circuit": where, "method": config.method} | found.as_json())
         return _ends_well(well=found.reached is not False)
     rows = [
         ("method", config.method),
@@ -105,37 +96,48 @@ def prune(options: argparse.Namespace) -> bool:
     if found.reached is not None:
         rows.append(("reached", "yes" if found.reached else "no"))
     print_rows(f"{config.model} on {config.task}, {config.ablation}", rows)
-    print(f"circuit: {where}\nmeasure it: edgeprune evaluate {options.out}")
+    print(f"circuit: {where}\nmeasure it: edgeprune evaluate {run.out}")
     return _ends_well(well=found.reached is not False)
 
 
-def sweep(options: argparse.Namespace) -> bool:
-    """`edgeprune sweep`."""
-    from statistics import mean
+def sweep(
+    *,
+    run: RunOptions,
+    target_sparsity: Targets,
+    seeds: Count = 2,
+    polish: Flag = False,
+    parts: Count = 1,
+    save_every: Count = 250,
+    sizes: Annotated[Sizes | None, Parameter(name="*")] = None,
+    settings: PaperSettings | None = None,
+    seed: Annotated[Seed, Parameter(help="Of the first run at each sparsity.")] = 0,
+    json: Json = False,
+) -> bool:
+    """Prune at several sparsities and seeds, to see which sparsity to choose.
 
-    from edgeprune.cli.tables import as_json, print_table
-    from edgeprune.errors import RunError
-    from edgeprune.files.store import load_json
-    from edgeprune.metrics.conventions import SPARSITY
-    from edgeprune.runs import sweep as sweeping
-
-    targets: list[float] = options.target_sparsity
-    config = _config(options, targets[0])
+    Args:
+        target_sparsity: Share of edges to remove; may be repeated, and has to be three times for a knee.
+        seeds: Runs at each sparsity.
+        polish: Polish what each run found, as prune does.
+        parts: Parts that a batch is run in, to save memory.
+        save_every: Steps between checkpoints.
+    """
+    pruning = pruning_config(PAPER.name, given(settings), target_sparsity[0], None)
+    config = run_config(run, seed, pruning, sizes or Sizes(), parts=parts, polish=polish)
     found = sweeping.sweep(
         config,
-        targets,
-        options.seeds,
-        options.out,
-        device=options.device,
-        check=not options.no_check,
-        save_every=options.save_every,
+        target_sparsity,
+        seeds,
+        run.out,
+        device=run.device,
+        check=not run.no_check,
+        save_every=save_every,
         progress=True,
     )
     missed = [f"{p.target:g} ({p.evaluation.sparsity:.3f}, seed {p.seed})" for p in found.points if not p.reached]
     _say_missed(missed, len(found.points), "--polish")
-    if options.json:
-        written = load_json(options.out / "sweep.json", "a sweep", RunError)
-        print(as_json(written), file=options.output)
+    if json:
+        print_json(load_json(run.out / "sweep.json", "a sweep", RunError))
         return _ends_well(well=not missed)
     rows = [
         (
@@ -149,75 +151,81 @@ def sweep(options: argparse.Namespace) -> bool:
         for target, kl in found.curve.items()
     ]
     head = ("target", "sparsity", "KL, nats", "accuracy", "IoU of seeds", "edges of all seeds")
-    title = f"{config.method}: {config.model} on {config.task}, {config.ablation}, {counted(options.seeds, 'seed')}"
+    title = f"{config.method}: {config.model} on {config.task}, {config.ablation}, {counted(seeds, 'seed')}"
     print_table(title, head, rows)
     print(SPARSITY)
     _print_note(config)
-    print(f"picture: {(options.out / 'sweep.svg').resolve()}")
+    print(f"picture: {(run.out / 'sweep.svg').resolve()}")
     return _ends_well(well=not missed)
 
 
 def _speaks() -> bool:
     """Whether this is the process that says what all of them found."""
-    from edgeprune.parallel import join
-
     return join().first
 
 
 def _ends_well(*, well: bool) -> bool:
-    """What the exit status says: of several processes the first one's alone, once all have come to the end."""
-    from edgeprune.parallel import join
-
+    """Return what the exit status says: the first process's alone, once all processes have come to the end."""
     join().wait()
     return well or not _speaks()
 
 
 def _say_missed(missed: Sequence[str], runs: int, instead: str) -> None:
-    """On standard error, which sparsities were not reached."""
+    """Print on standard error which sparsities were not reached."""
     if missed and _speaks():
         what = f"{len(missed)} of {runs} circuits missed the sparsity that was asked for"
         change = f"try more --steps, or {instead}, which ends with as many edges as were asked for"
         print(f"edgeprune: {what} (in brackets what they have): {', '.join(missed)}; {change}", file=sys.stderr)
 
 
-def compare(options: argparse.Namespace) -> bool:
-    """`edgeprune compare`."""
-    from edgeprune.cli.tables import as_json, print_table
-    from edgeprune.metrics.conventions import SPARSITY, noted
-    from edgeprune.runs import compare as comparing
-    from edgeprune.runs.compare_table import cells
+def compare(
+    *,
+    run: RunOptions,
+    target_sparsity: Targets,
+    method: list[str] | None = None,
+    examples: Counts = None,
+    test: Count = Sizes.test,
+    settings: PaperSettings | None = None,
+    seed: AnySeed = 0,
+    json: Json = False,
+) -> bool:
+    """Run several methods on a model, and compare circuits of one size.
 
-    config = _config(options, options.target_sparsity[0])
+    Args:
+        method: One of edge-pruning, edge-pruning-polished, edge-pruning-minimax, acdc, greedy-elimination, eap,
+            eap-ig-inputs, eap-ig-activations, both also with -middles, random, or package.module:function for one of
+            your own, whose scores are ranked; may be repeated [default: edge-pruning, acdc, eap, eap-ig-inputs and
+            eap-ig-activations].
+        examples: Training examples; may be repeated [default: 200].
+        test: Examples that circuits are measured on.
+    """
+    pruning = pruning_config(PAPER.name, given(settings), target_sparsity[0], None)
+    config = run_config(run, seed, pruning, Sizes(test=test))
     asked = comparing.CompareConfig(
         run=config,
-        methods=tuple(options.method or comparing.CompareConfig.methods),
-        targets=tuple(options.target_sparsity),
-        examples=tuple(options.examples or comparing.CompareConfig.examples),
+        methods=tuple(method or comparing.CompareConfig.methods),
+        targets=tuple(target_sparsity),
+        examples=tuple(examples or comparing.CompareConfig.examples),
     )
-    rows = comparing.compare(asked, options.out, device=options.device, check=not options.no_check, progress=True)
+    rows = comparing.compare(asked, run.out, device=run.device, check=not run.no_check, progress=True)
     missed = [f"{row.method} {row.target:g} ({row.evaluation.sparsity:.3f})" for row in rows if row.missed]
     _say_missed(missed, len(rows), "edge-pruning-polished")
-    if options.json:
-        said = {"rows": [asdict(row) | {"missed": row.missed} for row in rows]} | noted(config.ablation)
-        print(as_json(said), file=options.output)
+    if json:
+        print_json({"rows": [asdict(row) | {"missed": row.missed} for row in rows]} | noted(config.ablation))
         return _ends_well(well=not missed)
     head, *body = cells(config.task, rows)
     print_table(f"{config.model} on {config.task}, {config.ablation}: the test split", head, body)
     print(SPARSITY)
     _print_note(config)
-    print(f"table and picture: {(options.out / 'compare.md').resolve()}, compare.svg")
+    print(f"table and picture: {(run.out / 'compare.md').resolve()}, compare.svg")
     return _ends_well(well=not missed)
 
 
-def plan(options: argparse.Namespace) -> bool:
-    """`edgeprune plan`."""
-    from edgeprune.cli.tables import as_json, print_rows
-    from edgeprune.runs import plan as planning
-
-    question = _asked(planning.Question(model=options.model), options)
+def plan(*, question: Annotated[planning.Question, Parameter(name="*")], json: Json = False) -> bool:
+    """Tell from a model's configuration what pruning it takes: memory, GPUs, hours."""
     found = planning.plan(question, progress=True)
-    if options.json:
-        print(as_json(asdict(found)), file=options.output)
+    if json:
+        print_json(asdict(found))
         return found.fits
     size = {name: planning.amount(getattr(found, name), "B") for name in ("weights", "step", "memory")}
     rows = [
@@ -246,98 +254,74 @@ def plan(options: argparse.Namespace) -> bool:
     return found.fits
 
 
-def _polishing(found: "Plan", question: "Question") -> str:
+def _polishing(found: planning.Plan, question: planning.Question) -> str:
     if not found.polish_fits:
         return "too many: a mask is held without each of them"
-    from edgeprune.runs.plan import duration
-
     what = f"{counted(found.polish_circuits, 'circuit')} on {counted(question.judged, 'input')}"
-    most = f"{what}, {duration(found.polish_hours)}, at the most"
+    most = f"{what}, {planning.duration(found.polish_hours)}, at the most"
     return f"the last round is {most}; there are several"
 
 
-def train_toy(options: argparse.Namespace) -> bool:
-    """`edgeprune train-toy`."""
-    from edgeprune.cli.tables import as_json, print_rows
-    from edgeprune.toys import LESSONS
-    from edgeprune.toys.train import train_toy as train
+def train_toy(
+    task: Literal["ioi", "sort", "parentheses", "modular-addition"],
+    /,
+    *,
+    out: Path,
+    settings: ToySettings | None = None,
+    seed: AnySeed = 0,
+    json: Json = False,
+) -> bool:
+    """Train a small GPT-2 that knows a task, to try the other commands on.
 
-    lesson = LESSONS[options.task]
-    said = {each.name: getattr(options, each.name) for each in fields(lesson.config)}
-    config = replace(lesson.config, **{name: value for name, value in said.items() if value is not None})
-    toy = train(options.out, options.task, config, seed=options.seed, progress=True)
-    where = str(options.out.resolve())
-    if options.json:
-        print(as_json({"model": where} | asdict(toy)), file=options.output)
+    Args:
+        task: What it learns: indirect object identification; five numbers, sorted, by one head; whether ten parentheses
+            are balanced; sums modulo 23.
+        out: The folder to make; task.jsonl in it is the task, but for ioi.
+    """
+    lesson = LESSONS[task]
+    toy = train(out, task, replace(lesson.config, **given(settings)), seed=seed, progress=True)
+    where = str(out.resolve())
+    if json:
+        print_json({"model": where} | asdict(toy))
     else:
         rows = [(f"accuracy on {lesson.tested_on}", f"{toy.accuracy:.2%}"), ("loss, nats a token", f"{toy.loss:.3f}")]
-        print_rows(options.task, [*rows, ("seconds", f"{toy.seconds:.0f}")])
+        print_rows(task, [*rows, ("seconds", f"{toy.seconds:.0f}")])
         print(f"model: {where}")
     if toy.accuracy < _LEARNED:
         print(
-            f"edgeprune: {options.task} was not learned: {toy.accuracy:.1%} are right, and {_LEARNED:.0%} are wanted; "
+            f"edgeprune: {task} was not learned: {toy.accuracy:.1%} are right, and {_LEARNED:.0%} are wanted; "
             "give it more --steps, another --seed or another shape",
             file=sys.stderr,
         )
     return toy.accuracy >= _LEARNED
 
 
-def circuits(options: argparse.Namespace) -> bool:
-    """`edgeprune circuits`."""
-    from functools import reduce
+def evaluate(
+    run_folder: Path,
+    /,
+    *,
+    split: Split = "test",
+    task: str | None = None,
+    circuit: Path | None = None,
+    device: Device = "auto",
+    no_check: NoCheck = False,
+    json: Json = False,
+) -> bool:
+    """Measure the circuit of a run beside the full model.
 
-    from edgeprune.cli.tables import as_json, print_rows
-    from edgeprune.errors import CircuitMismatch
-    from edgeprune.files.folders import circuit_file
-    from edgeprune.files.store import load_saved, save_circuit, versions
-    from edgeprune.metrics.overlap import overlap
-
-    files = list(map(circuit_file, options.circuit))
-    if len(files) < 2:
-        raise CircuitMismatch(f"Expected two circuits or more; got {len(files)}")
-    saved = [load_saved(file) for file in files]
-    first, *others = found = [each.circuit for each in saved]
-    models = {each.model for each in saved if each.model}
-    if len(models) > 1:
-        raise CircuitMismatch(f"Expected circuits of one model; got those of {', '.join(sorted(models))}")
-    for file, other in zip(files[1:], others, strict=True):
-        if (other.graph, other.ablation) != (first.graph, first.ablation):
-            raise CircuitMismatch(
-                f"Expected circuits of one model under one ablation; {str(files[0])!r} is of a graph of "
-                f"{first.graph.total} edges under {first.ablation}, and {str(file)!r} of {other.graph.total} under "
-                f"{other.ablation}"
-            )
-    operator = frozenset.intersection if options.operation == "intersect" else frozenset.union
-    result = replace(first, edges=reduce(operator, (each.edges for each in found)))
-    if options.out is not None:
-        how = {"name": options.operation, "config": {"of": [str(file.resolve()) for file in files]}}
-        about = next((each for each in saved if each.model), saved[0])
-        about = replace(about, circuit=result, scores={}, method=how, versions=versions(), certificate={})
-        save_circuit(about, options.out)
-    shared = [overlap(first.edges, other.edges).iou for other in others]
-    if options.json:
-        print(as_json({"edges": result.names(), "of": [len(e) for e in found], "iou": shared}), file=options.output)
-        return True
-    rows = [(str(file), f"{len(each)} edges") for file, each in zip(files, found, strict=True)]
-    rows += [("IoU with the first", ", ".join(f"{iou:.3f}" for iou in shared))]
-    print_rows(options.operation, [*rows, ("result", f"{len(result)} of {result.graph.total} edges")])
-    return True
-
-
-def evaluate(options: argparse.Namespace) -> bool:
-    """`edgeprune evaluate`."""
-    from edgeprune.cli.tables import as_json, print_table
-    from edgeprune.errors import RunError
-    from edgeprune.files.store import load_json
-    from edgeprune.runs.prune import evaluate_run, evaluation_file
-    from edgeprune.tasks import metric_of
-
-    about: dict[str, Any] = {"task": options.task and _resolved(options.task), "circuit": options.circuit}
-    how: dict[str, Any] = {"device": options.device, "check": not options.no_check, "progress": True}
-    config, found = evaluate_run(options.run_folder, options.split, **about, **how)
-    if options.json:
-        written = evaluation_file(options.run_folder, options.split, **about)
-        print(as_json(load_json(written, "an evaluation", RunError)), file=options.output)
+    Args:
+        run_folder: What `edgeprune prune` wrote.
+        split: Of the task.
+        task: Another task than the run's, to see whether its circuit serves there too.
+        circuit: A circuit's file, or another run's folder, in place of this run's circuit.
+    """
+    about: dict[str, Any] = {"task": task and existing(task), "circuit": circuit}
+    config, found = pruning_run.evaluate_run(
+        run_folder, split, device=device, check=not no_check, progress=True, **about
+    )
+    if json:
+        written = pruning_run.evaluation_file(run_folder, split, **about)
+        print_json(load_json(written, "an evaluation", RunError))
         return True
     names = {"kl": "KL(full model ‖ circuit), nats", "metric": metric_of(config.task), "exact_match": "same best token"}
     names["sparsity"] = "sparsity, the share of all edges that are removed"
@@ -345,15 +329,13 @@ def evaluate(options: argparse.Namespace) -> bool:
         (names.get(measured, measured), *(f"{asdict(each)[measured]:.4g}" for each in found.values()))
         for measured in asdict(found["circuit"])
     ]
-    title = f"{config.model} on {config.task}, {config.ablation}: the {options.split} split"
+    title = f"{config.model} on {config.task}, {config.ablation}: the {split} split"
     print_table(title, ("", *found), rows)
     _print_note(config)
     return True
 
 
-def _print_note(config: "RunConfig") -> None:
-    """What other tools define otherwise, below figures."""
-    from edgeprune.metrics.conventions import noted
-
+def _print_note(config: RunConfig) -> None:
+    """Print what other tools define otherwise."""
     for note in noted(config.ablation).values():
         print(f"note: {note}")

@@ -1,6 +1,5 @@
-"""The `edgeprune` command. Imports nothing heavy until a command runs, so that `--help` answers at once."""
+"""The `edgeprune` command. Imports nothing heavy until a command is chosen, so that `--help` answers at once."""
 
-import argparse
 import io
 import os
 import signal
@@ -9,14 +8,14 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import entry_points, version
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
-from edgeprune.cli import files, language_model_options
-from edgeprune.cli.arguments import seed
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from edgeprune.cli.options import AGAIN
+from edgeprune.cli.tables import only_json
 from edgeprune.errors import EdgePruneError, one_line
-from edgeprune.graph import ABLATIONS
 from edgeprune.user_code import told
 
 _DESCRIPTION = """\
@@ -29,11 +28,30 @@ A RASP program compiled by Tracr is a transformer whose true circuit can be deri
 which compiles a program, certifies its true edges, finds a circuit by Edge Pruning, and compares the two.
 """
 
-_EPILOG = """\
-PROGRAM is a name from `edgeprune programs`, or path/to/file.py:name for one of your own. Where circuits are recovered,
-the folder of a checkpoint that `edgeprune export` wrote does as well, or that of a trained model's truth, which
-`edgeprune truth MODEL --task FILE --tolerance KL --save DIR` wrote.
-Exit status: 0 it holds; 1 it ran and does not hold; 2 the input is unusable.
+_EPILOG = (
+    "PROGRAM is a name from `edgeprune programs`, or path/to/file.py:name for one of your own. Where circuits are "
+    "recovered, the folder of a checkpoint that `edgeprune export` wrote does as well, or that of a trained model's "
+    "truth, which `edgeprune truth MODEL --task FILE --tolerance KL --save DIR` wrote.\n\n"
+    "Exit status: 0 it holds; 1 it ran and does not hold; 2 the input is unusable."
+)
+
+PROGRAMS: Final = Group("Programs and their circuits", sort_key=1)
+LANGUAGE_MODELS: Final = Group("Language models", sort_key=2)
+FILES: Final = Group("Circuits and files", sort_key=3)
+
+_TASK_FILE = """\
+A file of examples has one JSON object a line:
+
+    {"clean": "2 + 2 =<predict> 4</predict>", "corrupted": "2 + 3 =<predict> 5</predict>"}
+    {"clean": "The cat<label> noun</label> sat", "corrupted": "The sat<label> verb</label> cat"}
+
+`<predict>` is around an answer that the text goes on with, `<label>` around one that it does not; \
+what the corrupted text marks are wrong answers. Each is one token of the model's. \
+The command shows tokens in quotes, those at which outputs are measured in [brackets], \
+and what the full model answers there.
+
+Exit status: 0 every example is usable; 1 some are refused, for which `prune` refuses the file; \
+2 the task, or the model, is unusable.
 """
 
 
@@ -61,55 +79,105 @@ def _stopped_by_signals() -> Generator[None]:
             signal.signal(number, handler)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports unusable arguments as one line, as every other unusable input is."""
+class _Commands:
+    """The command line: what is declared, and how each command goes on if it is stopped."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"edgeprune: {message}; see {self.prog} --help\n")
+    def __init__(self) -> None:
+        self.app = App(
+            name="edgeprune",
+            version=_version,
+            help=_DESCRIPTION,
+            help_format="plaintext",
+            help_epilogue=_EPILOG,
+            default_parameter=Parameter(negative=()),
+        )
+        self.goes_on = dict[str, str]()
+        self.app.register_install_completion_command()
+
+    def add(self, name: str, where: str, summary: str, *, group: Group, more: str, goes_on: str = "") -> None:
+        """Declare a command.
+
+        Args:
+            name: as one types it.
+            where: the function that runs it, `package.module:function`, which is imported when it is chosen; it returns
+                whether what was asked holds, and has a parameter `json` if it prints that.
+            summary: one line for the list of commands.
+            group: what it stands under in that list.
+            more: what ends its own help, an example first.
+            goes_on: follows "stopped", and says how to go on.
+        """
+        self.app.command(
+            where,
+            name=name,
+            group=group,
+            help=f"{summary[0].upper()}{summary[1:]}.",
+            help_epilogue=more,
+            help_format="markdown",
+        )
+        self.goes_on[name] = goes_on
 
 
-class _Version(argparse.Action):
-    """Says the version, which is looked up only then: a source tree that was never installed has none."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(f"edgeprune {version('edgeprune')}")
-        parser.exit()
+def _version() -> str:
+    """Look the version up only when it is asked for: a source tree that was never installed has none."""
+    return f"edgeprune {version('edgeprune')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line; return the exit status.
 
     Args:
         arguments: what follows the command's name; those of the process unless given.
+
+    Raises:
+        SystemExit: the arguments are unusable, which was said on standard error (status 2).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     goes_on = ""
     try:
         with _stopped_by_signals():
-            options = _parser(chosen=arguments[0] if arguments else "").parse_args(arguments)
-            goes_on = options.goes_on
-            return _run(options)
+            commands = _declared()
+            goes_on = commands.goes_on.get(arguments[0], "") if arguments else ""
+            return _run(*_parsed(commands.app, arguments))
     except KeyboardInterrupt as stop:
         print(f"edgeprune: stopped{goes_on}", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Run a command, unless a signal stops it; returns the exit status."""
-    run: Callable[[argparse.Namespace], bool] = options.run
+def _parsed(app: App, arguments: Sequence[str]) -> tuple[Callable[[], Any], bool]:
+    """Return what is to be run, and whether it prints JSON.
+
+    Raises:
+        SystemExit: arguments are missing, unknown or out of range.
+    """
+    if not arguments:
+        _refuse("Expected a command", ())
+    try:
+        command, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _refuse(f"{error!s}", error.command_chain or ())
+    except EdgePruneError as error:
+        _refuse(told(error), arguments[:1])
+    return (lambda: command(*bound.args, **bound.kwargs)), bool(bound.arguments.get("json"))
+
+
+def _refuse(message: str, chain: Sequence[str]) -> NoReturn:
+    """Say on one line what is wrong with the arguments, and end."""
+    said = " ".join(message.split()).rstrip(".")
+    print(f"edgeprune: {said}; see {' '.join(['edgeprune', *chain])} --help", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _run(command: Callable[[], Any], json: bool) -> int:  # noqa: FBT001
+    """Run a command, unless a signal stops it; return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever a path or a program is called, it can be said
             stream.reconfigure(errors="backslashreplace")
-    options.output = sys.stdout
-    # A user's file may print as it likes: with --json, standard output holds the one object and nothing else.
-    aside = redirect_stdout(sys.stderr) if options.json else nullcontext()
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
-        # Of processes that torchrun started, all find the same; the first says so.
-        options.output = io.StringIO()
-        aside = redirect_stdout(io.StringIO())
+    # Of processes that torchrun started, all find the same; the first says so.
+    silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
     try:
-        with aside:
-            return 0 if run(options) else 1
+        # A user's file may print as it likes: with --json, standard output holds the one object and nothing else.
+        with redirect_stdout(io.StringIO()) if silent else nullcontext(), only_json() if json else nullcontext():
+            return 1 if command() is False else 0
     except EdgePruneError as error:
         print(f"edgeprune: {' '.join(told(error).split())}", file=sys.stderr)
         return 2
@@ -124,84 +192,83 @@ def _run(options: argparse.Namespace) -> int:
         return 2
 
 
-def _parser(*, chosen: str) -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="edgeprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form)
-    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is, and exit")
-    choices = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-
-    def add(
-        name: str,
-        summary: str,
-        run: Callable[[argparse.Namespace], bool],
-        *,
-        seeds: str = "of everything random",
-        goes_on: str = "",
-    ) -> argparse.ArgumentParser:
-        command = choices.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EPILOG, formatter_class=form
-        )
-        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        command.add_argument("--seed", type=seed, default=0, help=f"{seeds} (default: %(default)s)")
-        command.set_defaults(run=run, goes_on=goes_on)
-        return command
-
+def _declared() -> _Commands:
+    """Return all commands: ours, and those that other packages add by the entry point `edgeprune.commands`."""
+    commands = _Commands()
     joining = entry_points(group="edgeprune.commands")
     for entry in joining:
-        entry.load()(add)
+        entry.load()(commands.add)
     if not joining:
-        parser.epilog = "Commands that need Tracr are missing: install the package again.\n\n" + _EPILOG
-    _add_file_commands(add)
-    language_model_options.add_commands(add, chosen=chosen)
-    return parser
+        missing = "Commands that need Tracr are missing: install the package again."
+        commands.app.help_epilogue = f"{missing}\n\n{_EPILOG}"
+    _add_language_models(commands.add)
+    _add_files(commands.add)
+    return commands
 
 
-def _add_file_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What reads circuits that were saved, and runs no model."""
-    draw = add("draw", "draw a saved circuit, alone or against another", files.draw)
-    draw.add_argument("circuit", type=Path, metavar="CIRCUIT.json", help="what --save wrote, or the folder of a run")
-    draw.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="PICTURE",
-        required=True,
-        help="the file to draw: .svg, .png or .pdf, or .html, a page with filters by score, node and path",
+def _add_language_models(add: Callable[..., None]) -> None:
+    """Declare what runs language models."""
+
+    def declare(name: str, summary: str, example: str, *, where: str = "", **goes_on: str) -> None:
+        where = where or f"edgeprune.cli.language_models:{name.replace('-', '_')}"
+        more = example if where.startswith("edgeprune.cli.task") else f"Example:\n\n    {example}"
+        add(name, where, summary, group=LANGUAGE_MODELS, more=more, **goes_on)
+
+    declare(
+        "train-toy",
+        "train a small GPT-2 that knows a task, to try the other commands on",
+        "edgeprune train-toy ioi --out toy",
+        goes_on=": nothing was written; begin again",
     )
-    draw.add_argument(
-        "--against",
-        type=Path,
-        metavar="TRUE",
-        help="what counts as true: what truth --save wrote, or recover --save (its truth, not what was found), or an "
-        "exported checkpoint, of whose true circuits the nearest counts; or any other circuit's file",
+    declare(
+        "task",
+        "show a task in a model's tokens, what the model answers, and which examples are refused and why",
+        f"Example:\n\n    edgeprune task mine.jsonl --model gpt2\n\n{_TASK_FILE}",
+        where="edgeprune.cli.task:task",
     )
-    convert = add("convert", "turn a circuit's file into another tool's, or back", files.convert)
-    convert.add_argument("file", type=Path, metavar="FILE", help="what to read")
-    convert.add_argument("out", type=Path, metavar="OUT", help="the file to write")
-    for option, says in (("--from", "of the file that is read"), ("--to", "of the file that is written")):
-        convert.add_argument(
-            option,
-            dest=option.replace("--from", "source").replace("--to", "target"),
-            default="circuit",
-            choices=files.FORMATS,
-            help=f"format {says}: circuit (ours), edge-pruning (edges.json of the paper's code) or eap-ig (the graph "
-            "of EAP-IG and MIB) (default: %(default)s)",
-        )
-    convert.add_argument(
-        "--like",
-        type=Path,
-        metavar="CIRCUIT.json",
-        help="a circuit of the same model, for the graph and the ablation that the other formats leave out",
+    declare(
+        "prune",
+        "prune the edges of a GPT-2 or Llama on a task, as the Edge Pruning paper does",
+        "edgeprune prune --model toy --task ioi --target-sparsity 0.9 --out run",
+        goes_on=": go on with the same command and --resume",
     )
-    convert.add_argument(
-        "--family",
-        choices=("gpt2", "llama"),
-        help="the kind of model, for --to edge-pruning: GPT-2 has two embeddings there, others one (default: as the "
-        "circuit's file or the model's config.json says)",
+    declare("evaluate", "measure the circuit of a run beside the full model", "edgeprune evaluate run")
+    declare(
+        "sweep",
+        "prune at several sparsities and seeds, to see which sparsity to choose",
+        "edgeprune sweep --model toy --task ioi --target-sparsity 0.8 --target-sparsity 0.9 --target-sparsity 0.95 "
+        "--out sweep",
+        goes_on=AGAIN,
     )
-    convert.add_argument(
-        "--ablation", help=f"what removed edges carry, where no file says: {', '.join(ABLATIONS)} (default: as --like)"
+    declare(
+        "compare",
+        "run several methods on a model, and compare circuits of one size",
+        "edgeprune compare --model toy --task ioi --target-sparsity 0.9 --method edge-pruning --method acdc --out out",
+        goes_on=AGAIN,
     )
+    declare(
+        "plan",
+        "tell from a model's configuration what pruning it takes: memory, GPUs, hours",
+        "edgeprune plan --model codellama/CodeLlama-13b-hf --tokens 72 --gpus 8",
+    )
+
+
+def _add_files(add: Callable[..., None]) -> None:
+    """Declare what reads circuits that were saved, and runs no model."""
+    for name, summary, example in (
+        ("draw", "draw a saved circuit, alone or against another", "edgeprune draw run --out run.html"),
+        (
+            "circuits",
+            "intersect circuits of one model, or take their union",
+            "edgeprune circuits intersect run-a run-b",
+        ),
+        (
+            "convert",
+            "turn a circuit's file into another tool's, or back",
+            "edgeprune convert run graph.json --to eap-ig",
+        ),
+    ):
+        add(name, f"edgeprune.cli.files:{name}", summary, group=FILES, more=f"Example:\n\n    {example}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,9 +16,29 @@ _WIDE: Final = 200
 """Characters in a line of a table, at the most, where no terminal says how many."""
 
 
+_json_output: list[TextIO] = []
+"""Where JSON goes, if not to standard output."""
+
+
 def as_json(value: object) -> str:
-    """One line of JSON as the standard has it, which knows neither NaN nor infinity."""
+    """Return one line of JSON; the standard knows neither NaN nor infinity."""
     return json.dumps(value, allow_nan=False)
+
+
+def print_json(value: object) -> None:
+    """Print one line of JSON on standard output, which `only_json` may keep for it alone."""
+    print(as_json(value), file=_json_output[-1] if _json_output else sys.stdout)
+
+
+@contextmanager
+def only_json() -> Generator[None]:
+    """Keep standard output for `print_json`: whatever else is printed goes to standard error."""
+    _json_output.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_output.pop()
 
 
 def _text(text: str) -> Text:

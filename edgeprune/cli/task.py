@@ -1,9 +1,13 @@
-"""`edgeprune task`: what a task becomes in a model's tokens. Nothing heavy is imported until it runs."""
+"""`edgeprune task`: what a task becomes in a model's tokens. Heavy modules are imported late."""
 
-import argparse
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import Parameter
+
+from edgeprune.cli.options import Count, Device, Json, Model, NoCheck, Seed
+from edgeprune.cli.tables import print_json
 
 if TYPE_CHECKING:
     from edgeprune.runs.dry_run import Answer, DryRun, Shown
@@ -15,20 +19,36 @@ _TAIL: Final = 90
 """Those of its end."""
 
 
-def task(options: argparse.Namespace) -> bool:
-    """`edgeprune task`."""
-    from edgeprune.cli.tables import as_json
+_SEED: Final = "By which examples are drawn and dealt to splits, as --data-seed of prune is."
+
+
+def task(
+    task: str,
+    /,
+    *,
+    model: Model,
+    examples: Count = 3,
+    device: Device = "auto",
+    no_check: NoCheck = False,
+    seed: Annotated[Seed, Parameter(help=_SEED)] = 0,
+    json: Json = False,
+) -> bool:
+    """Show a task in a model's tokens, what the model answers, and which examples are refused and why.
+
+    Args:
+        task: A file of examples, .jsonl, or ioi-t1, ioi, gt, gp, boolean or boolean-few-shot.
+        examples: How many to show.
+    """
     from edgeprune.errors import TaskError
     from edgeprune.models.load import load_model
     from edgeprune.runs.dry_run import dry_run
     from edgeprune.tasks import is_file
 
-    is_file(options.task)  # refused before a model is loaded
-    model, tokenizer = load_model(options.model, device=options.device, check=not options.no_check)
-    found = dry_run(options.task, model, tokenizer, show=options.examples, seed=options.seed)
-    if options.json:
-        said = {"task": options.task, "model": options.model} | asdict(found)
-        print(as_json(said), file=options.output)
+    is_file(task)  # refused before a model is loaded
+    loaded, tokenizer = load_model(model, device=device, check=not no_check)
+    found = dry_run(task, loaded, tokenizer, show=examples, seed=seed)
+    if json:
+        print_json({"task": task, "model": model} | asdict(found))
     else:
         print("\n".join(_lines(found)))
     if found.fault is not None:

@@ -215,8 +215,7 @@ def test_corrupted_texts_that_are_all_the_clean_ones_are_refused_under_resample(
 
 
 def test_help_teaches_by_an_example(capsys):
-    with pytest.raises(SystemExit):
-        main(["task", "--help"])
+    assert main(["task", "--help"]) == 0
     out = capsys.readouterr().out
     assert '{"clean": "2 + 2 =<predict> 4</predict>"' in out and "edgeprune task mine.jsonl --model gpt2" in out
     assert "1 some are refused" in out

@@ -163,7 +163,7 @@ def test_a_sample_has_every_clean_input_as_often_as_any_other():
         (("--method", "edge-pruning", "--target-sparsity", "0.5", "--tolerance", "1"), "got both"),
         (("--method", "edge-pruning", "--tolerance", "0"), "0 < tolerance <= 1e+06, got 0"),
         (("--method", "edge-pruning", "--tolerance", "1", "--masked", "nodes"), "which has no --masked"),
-        (("--joint-removals", "maybe"), "expected True or False, got 'maybe'"),
+        (("--joint-removals=maybe",), 'unable to convert "maybe" into bool'),
         (("--logit-scale", "2"), "settings of edge-pruning-minimax, which has no --logit-scale"),
         (("--precision", "bfloat16"), "Expected float32 for edge-pruning-minimax"),
         (("--certain-at", "13"), "certain_at <= largest_log_alpha, got 13.0 and 12.0"),
@@ -173,7 +173,7 @@ def test_what_a_method_cannot_take_is_one_line(tmp_path, tmp_path_factory, capsy
     folder = checkpoint("induction", "gpt2", tmp_path_factory).folder
     try:
         status = prune(folder, "resample", tmp_path / "run", *more)
-    except SystemExit as ended:  # argparse's
+    except SystemExit as ended:  # of arguments alone
         status = ended.code
     error = capsys.readouterr().err
     assert status == 2 and error.count("\n") == 1 and message in error
