@@ -27,9 +27,15 @@ CASES = checkpoints(quick=("induction",))
 
 
 def prune(folder, ablation, out, *more):
-    """The command's exit status."""
+    """The command's exit status; of options that are given twice the last counts."""
     about = ("--model", str(folder), "--task", str(folder / "task.jsonl"), "--ablation", ablation, "--out", str(out))
-    return main(["prune", "--method", "edge-pruning-minimax", *about, *WHOLE, "--json", *more])
+    pairs = {"--method": "edge-pruning-minimax", **dict(zip(about[::2], about[1::2], strict=True))}
+    pairs |= dict(zip(WHOLE[::2], WHOLE[1::2], strict=True))
+    for option, value in zip(more, more[1:], strict=False):
+        if option in pairs:
+            pairs[option] = value
+    others = [text for n, text in enumerate(more) if text not in pairs and (n == 0 or more[n - 1] not in pairs)]
+    return main(["prune", *(text for pair in pairs.items() for text in pair), "--json", *others])
 
 
 def stop_at(monkeypatch, stops):

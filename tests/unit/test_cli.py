@@ -452,7 +452,7 @@ def test_every_command_has_help_with_an_example_that_parses_and_no_option_withou
     assert main(example.split()[1:]) == 0 and len(ran) == 1
     for line in shown:
         if line.startswith(("--", "*  --")):
-            assert len(line.split()) > 2 and not line.endswith("[required]") or ". [" in line, line
+            assert (len(line.split()) > 2 and not line.endswith("[required]")) or ". [" in line, line
 
 
 @pytest.mark.parametrize(
