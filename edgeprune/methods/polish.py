@@ -47,6 +47,9 @@ _EACH: Final = 64
 _ROOM: Final = 2**33
 """Largest size, in bytes, of the masks of a circuit without each of its edges."""
 
+_IN_CONTEXT: Final = 1024
+"""Number of edges up to which the full graph, when it is cut down, is run without each edge; as `_EACH`."""
+
 _AT_ONCE: Final = 0.1
 """Share of the excess edges that is removed at once, or of the missing edges that is added at once."""
 
@@ -98,7 +101,7 @@ def check_room(graph: Graph, edges: int) -> None:
 
 
 def last_round(sources: int, destinations: int, edges: int, config: PolishConfig) -> int:
-    """Return the largest number of circuits that the last round runs: exchanges, then the certificate.
+    """Return the largest number of circuits that the last round runs: exchanges on trial, then the certificate.
 
     Circuits with an added node are not counted; they add a few more.
     """
@@ -110,7 +113,10 @@ def last_round(sources: int, destinations: int, edges: int, config: PolishConfig
         small = total
     grouped = min(destinations + 3 * sources, 4 * edges)  # an edge is in at most four groups
     pairs = min(math.comb(grouped, 2), _PAIRS)
-    return config.additions + edges + config.exchanges**2 + small + grouped + pairs
+    tried, cut_to = config.additions + edges + 2 * config.exchanges**2, min(sources * destinations, _IN_CONTEXT)
+    while cut_to > edges:  # the full graph, cut down
+        tried, cut_to = tried + cut_to, cut_to - math.ceil((cut_to - edges) / 2)
+    return tried + small + grouped + pairs
 
 
 def has_room(sources: int, destinations: int, edges: int) -> bool:
@@ -190,6 +196,13 @@ class Polish:
             self._take(circuits[number], loss, then)
         return math.isfinite(loss)
 
+    def _take_promising(self, circuits: Circuits, limit: float, then: Step) -> bool:
+        """Take the best of the circuits that lead on the first inputs, or else the best of the others."""
+        if not len(circuits):
+            return False
+        ordered, some = circuits[self._order(circuits)], self._config.exchanges
+        return self._take_best(ordered[:some], limit, then) or self._take_best(ordered[some:], limit, then)
+
     def _shrink(self) -> None:
         """Remove the least important edge or group, or a share of the excess edges. Only the removals that are best on
         the first inputs are run on all."""
@@ -209,19 +222,22 @@ class Polish:
         self._take_best(smaller[: self._config.exchanges], limit, Step.SHRINK)
 
     def _grow(self) -> None:
-        """Where edges are missing, add the best of: one edge, two edges, a share of the missing edges, a node."""
+        """Where edges are missing, add the best of: one edge, two edges, a share of the missing edges or all, a node.
+
+        However little the loss falls: the size was asked for.
+        """
         self.step, missing = Step.EXCHANGE, self._wanted - self.edges
         if missing <= 0:
             return
         larger = self._larger()
-        single = larger[_sizes(larger) == self.edges + 1]  # before cut nodes join: they may have this size too
+        single = larger[_sizes(larger) == self.edges + 1].unique(dim=0)  # before cut nodes of this size join
         single = single[self._order(single)]
         larger = _with(larger[_sizes(larger) <= self._wanted], self._cut_nodes(larger, self._wanted))
         if missing > 1:
             larger = _with(larger, list(self._pairs(single)))
-        if (many := int(_AT_ONCE * missing)) > 1 and len(single):
-            larger = _with(larger, [single[:many].any(0)])
-        self._take_best(larger, self._lower, Step.GROW)
+        shares = sorted({int(_AT_ONCE * missing), missing // 2, missing} - {0, 1}) if len(single) else []
+        larger = _with(larger, [single[:many].any(0) for many in shares])
+        self._take_promising(larger, self.loss - (0 if math.isinf(self.loss) else _ROUNDING), Step.GROW)
 
     def _pairs(self, single: Circuits) -> Iterator[Kept]:
         """Yield pairs of additions: pairs of the best ones, and all pairs from one source to one head.
@@ -235,14 +251,18 @@ class Polish:
                 yield single[one] | single[other]
 
     def _exchange(self) -> None:
-        """Add an edge or a node and remove as many edges again: the best of the trials, if the loss falls."""
+        """Add an edge or a node, or else many edges, and remove as many again: the best trial, if the loss falls."""
         some, size = self._config.exchanges, self.edges
         larger, without = self._larger(), without_each(self.kept, torch.nonzero(self.kept))
-        single = larger[_sizes(larger) == size + 1]
-        single, without = single[self._order(single)[:some]] & ~self.kept, without[self._order(without)[:some]]
-        exchanged = (single[:, None] | without[None]).flatten(0, 1)
+        single = larger[_sizes(larger) == size + 1].unique(dim=0)
+        single, without = single[self._order(single)], without[self._order(without)[:some]]
+        exchanged = ((single[:some] & ~self.kept)[:, None] | without[None]).flatten(0, 1)
         tried = live(self._graph, _with(exchanged, self._cut_nodes(larger, size)))
-        if not self._take_best(tried[_sizes(tried) <= size].unique(dim=0), self._lower, Step.SHRINK):
+        if self._take_promising(tried[_sizes(tried) <= size].unique(dim=0), self._lower, Step.SHRINK):
+            return
+        # Where the learned circuit was a poor start, the full graph cut to this size may be a better one.
+        cut_down = self._cut(live(self._graph, edge_exists(self._graph)), size, each=_IN_CONTEXT)
+        if not self._take_best(cut_down[None], self._lower, Step.SHRINK):
             self.step = Step.CERTIFY
 
     def _certify(self) -> None:
@@ -297,15 +317,16 @@ class Polish:
         nodes = larger[_sizes(larger) > max(size, self.edges + 1)]
         return [self._cut(each, size) for each in nodes[self._order(nodes)[: self._config.nodes]]]
 
-    def _cut(self, kept: Kept, size: int) -> Kept:
+    def _cut(self, kept: Kept, size: int, *, each: int | None = None) -> Kept:
         """Remove the least important edges until `size` are left, half of the excess at a time.
 
         In large circuits importance is a first-order estimate, which does not see step-like effects.
         """
         while (excess := int(kept.sum()) - size) > 0:
             cells = torch.nonzero(kept)
-            if len(cells) <= _EACH:
-                missed = self._run.glance(without_each(kept, cells).float())
+            if len(cells) <= (_EACH if each is None else each):
+                without = without_each(kept, cells)
+                missed = torch.cat([self._run.glance(some.float()) for some in without.split(_TOGETHER)])
             else:
                 missed = -self._run.gradient(kept.float())[kept]
             gone = cells[missed.argsort(stable=True)[: math.ceil(excess / 2)]]

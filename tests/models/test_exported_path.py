@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def prune(folder, ablation, out, *more):
     about = ("--model", str(folder), "--task", str(folder / "task.jsonl"), "--ablation", ablation, "--out", str(out))
     pairs = {"--method": "edge-pruning-minimax", **dict(zip(about[::2], about[1::2], strict=True))}
     pairs |= dict(zip(WHOLE[::2], WHOLE[1::2], strict=True))
-    for option, value in zip(more, more[1:], strict=False):
+    for option, value in pairwise(more):
         if option in pairs:
             pairs[option] = value
     others = [text for n, text in enumerate(more) if text not in pairs and (n == 0 or more[n - 1] not in pairs)]

@@ -112,6 +112,13 @@ class Reference:
         else:
             self.step = otherwise
 
+    def take_promising(self, circuits, limit, then, otherwise):
+        """The best of those that lead on the first inputs, or else of the others."""
+        ordered = sorted(set(circuits), key=self.first)
+        self.take(ordered[: self.config.exchanges], limit, then, otherwise)
+        if self.step == otherwise:
+            self.take(ordered[self.config.exchanges :], limit, then, otherwise)
+
     def advance(self):
         (self.shrink, self.grow, self.exchange, self.certify)[self.step]()
 
@@ -162,9 +169,9 @@ class Reference:
         nodes = [each for each in larger if len(each) > max(size, len(self.kept) + 1)]
         return [self.cut(each, size) for each in sorted(nodes, key=self.first)[: self.config.nodes]]
 
-    def cut(self, kept, size):
+    def cut(self, kept, size, each=None):
         while (excess := len(kept) - size) > 0:
-            if len(kept) <= self.each:
+            if len(kept) <= (each or self.each):
                 missed = {edge: self.first(kept - {edge}) for edge in kept}
             else:
                 missed = {edge: -self.slope(kept, edge) for edge in kept}
@@ -186,17 +193,21 @@ class Reference:
                 alike = (first.source, first.destination.owner) == (second.source, second.destination.owner)
                 if place < self.config.exchanges or alike:
                     tried.append(one | other)
-        if int(self.at_once * missing) > 1 and single:
-            tried.append(frozenset.union(*single[: int(self.at_once * missing)]))
-        self.take(tried, self.lower, Step.GROW, Step.EXCHANGE)
+        for many in sorted({int(self.at_once * missing), missing // 2, missing}):
+            if many > 1 and single:
+                tried.append(frozenset.union(*single[:many]))
+        self.take_promising(tried, self.loss - 1e-6, Step.GROW, Step.EXCHANGE)
 
     def exchange(self):
         size, some, larger = len(self.kept), self.config.exchanges, self.larger()
-        single = sorted((each for each in larger if len(each) == size + 1), key=self.first)[:some]
+        single = sorted({each for each in larger if len(each) == size + 1}, key=self.first)
         without = sorted((self.kept - {edge} for edge in self.kept), key=self.first)[:some]
-        tried = [self.live(one - self.kept | other) for one in single for other in without]
+        tried = [self.live(one - self.kept | other) for one in single[:some] for other in without]
         tried += self.cut_nodes(larger, size)
-        self.take([each for each in tried if len(each) <= size], self.lower, Step.SHRINK, Step.CERTIFY)
+        tried = [each for each in tried if len(each) <= size]
+        self.take_promising(tried, self.lower, Step.SHRINK, Step.CERTIFY)
+        if self.step == Step.CERTIFY:
+            self.take([self.cut(self.live(EDGES), size, 1024)], self.lower, Step.SHRINK, Step.CERTIFY)
 
     def certify(self):
         listed = sorted(self.kept)
