@@ -113,6 +113,21 @@ def test_a_circuit_of_no_edge_is_no_addition():
     assert run.loss >= 1 and run.edges >= int(kept.sum())
 
 
+def test_edges_are_added_up_to_the_size_however_little_they_help():
+    class Slight(Drawn):
+        """A loss of which each edge takes a thousandth."""
+
+        def loss(self, masks):
+            return (1 - 0.001 * masks.flatten(-2).sum(-1)).double()
+
+    kept = drawn(0, 0.35)
+    run = Polish(Slight(0), Goal(edges=int(kept.sum()) + 5), kept, PolishConfig())
+    run.step = Step.GROW
+    while run.step == Step.GROW:
+        run.advance()
+    assert run.edges == int(kept.sum()) + 5 and run.loss == pytest.approx(1 - 0.001 * run.edges)
+
+
 @pytest.mark.parametrize("goal", [Goal(tolerance=0.25), Goal(edges=1)])
 def test_a_removal_at_the_limit_is_good_enough(goal):
     class Same(Drawn):
