@@ -162,7 +162,8 @@ def _parsed(app: App, arguments: Sequence[str]) -> tuple[Callable[[], Any], bool
 
 def _refuse(message: str, chain: Sequence[str]) -> NoReturn:
     """Say on one line what is wrong with the arguments, and end."""
-    said = " ".join(message.split()).rstrip(".")
+    said = " ".join(message.split())
+    said = said if said.endswith("...") else said.removesuffix(".")
     print(f"edgeprune: {said}; see {' '.join(['edgeprune', *chain])} --help", file=sys.stderr)
     raise SystemExit(2)
 
