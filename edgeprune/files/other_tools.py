@@ -8,7 +8,8 @@
 Neither file names the ablation, so the caller has to. One side may have two embeddings (`tok` and `pos`) where the
 other has one. Under zero ablation, an edge from the single embedding becomes an edge from both, and an edge from either
 becomes one from the single embedding. Under mean and resample, positions carry the same value, kept or not: an edge
-from the single embedding becomes one from `tok`, and an edge from `pos` alone is dropped.
+from the single embedding becomes one from `tok`, and an edge from `pos` alone is dropped. (`write_edge_pruning` writes
+both embeddings of a GPT-2 under every ablation, as that code's loader takes them.)
 """
 
 import re

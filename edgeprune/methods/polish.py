@@ -2,8 +2,9 @@
 
 Learned masks leave two kinds of faults. Some edges could be removed, alone or together, and some are less useful than
 others would be. Polishing finds both by running circuits, many masks per forward pass: a local search over sets of
-edges, known as floating selection (Pudil et al., Floating search methods in feature selection, 1994). Its result is
-certified: every removal listed by `groups.removals` was run, and none was good enough.
+edges, known as floating selection (Pudil et al., Floating search methods in feature selection, 1994). Where that is
+stuck, the full graph, cut down to the same size, may be a better start. The result is certified: every removal listed
+by `groups.removals` was run, and none was good enough.
 """
 
 import math

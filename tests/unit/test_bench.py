@@ -519,6 +519,6 @@ def test_an_effect_that_is_no_number_is_none_in_a_row(compiled, truth):
 def test_a_certificate_whose_effect_is_no_number_is_refused_in_words(compiled, truth, tmp_path):
     certified = truth("hist", "zero")
     endless = replace(certified, certificate=replace(certified.certificate, gap=Gap(math.inf, 0.0)))
-    with pytest.raises(UnsupportedProgram, match="Expected outputs that are numbers without each edge"):
+    with pytest.raises(UnsupportedProgram, match="Expected outputs that are numbers without some edge"):
         save_certificate(endless, compiled("hist"), tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []

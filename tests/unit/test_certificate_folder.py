@@ -118,8 +118,8 @@ def test_a_gap_that_is_no_number_cannot_be_stated(compiled, truth, tmp_path):
     with pytest.raises(UnsupportedProgram) as caught:
         save_certificate(odd, compiled("hist"), tmp_path / "saved")
     assert str(caught.value) == (
-        "Expected outputs that are numbers without each edge of the circuit, so that its effect can be stated; without "
-        "one they are none: use --save FILE.json, which needs no number"
+        "Expected outputs that are numbers without some edge of the circuit, so that the smallest effect can be "
+        "stated; without any of its edges they are none: use --save FILE.json, which needs no number"
     )
     assert not (tmp_path / "saved").exists()
 

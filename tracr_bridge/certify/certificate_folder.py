@@ -43,8 +43,8 @@ def save_certificate(truth: Truth, subject: "Compiled | Exported", folder: Path)
     """
     if not math.isfinite(truth.certificate.gap.kept):
         raise UnsupportedProgram(
-            "Expected outputs that are numbers without each edge of the circuit, so that its effect can be stated; "
-            "without one they are none: use --save FILE.json, which needs no number"
+            "Expected outputs that are numbers without some edge of the circuit, so that the smallest effect can be "
+            "stated; without any of its edges they are none: use --save FILE.json, which needs no number"
         )
     with new_folder(folder) as unfinished:
         described, weights, domain = _describe(truth, subject)

@@ -102,7 +102,8 @@ TOLERANCE: Final = replace(
 Note: deviations from the paper.
     - A Lagrangian on the loss replaces the one on the sparsity. Its price is per expected edge (the L0 norm of
       arXiv:1712.01312, eq. 12). No target warms up, and no multiplier grows while masks are saturated.
-    - Only edges have masks, and they start where their samples differ. Learning rates are lower, without weight decay.
+    - Only edges have masks, and they start where their samples differ. Learning rates are lower, without weight decay,
+      and gradients are not clipped. The circuit is the rounded mask, not one at the mean sparsity.
     - log_alpha is bounded: an edge that fell is still sampled in 8 of 100 masks, and returns if it is missed.
     - In the end edges are ranked by two values of log_alpha: the final one, and that of the masks within the tolerance
       that had the fewest edges. The smallest circuit within the tolerance on the training examples is returned. Once
