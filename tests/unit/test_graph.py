@@ -183,3 +183,11 @@ def test_names_go_by_destination_first():
 def test_an_edge_of_three_nodes_is_none():
     with pytest.raises(GraphError, match="got 'm0->logits'"):
         Edge.parse("tok->m0->logits")
+
+
+def test_nodes_and_edges_are_shown_as_what_makes_them():
+    for text in ("tok", "a0.h1", "a0.h1.q", "m2", "logits"):
+        assert repr(Node.parse(text)) == f"Node.parse({text!r})" and eval(repr(Node.parse(text))) == Node.parse(text)
+    edge = Edge.parse("tok->a0.h1.q")
+    assert repr(edge) == "Edge.parse('tok->a0.h1.q')" and eval(repr(edge)) == edge
+    assert repr(frozenset([edge])) == "frozenset({Edge.parse('tok->a0.h1.q')})"
