@@ -242,7 +242,10 @@ class Circuit:
     def __post_init__(self) -> None:
         edges: Any = self.edges  # a custom method may pass another type
         if not isinstance(edges, frozenset) or not all(isinstance(edge, Edge) for edge in edges):
-            raise GraphError(f"Expected a frozenset of Edge objects, such as Edge.parse('tok->m0'); got {edges!r:.80}")
+            raise GraphError(
+                f"Expected a frozenset of Edge objects, such as Edge.parse('tok->m0'); got a {type(edges).__name__}, "
+                f"{edges!r:.80}"
+            )
         for edge in self.edges:
             self.graph.position(edge)
 

@@ -87,7 +87,10 @@ def certificate_rows(truth: Truth, compared: Circuit | None = None) -> list[tupl
         ("circuits" if certificate.status == "locally-minimal" else "true circuits", listed),
         ("edges", f"{len(truth.structural)} structural, {graph.total} in all"),
         ("run on", f"{certificate.pairs:,} {runs}, {coverage}"),
-        ("closest call", f"{certificate.margin:.3g}: smallest |difference - tolerance| among the verdicts"),
+        (
+            "closest call",
+            f"{certificate.margin:.3g}: least |difference - tolerance| of a verdict; at most {certificate.atol:g}",
+        ),
         ("smallest effect of a true edge", f"{certificate.gap.kept:.3g}"),
         ("left over by all other edges", f"{certificate.gap.dropped:.3g} (at most {certificate.atol:g} allowed)"),
     ]
