@@ -174,7 +174,7 @@ def _say_missed(missed: Sequence[str], runs: int, instead: str) -> None:
     """Print on standard error which sparsities were not reached."""
     if missed and _speaks():
         what = f"{len(missed)} of {runs} circuits missed the sparsity that was asked for"
-        change = f"try more --steps, or {instead}, which ends with as many edges as were asked for"
+        change = f"try more --steps, or {instead}, which ends with at most as many edges as were asked for"
         print(f"edgeprune: {what} (in brackets what they have): {', '.join(missed)}; {change}", file=sys.stderr)
 
 

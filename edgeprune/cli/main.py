@@ -1,5 +1,6 @@
 """The `edgeprune` command. Imports nothing heavy until a command is chosen, so that `--help` answers at once."""
 
+import difflib
 import io
 import os
 import signal
@@ -13,9 +14,9 @@ from typing import Any, Final, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from edgeprune.cli.options import AGAIN
+from edgeprune.cli.options import AGAIN, strict
 from edgeprune.cli.tables import only_json
-from edgeprune.errors import EdgePruneError, one_line
+from edgeprune.errors import EdgePruneError, one_line, printable
 from edgeprune.user_code import told
 
 _DESCRIPTION = """\
@@ -89,7 +90,7 @@ class _Commands:
             help=_DESCRIPTION,
             help_format="plaintext",
             help_epilogue=_EPILOG,
-            default_parameter=Parameter(negative=()),
+            default_parameter=Parameter(negative=(), converter=strict, json_list=False, json_dict=False),
         )
         self.goes_on = dict[str, str]()
         self.app.register_install_completion_command()
@@ -151,18 +152,43 @@ def _parsed(app: App, arguments: Sequence[str]) -> tuple[Callable[[], Any], bool
     """
     if not arguments:
         _refuse("Expected a command", ())
+    if not os.environ.get("COLUMNS", "1").isdecimal() or int(os.environ.get("COLUMNS", "1")) < 1:
+        del os.environ["COLUMNS"]  # what is no width is none; rich would take it
+    known = [name for name in app if not name.startswith("-")]
+    if not arguments[0].startswith("-") and arguments[0] not in known:  # before any command's module is imported
+        close = difflib.get_close_matches(arguments[0], known, n=1)
+        meant = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(sorted(known))}"
+        _refuse(f'Unknown command "{arguments[0]:.80}"; {meant}', ())
     try:
         command, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _refuse(f"{error!s}", error.command_chain or ())
     except EdgePruneError as error:
         _refuse(told(error), arguments[:1])
+    except ValueError as error:  # a number of thousands of digits
+        _refuse(one_line(error)[:200], arguments[:1])
+    if arguments[0] == "--install-completion":
+        return (lambda: _complete(lambda: command(*bound.args, **bound.kwargs))), False
     return (lambda: command(*bound.args, **bound.kwargs)), bool(bound.arguments.get("json"))
+
+
+def _complete(install: Callable[[], Any]) -> None:
+    """Set up completion.
+
+    Raises:
+        SystemExit: the shell is unknown, or its files cannot be written.
+    """
+    try:
+        install()
+    except (OSError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        _refuse(f"Expected bash, zsh or fish in $SHELL, and a home folder that can be written to; {error}", ())
 
 
 def _refuse(message: str, chain: Sequence[str]) -> NoReturn:
     """Say on one line what is wrong with the arguments, and end."""
-    said = " ".join(message.split())
+    said = printable(" ".join(message.split()))
     said = said if said.endswith("...") else said.removesuffix(".")
     print(f"edgeprune: {said}; see {' '.join(['edgeprune', *chain])} --help", file=sys.stderr)
     raise SystemExit(2)

@@ -1,11 +1,13 @@
 """Options that several commands have: their types, and what they refuse."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token, convert
 from docstring_parser import parse_from_object
 
 from edgeprune.graph import ABLATIONS
@@ -32,14 +34,23 @@ def _is_positive(_: object, value: float | None) -> None:
         raise ValueError(f"Expected a number above 0; got {value}")
 
 
-Seed = Annotated[int, Parameter(validator=_is_seed)]
+def strict(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert what was typed, but take no fraction for a whole number; "none" is no number and no choice either."""
+    for token in tokens:
+        inner = get_args(kind)[0] if get_origin(kind) is list else kind
+        if inner is int and not re.fullmatch(r"[+-]?[0-9]{1,20}", token.value):
+            raise ValueError(f"Expected a whole number; got {token.value!r:.80}")
+    return convert(kind, tokens)
+
+
+Seed = Annotated[int, Parameter(validator=_is_seed, converter=strict)]
 """NumPy takes no other seeds."""
 
-AnySeed = Annotated[int, Parameter(validator=_is_seed, help="Of everything random.")]
+AnySeed = Annotated[int, Parameter(validator=_is_seed, converter=strict, help="Of everything random.")]
 
-Count = Annotated[int, Parameter(validator=_is_count)]
+Count = Annotated[int, Parameter(validator=_is_count, converter=strict)]
 
-Counts = Annotated[list[int] | None, Parameter(validator=_is_count)]
+Counts = Annotated[list[int] | None, Parameter(validator=_is_count, converter=strict)]
 
 Seconds = Annotated[float, Parameter(validator=_is_positive)]
 
@@ -109,7 +120,9 @@ def left_out(name: str, settings: list[Setting], group: str) -> Any:
         help = f"{described(each.owner)[each.name]} [default: {each.default}]"
         validator = _is_count if each.kind is int else None
         negative = f"--no-{each.name.replace('_', '-')}" if each.kind is bool else ()
-        option = Parameter(help=help, group=panel, show_default=False, validator=validator, negative=negative)
+        option = Parameter(
+            help=help, group=panel, show_default=False, validator=validator, negative=negative, converter=strict
+        )
         columns.append((each.name, Annotated[each.kind | None, option], field(default=None)))
     made = make_dataclass(name, columns, frozen=True, kw_only=True, namespace={"__module__": __name__})
     return Parameter(name="*")(made)

@@ -261,8 +261,8 @@ class Polish:
         tried = live(self._graph, _with(exchanged, self._cut_nodes(larger, size)))
         if self._take_promising(tried[_sizes(tried) <= size].unique(dim=0), self._lower, Step.SHRINK):
             return
-        # Where the learned circuit was a poor start, the full graph cut to this size may be a better one.
-        cut_down = self._cut(live(self._graph, edge_exists(self._graph)), size, each=_IN_CONTEXT)
+        everything = live(self._graph, edge_exists(self._graph))  # a better start, if what was learned is a poor one
+        cut_down = self._cut(everything, max(size, self._wanted), each=min(_IN_CONTEXT, _ROOM // everything.numel()))
         if not self._take_best(cut_down[None], self._lower, Step.SHRINK):
             self.step = Step.CERTIFY
 

@@ -73,6 +73,6 @@ def outcome(
     if not (sparsity_reached(target, 1 - edges / total, float(total)) or (polished and 1 - edges / total >= target)):
         missed = (
             f"asked for a sparsity of {target:g}, reached {1 - edges / total:.3f} ({edges} of {total} edges): try more "
-            "--steps, or --polish, which ends with as many edges as were asked for"
+            "--steps, or --polish, which ends with at most as many edges as were asked for"
         )
     return Outcome(saved, loss, examples, not missed, missed)

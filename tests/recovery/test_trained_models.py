@@ -94,9 +94,9 @@ def test_a_saved_truth_is_a_subject_of_every_command_that_recovers(saved, capsys
     assert inexact["outcome"] == "inexact" and inexact["extra"] == ["embed->logits"]
     assert (inexact["edges"], inexact["structural"], inexact["status"]) == (8, 5, "unique")
     assert {row["program"] for row in rows} == {str(truth)}
-    recovering = ["recover", truth, "--ablation", "resample", "--method"]
+    recovering = ["recover", truth, "--method"]  # under the ablation of the truth
     code, said = run(capsys, *recovering, "edge-pruning-tolerance-polished")  # told the tolerance of the truth
-    assert code == 0 and set(said["found"]) == SORTING
+    assert code == 0 and set(said["found"]) == SORTING and said["ablation"] == "resample"
 
 
 def spoil(file, change):
@@ -126,6 +126,20 @@ def test_a_saved_truth_that_is_damaged_or_of_something_else_is_one_line(saved, c
     assert main(["recover", str(truth)]) == 2
     output, errors = capsys.readouterr()
     assert output == "" and says in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "what"),
+    [
+        ("config.json", lambda content: content.update(layer_norm_epsilon=0.5), "configuration"),
+        ("config.json", lambda content: content.update(activation_function="relu"), "configuration"),
+    ],
+)
+def test_a_saved_truth_is_of_its_model_as_it_was(saved, capsys, file, change, what):
+    model, truth = saved
+    spoil(model / file, change)
+    assert main(["recover", str(truth)]) == 2
+    assert f"Expected the {what} that the saved truth of model is of" in capsys.readouterr().err
 
 
 def test_a_saved_truth_is_of_its_task_as_it_was(saved, capsys):

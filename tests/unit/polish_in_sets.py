@@ -207,7 +207,7 @@ class Reference:
         tried = [each for each in tried if len(each) <= size]
         self.take_promising(tried, self.lower, Step.SHRINK, Step.CERTIFY)
         if self.step == Step.CERTIFY:
-            self.take([self.cut(self.live(EDGES), size, 1024)], self.lower, Step.SHRINK, Step.CERTIFY)
+            self.take([self.cut(self.live(EDGES), max(size, self.wanted), 1024)], self.lower, Step.SHRINK, Step.CERTIFY)
 
     def certify(self):
         listed = sorted(self.kept)

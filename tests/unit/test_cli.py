@@ -458,7 +458,7 @@ def test_every_command_has_help_with_an_example_that_parses_and_no_option_withou
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["recver", "reverse"], 'Did you mean "recover"?'),
+        (["recver", "reverse"], 'did you mean "recover"?'),
         (["recover", "reverse", "--metod", "eap"], "Did you mean --method?"),
         (["circuits", "intersct", "a.json", "b.json"], 'Did you mean "intersect"?'),
         (["draw", "a.json"], "--out requires an argument"),
@@ -478,3 +478,56 @@ def test_the_shell_completes_commands_and_options():
 
     script = _declared().app.generate_completion(shell="bash")
     assert all(name in script for names in COMMANDS.values() for name in names) and "--target-sparsity" in script
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["truth", "hist", "--seed", "1.5"], "Expected a whole number; got '1.5'"),
+        (["bench", "--random", "none"], "Expected a whole number; got 'none'"),
+        (["truth", "hist", "--criterion", "none"], 'Choose from: "mean", "worst"'),
+        (["truth", "hist", "--seed", "9" * 5000], "Expected a whole number"),
+        (
+            ["prune", "--model", "a", "--task", "b", "--out", "c", "--steps", "1.5"],
+            "Expected a whole number; got '1.5'",
+        ),
+        (
+            ["prune", "--model", "a", "--task", "b", "--out", "c", "--train", "1.5"],
+            "Expected a whole number; got '1.5'",
+        ),
+        (["plan", "--model", "a", "--batch", "1.5"], "Expected a whole number; got '1.5'"),
+        (["sweep", "--model", "a", "--task", "b", "--out", "c", "--target-sparsity", "[]"], 'unable to convert "[]"'),
+        (
+            ["prune", "--model", "a", "--task", "b", "--out", "c", "--target-sparsity", "none"],
+            'unable to convert "none"',
+        ),
+        (["recver\x1b[31m"], "recver\\x1b[31m"),
+    ],
+)
+def test_what_is_no_number_is_not_taken_for_one(capsys, arguments, says):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and says in error and error.count("\n") == 1 and "\x1b" not in error
+
+
+def test_a_slip_in_a_command_loads_no_command():
+    code = "import sys; from edgeprune.cli.main import main\ntry: main(['recver'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'jax', 'torch', 'tracr', 'transformers'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]" and 'did you mean "recover"?' in result.stderr
+
+
+@pytest.mark.parametrize("columns", ["0", "-3", "wide"])
+def test_a_terminal_without_a_width_shows_help(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["--help"]) == 0 and "edgeprune recover reverse" in capsys.readouterr().out
+
+
+def test_completion_that_cannot_be_installed_is_one_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    with pytest.raises(SystemExit) as ended:
+        main(["--install-completion"])
+    assert ended.value.code == 2 and "Expected bash, zsh or fish" in capsys.readouterr().err

@@ -7,6 +7,7 @@ Everything runs in double precision except the rotary embeddings of a Llama.
 """
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -40,6 +41,9 @@ from tracr_bridge.certify.truth import Certificate, Criterion, Truth, gap_of
 
 _BATCH: Final = 8
 """Examples per batch. Every subset is run on the first batch; most are shown there not to be faithful."""
+
+_OF_THE_FILE: Final = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""Settings of a configuration that say where a model is from, and not what it computes."""
 
 _CRITERIA: Final[dict[Over, Criterion]] = {"mean": "mean KL", "worst": "largest KL"}
 
@@ -188,15 +192,25 @@ def load_trained(asked: Trained) -> Loaded:
     _check_size(asked.model)
     model, tokenizer = load_model(asked.model, device="cpu", check=asked.check)
     sha256["weights"] = digest_of_tensors(model.weights.state_dict())
+    live_subsets(model.graph, sorted(_structural(model.graph, model.silent)))
+    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
+    dataset = encoder.encode(examples, metric_of(asked.task)).dataset(model)
+    sha256["configuration"] = hashlib.sha256(_settings(model).encode()).hexdigest()
+    sha256["tokens"] = hashlib.sha256(dataset.tokens.numpy().tobytes()).hexdigest()
     for what, digest in sha256.items():
         if asked.sha256 is not None and asked.sha256[what] != digest:
             raise RunError(
                 f"Expected the {what} that the saved truth of {asked.name} is of; what is there now is another: run "
                 "edgeprune truth again"
             )
-    live_subsets(model.graph, sorted(_structural(model.graph, model.silent)))
-    encoder = Encoder(tokenizer, context_length=model.context_length, vocabulary_size=model.vocabulary_size)
-    return Loaded(asked, model, encoder.encode(examples, metric_of(asked.task)).dataset(model), sha256)
+    return Loaded(asked, model, dataset, sha256)
+
+
+def _settings(model: Transformer) -> str:
+    """Return what a model's configuration says of what it computes."""
+    config = model.weights.config.to_dict()
+    config = {name: value for name, value in config.items() if name not in _OF_THE_FILE}
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -205,6 +219,8 @@ class _Digests:
 
     task: str
     weights: str
+    configuration: str
+    tokens: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import Group, Parameter
 
 from edgeprune.cli.files import check_outputs, say_where
-from edgeprune.cli.options import CARRIED, AnySeed, Count, Flag, Json, NoCheck, Seconds, Seed
+from edgeprune.cli.options import CARRIED, AnySeed, Count, Flag, Json, NoCheck, Seconds, Seed, strict
 from edgeprune.cli.tables import print_json, print_matrix, print_rows, print_table
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
@@ -53,10 +53,10 @@ class TrainedOptions:
     task: str | None = None
     """Its task, a file of examples, .jsonl, all of which are run."""
 
-    tolerance: float | None = None
+    tolerance: Annotated[float | None, Parameter(converter=strict)] = None
     """Largest divergence of a faithful circuit, nats, such as 0.1."""
 
-    criterion: Literal["mean", "worst"] | None = None
+    criterion: Annotated[Literal["mean", "worst"] | None, Parameter(converter=strict)] = None
     """Whether in the mean over examples, or on each of them [default: mean]."""
 
     no_check: NoCheck = False
@@ -203,6 +203,18 @@ def _subject(program: str, trained: TrainedOptions | None) -> "Asked":
     )
 
 
+def _saved_ablation(program: str) -> str | None:
+    """Return the ablation that the saved truth of a trained model is of; None for any other subject."""
+    from edgeprune.errors import RunError
+    from edgeprune.files.store import load_json
+    from edgeprune.files.true_circuits import TRUTH
+
+    if not (Path(program) / TRUTH).is_file():
+        return None
+    content = load_json(Path(program) / TRUTH, "a truth of a trained model", RunError)
+    return str(content.get("ablation")) if isinstance(content, dict) else None
+
+
 def _save_truth(found: "Truth", given: "Known", said: dict[str, Any], folder: Path) -> None:
     subject = given.subject
     if hasattr(subject, "asked"):  # whose module would bring transformers with it
@@ -234,7 +246,7 @@ def recover(
 
     Args:
         ablation: What a removed edge carries: zero, mean, resample; may be repeated, for a report of both [default:
-            zero].
+            zero; of a saved truth, its own].
         method: The discovery method; of a trained model edge-pruning-tolerance and edge-pruning-tolerance-polished too,
             which are told the tolerance.
         timeout: How long one discovery may take, seconds.
@@ -244,7 +256,8 @@ def recover(
     """
     from tracr_bridge.recovery.summary import recovery_json
 
-    ablations: list[Ablation] = [parse_ablation(text) for text in dict.fromkeys(ablation or ["zero"])]
+    named = ablation or [_saved_ablation(program) or "zero"]
+    ablations: list[Ablation] = [parse_ablation(text) for text in dict.fromkeys(named)]
     from edgeprune.methods import find_method
     from tracr_bridge.recovery import recover as recovering
 
