@@ -4,6 +4,7 @@ BIN := .venv/bin
 # Shapes and types are checked at run time, where tests are short: that takes twice as long, and coverage half as long again.
 SHAPES := --jaxtyping-packages=edgeprune,tracr_bridge,programs,beartype.beartype
 INSTALLED := .venv/.installed
+DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,7 +23,7 @@ test: $(INSTALLED) ## lint, types, imports, documentation, and every test that i
 	@echo "== import-linter: direction of imports"
 	@$(BIN)/lint-imports --no-logo
 	@echo "== sphinx: the documentation builds without a warning"
-	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@$(DOCS)
 	@echo "== pytest: units, properties, whole discoveries, the plugin; every program verified, certified and recovered"
 	@$(BIN)/pytest
 
@@ -33,7 +34,7 @@ sweep: $(INSTALLED) ## shapes and coverage; every program at more seeds, every c
 	@$(BIN)/pytest programs tests --circuit-seeds 2 -m sweep
 
 docs: $(INSTALLED) ## build the documentation into build/docs, without a network
-	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@$(DOCS)
 	@echo "open build/docs/index.html"
 
 mutants: $(INSTALLED) ## plant bugs one at a time, and print the first test that notices each

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
-from edgeprune.cli.options import AnySeed, Count, Counts, Device, Flag, Json, NoCheck, Seed, Split, counted, existing
+from edgeprune.cli.options import AnySeed, Count, Counts, Device, Flag, Json, NoCheck, Seed, Split, counted
 from edgeprune.cli.settings import (
     AllSettings,
     PaperSettings,
@@ -21,6 +21,7 @@ from edgeprune.cli.settings import (
 )
 from edgeprune.cli.tables import print_json, print_rows, print_table
 from edgeprune.errors import RunError
+from edgeprune.files.folders import existing
 from edgeprune.files.store import load_json
 from edgeprune.methods.edge_pruning.configurations import PAPER
 from edgeprune.metrics.conventions import SPARSITY, noted

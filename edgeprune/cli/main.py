@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -95,7 +96,9 @@ class _Commands:
         self.goes_on = dict[str, str]()
         self.app.register_install_completion_command()
 
-    def add(self, name: str, where: str, summary: str, *, group: Group, more: str, goes_on: str = "") -> None:
+    def add(
+        self, name: str, where: str, summary: str, *, group: Group, example: str, after: str = "", goes_on: str = ""
+    ) -> None:
         """Declare a command.
 
         Args:
@@ -104,7 +107,8 @@ class _Commands:
                 whether what was asked holds, and has a parameter `json` if it prints that.
             summary: one line for the list of commands.
             group: what it stands under in that list.
-            more: what ends its own help, an example first.
+            example: a command line that its help ends with, without `edgeprune`.
+            after: what follows the example.
             goes_on: follows "stopped", and says how to go on.
         """
         self.app.command(
@@ -112,7 +116,7 @@ class _Commands:
             name=name,
             group=group,
             help=f"{summary[0].upper()}{summary[1:]}.",
-            help_epilogue=more,
+            help_epilogue=f"Example:\n\n    edgeprune {example}\n\n{after}",
             help_format="markdown",
         )
         self.goes_on[name] = goes_on
@@ -152,8 +156,8 @@ def _parsed(app: App, arguments: Sequence[str]) -> tuple[Callable[[], Any], bool
     """
     if not arguments:
         _refuse("Expected a command", ())
-    if not os.environ.get("COLUMNS", "1").isdecimal() or int(os.environ.get("COLUMNS", "1")) < 1:
-        del os.environ["COLUMNS"]  # what is no width is none; rich would take it
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", os.environ.get("COLUMNS", "")):
+        os.environ.pop("COLUMNS", None)  # it is no width, and rich would take it for one
     known = [name for name in app if not name.startswith("-")]
     if not arguments[0].startswith("-") and arguments[0] not in known:  # before any command's module is imported
         close = difflib.get_close_matches(arguments[0], known, n=1)
@@ -236,66 +240,57 @@ def _declared() -> _Commands:
 def _add_language_models(add: Callable[..., None]) -> None:
     """Declare what runs language models."""
 
-    def declare(name: str, summary: str, example: str, *, where: str = "", **goes_on: str) -> None:
-        where = where or f"edgeprune.cli.language_models:{name.replace('-', '_')}"
-        more = example if where.startswith("edgeprune.cli.task") else f"Example:\n\n    {example}"
-        add(name, where, summary, group=LANGUAGE_MODELS, more=more, **goes_on)
+    def declare(name: str, summary: str, example: str, **more: str) -> None:
+        function = name.replace("-", "_")
+        module = "task" if name == "task" else "language_models"
+        add(name, f"edgeprune.cli.{module}:{function}", summary, group=LANGUAGE_MODELS, example=example, **more)
 
     declare(
         "train-toy",
         "train a small GPT-2 that knows a task, to try the other commands on",
-        "edgeprune train-toy ioi --out toy",
+        "train-toy ioi --out toy",
         goes_on=": nothing was written; begin again",
     )
     declare(
         "task",
         "show a task in a model's tokens, what the model answers, and which examples are refused and why",
-        f"Example:\n\n    edgeprune task mine.jsonl --model gpt2\n\n{_TASK_FILE}",
-        where="edgeprune.cli.task:task",
+        "task mine.jsonl --model gpt2",
+        after=_TASK_FILE,
     )
     declare(
         "prune",
         "prune the edges of a GPT-2 or Llama on a task, as the Edge Pruning paper does",
-        "edgeprune prune --model toy --task ioi --target-sparsity 0.9 --out run",
+        "prune --model toy --task ioi --target-sparsity 0.9 --out run",
         goes_on=": go on with the same command and --resume",
     )
-    declare("evaluate", "measure the circuit of a run beside the full model", "edgeprune evaluate run")
+    declare("evaluate", "measure the circuit of a run beside the full model", "evaluate run")
     declare(
         "sweep",
         "prune at several sparsities and seeds, to see which sparsity to choose",
-        "edgeprune sweep --model toy --task ioi --target-sparsity 0.8 --target-sparsity 0.9 --target-sparsity 0.95 "
-        "--out sweep",
+        "sweep --model toy --task ioi --target-sparsity 0.8 --target-sparsity 0.9 --target-sparsity 0.95 --out sweep",
         goes_on=AGAIN,
     )
     declare(
         "compare",
         "run several methods on a model, and compare circuits of one size",
-        "edgeprune compare --model toy --task ioi --target-sparsity 0.9 --method edge-pruning --method acdc --out out",
+        "compare --model toy --task ioi --target-sparsity 0.9 --method edge-pruning --method acdc --out compare",
         goes_on=AGAIN,
     )
     declare(
         "plan",
         "tell from a model's configuration what pruning it takes: memory, GPUs, hours",
-        "edgeprune plan --model codellama/CodeLlama-13b-hf --tokens 72 --gpus 8",
+        "plan --model codellama/CodeLlama-13b-hf --tokens 72 --gpus 8",
     )
 
 
 def _add_files(add: Callable[..., None]) -> None:
     """Declare what reads circuits that were saved, and runs no model."""
     for name, summary, example in (
-        ("draw", "draw a saved circuit, alone or against another", "edgeprune draw run --out run.html"),
-        (
-            "circuits",
-            "intersect circuits of one model, or take their union",
-            "edgeprune circuits intersect run-a run-b",
-        ),
-        (
-            "convert",
-            "turn a circuit's file into another tool's, or back",
-            "edgeprune convert run graph.json --to eap-ig",
-        ),
+        ("draw", "draw a saved circuit, alone or against another", "draw run --out run.html"),
+        ("circuits", "intersect circuits of one model, or take their union", "circuits intersect run-a run-b"),
+        ("convert", "turn a circuit's file into another tool's, or back", "convert run graph.json --to eap-ig"),
     ):
-        add(name, f"edgeprune.cli.files:{name}", summary, group=FILES, more=f"Example:\n\n    {example}")
+        add(name, f"edgeprune.cli.files:{name}", summary, group=FILES, example=example)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from cyclopts import Group, Parameter, Token, convert
@@ -18,19 +17,19 @@ AGAIN: Final = ": the same command goes on where it was"
 CARRIED: Final = f"What a removed edge carries: {', '.join(ABLATIONS)}."
 
 
-def _is_seed(_: object, value: int | None) -> None:
-    if value is not None and not 0 <= value < 2**32:
+def _is_seed(_: object, value: int) -> None:
+    if not 0 <= value < 2**32:
         raise ValueError(f"Expected a seed from 0 to 2**32 - 1; got {value}")
 
 
 def _is_count(_: object, value: Any) -> None:
     for each in value if isinstance(value, list | tuple) else [value]:
-        if each is not None and each < 1:
+        if each is not None and each < 1:  # None is what a setting is that was not given
             raise ValueError(f"Expected a whole number, 1 or more; got {each}")
 
 
-def _is_positive(_: object, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
+def _is_positive(_: object, value: float) -> None:
+    if not 0 < value < math.inf:
         raise ValueError(f"Expected a number above 0; got {value}")
 
 
@@ -79,11 +78,6 @@ NoCheck = Annotated[
 ]
 
 Split = Literal["train", "validation", "test"]
-
-
-def existing(name: str) -> str:
-    """Return the absolute path of a file or folder, so that it means the same from elsewhere, or else the name."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def shown(value: object) -> str:

@@ -16,11 +16,11 @@ from edgeprune.cli.options import (
     Seed,
     Setting,
     Task,
-    existing,
     left_out,
     shown,
 )
 from edgeprune.errors import ConfigError
+from edgeprune.files.folders import existing
 from edgeprune.graph import parse_ablation
 from edgeprune.methods.edge_pruning.config import PruningConfig
 from edgeprune.methods.edge_pruning.configurations import BY_NAME, FIXED, PAPER, TOLERANCE, foreign

@@ -74,6 +74,11 @@ def unfinished(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if file.name == LOCK or _HIDDEN.fullmatch(file.name)]
 
 
+def existing(name: str) -> str:
+    """Return the absolute path of a file or folder, so that it means the same from elsewhere, or else the name."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 def is_unused(folder: Path) -> bool:
     """Whether the folder does not exist, or holds nothing but unfinished files."""
     return not os.path.lexists(folder) or (folder.is_dir() and len(unfinished(folder)) == len(list(folder.iterdir())))

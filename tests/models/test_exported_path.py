@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -23,20 +22,16 @@ from edgeprune.tasks import Sizes
 from tracr_bridge.checkpoints.task_file import MOST, task_text
 from tracr_bridge.recovery import recover
 
-WHOLE = ("--train", str(MOST), "--validation", "8", "--test", str(MOST))
+WHOLE = {"--train": str(MOST), "--validation": "8", "--test": str(MOST)}
 CASES = checkpoints(quick=("induction",))
 
 
 def prune(folder, ablation, out, *more):
-    """The command's exit status; of options that are given twice the last counts."""
+    """The command's exit status, by minimax on all inputs unless `more` says otherwise."""
     about = ("--model", str(folder), "--task", str(folder / "task.jsonl"), "--ablation", ablation, "--out", str(out))
-    pairs = {"--method": "edge-pruning-minimax", **dict(zip(about[::2], about[1::2], strict=True))}
-    pairs |= dict(zip(WHOLE[::2], WHOLE[1::2], strict=True))
-    for option, value in pairwise(more):
-        if option in pairs:
-            pairs[option] = value
-    others = [text for n, text in enumerate(more) if text not in pairs and (n == 0 or more[n - 1] not in pairs)]
-    return main(["prune", *(text for pair in pairs.items() for text in pair), "--json", *others])
+    usual = {"--method": "edge-pruning-minimax", **WHOLE}
+    left = [text for option, value in usual.items() if option not in more for text in (option, value)]
+    return main(["prune", *about, *left, "--json", *more])
 
 
 def stop_at(monkeypatch, stops):

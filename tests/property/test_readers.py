@@ -79,7 +79,11 @@ EXPORT = {
 }
 ABOUT = {
     **{"model": "toy", "task": "task.jsonl", "tolerance": 0.1, "criterion": "mean", "check": True},
-    **{"sha256": {"task": "0", "weights": "1", "configuration": "2", "tokens": "3"}, "versions": {"a": "b"}},
+    **{
+        "sha256": {"task": "0", "weights": "1", "configuration": "2", "tokens": "3"},
+        "ablation": "zero",
+        "versions": {"a": "b"},
+    },
 }
 EAP_IG = {
     "cfg": {"n_layers": 1, "n_heads": 1, "parallel_attn_mlp": False, "d_model": 4},

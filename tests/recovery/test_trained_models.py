@@ -97,6 +97,14 @@ def test_a_saved_truth_is_a_subject_of_every_command_that_recovers(saved, capsys
     recovering = ["recover", truth, "--method"]  # under the ablation of the truth
     code, said = run(capsys, *recovering, "edge-pruning-tolerance-polished")  # told the tolerance of the truth
     assert code == 0 and set(said["found"]) == SORTING and said["ablation"] == "resample"
+    assert run(capsys, "truth", truth)[1]["ablation"] == "resample"
+    assert run(capsys, "truth", truth, "--ablation", "zero")[1]["ablation"] == "zero"
+
+
+def swap(vocabulary):
+    """Let two words have each other's number."""
+    one, other, *_ = [word for word in vocabulary if word.isdecimal()]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
 
 
 def spoil(file, change):
@@ -133,6 +141,7 @@ def test_a_saved_truth_that_is_damaged_or_of_something_else_is_one_line(saved, c
     [
         ("config.json", lambda content: content.update(layer_norm_epsilon=0.5), "configuration"),
         ("config.json", lambda content: content.update(activation_function="relu"), "configuration"),
+        ("tokenizer.json", lambda content: swap(content["model"]["vocab"]), "tokens"),
     ],
 )
 def test_a_saved_truth_is_of_its_model_as_it_was(saved, capsys, file, change, what):

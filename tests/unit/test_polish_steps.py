@@ -305,3 +305,23 @@ def test_polishing_goes_on_to_the_end_and_tells_of_each_step(monkeypatch, progre
     again = Polish(Drawn(3), Goal(edges=5), drawn(3, 0.9), CONFIGS[1])
     polish(again)
     assert torch.equal(again.kept, run.kept) and Bar.made[-1].given["disable"] is True
+
+
+def test_a_better_start_has_the_size_that_was_asked_for_where_growth_was_stuck(monkeypatch):
+    """And the masks that it takes fit into the room that there is."""
+    seen = []
+    loss, kept = Drawn(0), drawn(0, 0.35)
+    run = Polish(loss, Goal(edges=int(kept.sum()) + 4), kept, CONFIGS[1])
+    cut = Polish._cut
+
+    def noted(self, circuit, size, *, each=None):
+        if each is not None:
+            seen.append((int(circuit.sum()), size, each))
+        return cut(self, circuit, size, each=each)
+
+    monkeypatch.setattr(Polish, "_cut", noted)
+    monkeypatch.setattr(Polish, "_take_promising", lambda *_: False)
+    monkeypatch.setattr(polishing, "_ROOM", 7 * kept.numel() + 1)
+    run.step = Step.EXCHANGE
+    run.advance()
+    assert seen == [(len(GRAPH.edges), int(kept.sum()) + 4, 7)]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgeprune.data import Dataset
 from edgeprune.errors import DegenerateProgram, ModelError, RunError, TaskError
-from edgeprune.files.folders import new_folder
+from edgeprune.files.folders import existing, new_folder
 from edgeprune.files.schemas import checked
 from edgeprune.files.store import SavedCircuit, load_json, save_circuit, versions, write_json
 from edgeprune.files.true_circuits import TRUTH
@@ -73,7 +73,10 @@ class Trained:
     """Whether `load_model` checks that the loaded model is the one that its files describe."""
 
     sha256: Mapping[str, str] | None = None
-    """SHA-256 of the weights and of the task file of a saved truth (`weights`, `task`); None without a saved truth."""
+    """SHA-256 of what a saved truth is of, as in `Loaded`; None without a saved truth."""
+
+    ablation: Ablation | None = None
+    """The ablation that a saved truth is of; None without a saved truth."""
 
     def __post_init__(self) -> None:
         refuse(out_of_range(self, positive=("tolerance",)))
@@ -101,7 +104,7 @@ class Loaded:
     model: Transformer
     dataset: Dataset
     sha256: Mapping[str, str]
-    """SHA-256 of the weights and of the task file, as they were read (`weights`, `task`)."""
+    """SHA-256 of the `weights`, the `configuration`, the `task` file and its `tokens`, as they were read."""
 
     def truth(self, ablation: Ablation, *, progress: bool = False) -> Truth:
         """Find all true circuits by running all subsets of edges, and certify them.
@@ -233,6 +236,7 @@ class _About:
     criterion: Over
     check: bool
     sha256: _Digests
+    ablation: Ablation
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,7 @@ def read_asked(folder: Path) -> Trained:
         criterion=about.criterion,
         check=about.check,
         sha256=asdict(about.sha256),
+        ablation=about.ablation,
     )
 
 
@@ -274,8 +279,8 @@ def save_truth(truth: Truth, given: Loaded, said: Mapping[str, Any], folder: Pat
         UnwritableFile: something exists at `folder`, or it cannot be written.
     """
     asked = given.asked
-    model = str(Path(asked.model).resolve()) if Path(asked.model).exists() else asked.model
-    asked = replace(asked, model=model, task=str(Path(asked.task).resolve()), sha256=dict(given.sha256))
+    model, task = existing(asked.model), existing(asked.task)
+    asked = replace(asked, model=model, task=task, sha256=dict(given.sha256), ablation=truth.circuit.ablation)
     with new_folder(folder) as unfinished:
         saved = SavedCircuit(truth.circuit, model=model, versions=versions(), family=given.model.family)
         save_circuit(saved, unfinished / "circuit.json")

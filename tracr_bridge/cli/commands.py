@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import Group, Parameter
 
 from edgeprune.cli.files import check_outputs, say_where
-from edgeprune.cli.options import CARRIED, AnySeed, Count, Flag, Json, NoCheck, Seconds, Seed, strict
+from edgeprune.cli.options import AnySeed, Count, Flag, Json, NoCheck, Seconds, Seed, strict
 from edgeprune.cli.tables import print_json, print_matrix, print_rows, print_table
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ABLATIONS, Ablation, parse_ablation
@@ -131,7 +131,7 @@ def truth(
     program: Subject,
     /,
     *,
-    ablation: Annotated[str, Parameter(help=CARRIED)] = "zero",
+    ablation: str | None = None,
     save: Path | None = None,
     trained: TrainedOptions | None = None,
     seed: AnySeed = 0,
@@ -140,21 +140,23 @@ def truth(
     """Derive and certify a program's true circuits.
 
     Args:
+        ablation: What a removed edge carries: zero, mean, resample [default: zero; of a saved truth, its own].
         save: Write all true circuits and their certificate in one file, .json, which draw, convert and score.py take;
             any other name makes a folder, which check_certificate.py checks, unless it is of a trained model.
     """
     from tracr_bridge.certify.summary import saved_truth, truth_json
 
-    carried = parse_ablation(ablation)
-    from tracr_bridge.recovery.known_models import known
+    asked = None if ablation is None else parse_ablation(ablation)
+    from tracr_bridge.recovery.known_models import known, usual_ablation
 
     _use_one_thread()
     folder = None if save is None or save.suffix == ".json" else save
     if folder is not None and os.path.lexists(folder):
         raise EdgePruneError(f"Expected a folder that does not exist yet; got {str(folder)!r}")
     check_outputs(save)
-    given = known(_subject(program, trained), seed=seed, progress=True)
-    found = given.truth(carried)
+    subject = _subject(program, trained)
+    given = known(subject, seed=seed, progress=True)
+    found = given.truth(asked or usual_ablation(subject))
     said = truth_json(found, given.name)
     if json:
         print_json(said)
@@ -203,18 +205,6 @@ def _subject(program: str, trained: TrainedOptions | None) -> "Asked":
     )
 
 
-def _saved_ablation(program: str) -> str | None:
-    """Return the ablation that the saved truth of a trained model is of; None for any other subject."""
-    from edgeprune.errors import RunError
-    from edgeprune.files.store import load_json
-    from edgeprune.files.true_circuits import TRUTH
-
-    if not (Path(program) / TRUTH).is_file():
-        return None
-    content = load_json(Path(program) / TRUTH, "a truth of a trained model", RunError)
-    return str(content.get("ablation")) if isinstance(content, dict) else None
-
-
 def _save_truth(found: "Truth", given: "Known", said: dict[str, Any], folder: Path) -> None:
     subject = given.subject
     if hasattr(subject, "asked"):  # whose module would bring transformers with it
@@ -256,13 +246,14 @@ def recover(
     """
     from tracr_bridge.recovery.summary import recovery_json
 
-    named = ablation or [_saved_ablation(program) or "zero"]
-    ablations: list[Ablation] = [parse_ablation(text) for text in dict.fromkeys(named)]
+    ablations: list[Ablation] = [parse_ablation(text) for text in dict.fromkeys(ablation or [])]
     from edgeprune.methods import find_method
     from tracr_bridge.recovery import recover as recovering
+    from tracr_bridge.recovery.known_models import usual_ablation
 
     _use_one_thread()
     subject = _subject(program, trained)
+    ablations = ablations or [usual_ablation(subject)]
     find_method(method, recovering.methods_for(subject))
     for option, file in (("picture", picture), ("save", save)):
         if file is not None and len(ablations) > 1:

@@ -7,30 +7,30 @@ from edgeprune.cli.main import PROGRAMS
 from edgeprune.cli.options import AGAIN
 
 _COMMANDS: Final = {
-    "programs": ("list the programs that come with the toolkit", "edgeprune programs --coverage", ""),
+    "programs": ("list the programs that come with the toolkit", "programs --coverage", ""),
     "verify": (
         "check that RASP, Tracr's model and ours agree on the whole domain",
-        "edgeprune verify mine.py:first_token",
+        "verify mine.py:first_token",
         "",
     ),
     "truth": (
         "derive and certify a program's true circuits",
-        "edgeprune truth reverse --ablation resample --save true.json",
+        "truth reverse --ablation resample --save true.json",
         "",
     ),
     "recover": (
         "discover a program's circuit and compare it with the truth",
-        "edgeprune recover reverse --method acdc --picture circuit.svg",
+        "recover reverse --method acdc --picture circuit.svg",
         "",
     ),
     "bench": (
         "run methods on many programs, and compare how well they recover circuits",
-        "edgeprune bench hist reverse --method all --out results",
+        "bench hist reverse --method all --out results",
         AGAIN,
     ),
     "export": (
         "write causal programs as checkpoints of Hugging Face with known circuits",
-        "edgeprune export induction --as gpt2 --out induction",
+        "export induction --as gpt2 --out induction",
         ": checkpoints that were finished stand; name the others again",
     ),
 }
@@ -45,4 +45,4 @@ def add_commands(add: Callable[..., None]) -> None:
     """
     for name, (summary, example, goes_on) in _COMMANDS.items():
         where = f"tracr_bridge.cli.commands:{name}"
-        add(name, where, summary, group=PROGRAMS, more=f"Example:\n\n    {example}", goes_on=goes_on)
+        add(name, where, summary, group=PROGRAMS, example=example, goes_on=goes_on)

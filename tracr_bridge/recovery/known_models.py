@@ -63,6 +63,11 @@ def find(spec: str) -> "Asked":
     return folder
 
 
+def usual_ablation(subject: "Asked") -> Ablation:
+    """Return the ablation where none is asked for: that of a saved truth, and zero of any other subject."""
+    return "zero" if isinstance(subject, Program | Path) else subject.ablation or "zero"
+
+
 def known(subject: "Asked", *, seed: int = 0, progress: bool = False) -> Known:
     """Compile a program, or load a checkpoint or a trained model.
 
